@@ -1,0 +1,113 @@
+"""MODELS: every built-in classifier by name; torchvision, timm and the user's own code by prefix.
+
+A family is one file in `families/` that holds a dict `MODELS` of name -> factory(classes, channels).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+
+from torch import nn
+
+from compress.errors import UsageError, nearest
+from compress.models import families
+from compress.models.card import Card
+from compress.models.network import Network
+
+Factory = Callable[[int, int], nn.Module]
+
+
+def _collect() -> dict[str, Factory]:
+    found: dict[str, Factory] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(families.__path__)):
+        found |= importlib.import_module(f"{families.__name__}.{module}").MODELS
+    return found
+
+
+MODELS: dict[str, Factory] = _collect()
+
+
+def body(architecture: str, *, classes: int, channels: int = 3) -> nn.Module:
+    """A network with random weights: logits [n, classes] from normalised images [n, channels, h, w].
+
+    Raises UsageError for a name that nobody knows, naming the nearest one.
+    """
+    if architecture in MODELS:
+        return MODELS[architecture](classes, channels)
+    prefix, _, name = architecture.partition("/")
+    if prefix == "torchvision" and name:
+        return _torchvision(name, classes, channels)
+    if prefix == "timm" and name:
+        return _timm(name, classes, channels)
+    if ":" in architecture:
+        return _own(architecture, classes)
+    known = [*MODELS, *(f"torchvision/{n}" for n in torchvision_names())]
+    hint = nearest(architecture, known)
+    raise UsageError(f"{architecture}: no such model{hint} See `compress models`; torchvision/NAME, timm/NAME and package.module:factory work too.")
+
+
+def network(card: Card) -> Network:
+    """The network that `card` describes, with random weights."""
+    return Network(body(card.architecture, classes=card.classes, channels=card.channels), card)
+
+
+def torchvision_names() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def timm_names() -> list[str]:
+    return _timm_package().list_models()
+
+
+def _torchvision(name: str, classes: int, channels: int) -> nn.Module:
+    import torchvision
+
+    if name not in torchvision_names():
+        raise UsageError(f"torchvision/{name}: no such classifier in torchvision{nearest(name, torchvision_names())}")
+    extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    if extra:
+        extra["init_weights"] = True
+    model = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
+    return model if channels == 3 else nn.Sequential(Repeat(), model)
+
+
+def _timm_package():  # noqa: ANN202 - a module of an optional package
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError("timm is not installed; install it with `pip install 'compress[timm]'`.") from error
+    return timm
+
+
+def _timm(name: str, classes: int, channels: int) -> nn.Module:
+    timm = _timm_package()
+    if not timm.is_model(name):
+        raise UsageError(f"timm/{name}: no such model in timm {timm.__version__}{nearest(name, timm.list_models())}")
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+
+
+def _own(path: str, classes: int) -> nn.Module:
+    """The user's own `package.module:factory`, called with `classes=` (or `num_classes=`) where it takes one."""
+    module_name, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{path}: cannot be imported ({error}); expected package.module:factory on the Python path.") from error
+    parameters = inspect.signature(factory).parameters
+    wanted = next((p for p in ("classes", "num_classes") if p in parameters), None)
+    model = factory(**{wanted: classes}) if wanted else factory()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{path}: found {type(model).__name__}, expected a factory that returns a torch.nn.Module.")
+    return model
+
+
+class Repeat(nn.Module):
+    """One grey channel as three, for bodies that only know colour."""
+
+    def forward(self, x):  # noqa: ANN001, ANN201
+        return x.expand(-1, 3, -1, -1)

@@ -1,0 +1,1 @@
+"""What a network costs: MACs, latency, memory; one record, one report."""
