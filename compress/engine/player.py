@@ -1,0 +1,122 @@
+"""Players: a network with its optimizer, and the frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compress.engine.place import Place
+from compress.engine.schedules import Schedule
+from compress.errors import CompressError
+
+OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+
+
+class Diverged(CompressError):
+    """A loss or a player is NaN or infinite."""
+
+
+class Frozen:
+    """A network in eval mode that is never trained: gradients reach its input only."""
+
+    def __init__(self, net: nn.Module, place: Place) -> None:
+        self.net = place.settle(net).eval()
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(False)
+        self.place = place
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with self.place.autocast():
+            return self.net(x)
+
+    fixed = __call__
+
+
+class Player:
+    """A network that learns. Mixed precision and several processes are dealt with here and nowhere else."""
+
+    def __init__(self, name: str, net: nn.Module, place: Place, optim: OptimizerFactory, schedule: Schedule) -> None:
+        self.name = name
+        self.net = place.settle(net).train()
+        self.place = place
+        self.schedule = schedule
+        self.optimizer = optim(list(self.net.parameters()))
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "16")  # pyright: ignore[reportPrivateImportUsage]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with self.place.autocast():
+            return self.net(*inputs)
+
+    def fixed(self, *inputs: Tensor) -> Tensor:
+        """Forward with the parameters held constant: gradients reach the inputs only, and none is left in the player."""
+        learning = [p for p in self.net.parameters() if p.requires_grad]
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            return self(*inputs)
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+
+    def minimize(self, loss: Tensor) -> None:
+        """One step down `loss`. Raises Diverged, before anything is changed, where the loss on a CPU is not finite.
+
+        (On a GPU the check would wait for the device at every step; there the loop checks when it logs and saves.)
+        """
+        if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):
+            raise Diverged(f"the loss of {self.name} is {loss.item()}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.move()
+
+    def move_along(self, gradients: list[Tensor]) -> None:
+        """One step with gradients made by hand, one for each parameter."""
+        for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
+            parameter.grad = gradient.detach().clone()
+        self.move()
+
+    def move(self) -> None:
+        self.place.average([p.grad for p in self.net.parameters() if p.grad is not None])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def align(self) -> None:
+        """Average the BatchNorm statistics over the processes, so that replicas stay equal."""
+        self.place.average([b for b in self.net.buffers() if b.is_floating_point()])
+
+    def set_progress(self, progress: float) -> None:
+        factor = self.schedule(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    @contextmanager
+    def resting(self) -> Iterator[nn.Module]:
+        """The network in eval mode and without gradients, for looking at it: nothing of the player changes."""
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                yield self.net
+        finally:
+            self.net.train(was_training)
+
+    def is_finite(self) -> bool:
+        tensors = [t for t in (*self.net.parameters(), *self.net.buffers()) if t.is_floating_point()]
+        return bool(torch.stack([t.detach().isfinite().all() for t in tensors]).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,38 @@
+"""Losses between rows of logits: one row a decision (an image, a pixel, a sentence), one column a class. All in nats."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Rows = Float[Tensor, "n c"]
+Scalar = Float[Tensor, ""]
+
+
+def kl(student: Rows, teacher: Rows, T: float = 1.0) -> Scalar:
+    """T² · mean over rows of Σ_c p_c (log p_c − log q_c), p = softmax(teacher/T), q = softmax(student/T).
+
+    KL(teacher ‖ student), in nats; >= 0, and 0 where the rows agree up to a constant. Hinton et al. 2015; MosaicKD Eq. 7.
+    """
+    log_q = (student.float() / T).log_softmax(1)
+    log_p = (teacher.float() / T).log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean() * T**2
+
+
+def entropy(rows: Rows) -> Scalar:
+    """Mean over rows of −Σ_c p_c log p_c, p = softmax(rows); in [0, ln C] nats. MosaicKD Eq. 4 (L_align).
+
+    Through log_softmax: p · log p would be NaN where a probability underflows to 0.
+    """
+    log_p = rows.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+def marginal_entropy(rows: Rows) -> Scalar:
+    """−Σ_c p̄_c log p̄_c of the mean distribution p̄ over the rows; in [0, ln C] nats, ln C where the batch is balanced.
+
+    MosaicKD, appendix (the balance term, with its sign turned). 0 · log 0 counts as 0.
+    """
+    mean = rows.float().softmax(1).mean(0)
+    return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()

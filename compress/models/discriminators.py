@@ -1,0 +1,88 @@
+"""Patch discriminators: one logit for every patch of an image (Isola et al., 2017; MosaicKD, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution: kernel, stride, padding; `norm` puts BatchNorm between it and its LeakyReLU."""
+
+    kernel: int
+    stride: int
+    padding: int
+    norm: bool = False
+
+
+#: patch size in pixels -> the hidden convolutions; a 1x1 convolution to one logit ends each. The paper's Table 4.
+PATCHES: dict[int, tuple[Layer, ...]] = {
+    1: (Layer(1, 1, 0),),
+    2: (Layer(2, 1, 0),),
+    4: (Layer(4, 2, 1), Layer(1, 1, 0, norm=True)),
+    8: (Layer(4, 2, 1), Layer(3, 2, 1, norm=True)),
+    10: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True)),
+    18: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(3, 1, 1, norm=True)),
+    22: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True)),
+}
+
+
+def receptive_field(layers: tuple[Layer, ...]) -> tuple[int, int]:
+    """(side of the patch that one logit sees, distance between neighbouring patches), in pixels."""
+    field, jump = 1, 1
+    for layer in layers:
+        field += (layer.kernel - 1) * jump
+        jump *= layer.stride
+    return field, jump
+
+
+class PatchDiscriminator(nn.Module):
+    """Images [n, 3, h, w] in [0, 1] -> logits [n, 1, a, b], one a patch of `patch` pixels a side; positive means real."""
+
+    def __init__(self, patch: int = 8, width: int = 128) -> None:
+        super().__init__()
+        if patch not in PATCHES:
+            raise UsageError(f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCHES))} or the image's side.")
+        self.layers = stack(PATCHES[patch], width)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
+        # Centred, as a convolution's zero padding then means mid-grey and not black.
+        return self.layers(2 * x - 1)
+
+
+def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    inside, outside = 3, width
+    for layer in layers:
+        modules.append(nn.Conv2d(inside, outside, layer.kernel, layer.stride, layer.padding, bias=not layer.norm))
+        if layer.norm:
+            modules.append(nn.BatchNorm2d(outside))
+        modules.append(nn.LeakyReLU(0.2))
+        inside, outside = outside, outside * 2 if layer.stride == 2 and layer.kernel > 1 else outside
+    return nn.Sequential(*modules, nn.Conv2d(inside, 1, 1))
+
+
+class ImageDiscriminator(nn.Module):
+    """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32). s is a multiple of 16."""
+
+    def __init__(self, size: int, width: int = 64) -> None:
+        super().__init__()
+        if size % 16:
+            raise UsageError(f"method.patch: a patch of the whole image needs a side that is a multiple of 16, found {size}.")
+        four = Layer(4, 2, 1, norm=True)
+        down = stack((Layer(4, 2, 1), four, four, four), width)
+        last = nn.Conv2d(8 * width, 1, size // 16)
+        self.layers = nn.Sequential(*list(down)[:-1], last)
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 1 1 1"]:
+        return self.layers(2 * x - 1)
+
+
+def discriminator(patch: int, size: int, *, width: int = 128) -> nn.Module:
+    """The discriminator whose logit sees `patch` pixels a side of images of `size` pixels."""
+    return ImageDiscriminator(size, width // 2) if patch >= size else PatchDiscriminator(patch, width)

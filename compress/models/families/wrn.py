@@ -1,0 +1,61 @@
+"""Wide residual networks for 32x32 images (Zagoruyko and Komodakis, 2016), pre-activation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """BN-ReLU-conv twice, with a 1x1 convolution on the way round where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if inside != outside else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        round_ = x if self.shortcut is None else self.shortcut(active)
+        return round_ + self.conv2(F.relu(self.bn2(self.conv1(active))))
+
+
+class WideResNet(nn.Module):
+    """`depth` = 6n + 4 layers, `width` times 16-32-64 channels; logits [n, classes]."""
+
+    def __init__(self, depth: int, width: int, classes: int, channels: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        sizes = [16, 16 * width, 32 * width, 64 * width]
+        self.conv1 = nn.Conv2d(channels, sizes[0], 3, 1, 1, bias=False)
+        self.block1 = self._stage(sizes[0], sizes[1], blocks, 1)
+        self.block2 = self._stage(sizes[1], sizes[2], blocks, 2)
+        self.block3 = self._stage(sizes[2], sizes[3], blocks, 2)
+        self.bn = nn.BatchNorm2d(sizes[3])
+        self.fc = nn.Linear(sizes[3], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    @staticmethod
+    def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
+        first = Block(inside, outside, stride)
+        return nn.Sequential(first, *(Block(outside, outside, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+def wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet:
+    return WideResNet(depth, width, classes, channels)
+
+
+MODELS = {f"wrn{depth}_{width}": partial(wrn, depth, width) for depth, width in [(16, 1), (16, 2), (40, 1), (40, 2)]}
