@@ -1,0 +1,255 @@
+"""Reading a stranger's weights: safetensors or torch files, unwrapped, and nothing in them ever executed.
+
+A torch file is read with torch's restricted unpickler only. What that refuses (a pickled module, a training script's
+own classes) is refused here too, with the sentence that says how to convert it; `trust_pickle=True` is the only way in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from compress.errors import CompressError, UsageError
+
+#: keys under which training scripts keep the weights, the first found wins
+PLAIN_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "shadow")
+#: put before every key by a wrapper module
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "body.")
+CLASS_NAME_KEYS = ("class_names", "classes", "labels", "categories")
+#: inert records that training scripts leave beside the weights (argparse's options, NumPy's numbers, paths)
+INERT = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype]
+#: an honest archive stores tensors as they are; one that unpacks to far more than its size is a bomb
+BOMB_RATIO, BOMB_SLACK = 20, 64 * 2**20
+CONVERT = (
+    "In the environment that made it, and only if you trust it, run: "
+    'python -c "import torch; m = torch.load({name!r}, weights_only=False); '
+    "torch.save(m.state_dict(), 'weights.pt')\" and give us weights.pt "
+    "(or load the file as it is with --trust-pickle, which runs the code in it)."
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one network, and what else the file said."""
+
+    state: dict[str, Tensor]
+    container: str  #: "safetensors", "torch", or "pickled module"
+    wrapping: tuple[str, ...] = ()  #: keys and prefixes taken off, outermost first
+    facts: dict[str, Any] = field(default_factory=dict)  #: epoch, arch, metrics … as the file has them
+    class_names: list[str] | None = None
+    has_ema: bool = False  #: averaged weights lie beside the plain ones
+    module: nn.Module | None = None  #: only from a trusted pickle
+
+
+def read_weights(path: Path, *, trust_pickle: bool = False, ema: bool = False) -> Weights:
+    """The weights in `path` (.safetensors, .pt, .pth, .bin, .ckpt …), freed of every usual wrapping.
+
+    Where a file holds both, the plain weights are taken, or the averaged ones with `ema=True`; averaged ones alone are
+    taken as they are. Raises CompressError for a file that is damaged, hostile, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise CompressError(f"{path}: the file is empty; copy it again.")
+    if is_safetensors(path):
+        content, container = read_safetensors(path), "safetensors"
+    else:
+        content, container = read_torch(path, trust_pickle=trust_pickle), "torch"
+    return unwrap(content, path, container, ema=ema)
+
+
+def is_safetensors(path: Path) -> bool:
+    """By content where the name does not say: eight bytes of header length, then a JSON object."""
+    if path.suffix == ".safetensors":
+        return True
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CompressError(f"{path}: truncated or not a safetensors file ({error}); copy it again.") from error
+    return {"state_dict": state, **{key: value for key, value in notes.items() if key != "format"}}
+
+
+def read_torch(path: Path, *, trust_pickle: bool) -> Any:
+    check_archive(path)
+    try:
+        with torch.serialization.safe_globals(inert_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = blocked_global(str(error))
+        if blocked is None:
+            raise unreadable(path, error) from error
+        if trust_pickle:
+            return run_pickle(path)
+        raise CompressError(
+            f"{path}: refused: this is a pickle that wants to run {blocked}, and loading it would execute code. "
+            + CONVERT.format(name=path.name)
+        ) from error
+    except MemoryError as error:
+        raise CompressError(f"{path}: asks for more memory than there is; damaged or hostile.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise unreadable(path, error) from error
+
+
+def inert_globals() -> list[Any]:
+    """What the restricted unpickler may build besides tensors: records without behaviour."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
+    return [*INERT, *numbers, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+
+
+def blocked_global(message: str) -> str | None:
+    """The name of what torch's restricted unpickler would not run, if that was its complaint."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global", message)
+    if found:
+        return found[1]
+    return (
+        "code" if re.search(r"Unsupported (class|operand|global)|Trying to (call|load|instantiate)", message) else None
+    )
+
+
+def run_pickle(path: Path) -> Any:
+    """Load a pickle for a user who said that it may run. The one place in this package where a file's code executes."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (ImportError, AttributeError) as error:
+        raise CompressError(
+            f"{path}: needs its own code on the Python path ({error}); run where that is installed."
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CompressError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return CompressError(f"{path}: truncated, damaged or not a torch file ({reason}); copy it again.")
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive that would unpack to far more than its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise unreadable(path, error) from error
+    if size > BOMB_RATIO * path.stat().st_size + BOMB_SLACK:
+        raise CompressError(
+            f"{path}: refused, {path.stat().st_size} bytes that unpack to {size}: a decompression bomb."
+        )
+
+
+def unwrap(content: Any, path: Path, container: str, *, ema: bool) -> Weights:
+    """Take a checkpoint's wrapping off, keys first, then prefixes common to all names."""
+    wrapping: list[str] = []
+    facts: dict[str, Any] = {}
+    names: list[str] | None = None
+    has_ema = False
+    while isinstance(content, Mapping) and not is_state(content):
+        facts.update({str(key): value for key, value in content.items() if is_fact(value)})
+        names = names or class_names(content)
+        plain, averaged = first_of(content, PLAIN_KEYS), first_of(content, EMA_KEYS)
+        has_ema = has_ema or (plain is not None and averaged is not None)
+        key = (averaged or plain) if ema else (plain or averaged)
+        if key is None or len(wrapping) > 4:
+            raise CompressError(
+                f"{path}: no weights in it; found {describe(content)}, expected a state dict of tensors."
+            )
+        if not (container == "safetensors" and key == "state_dict"):
+            wrapping.append(key)
+        content = content[key]
+    if isinstance(content, nn.Module):
+        return Weights(
+            dict(content.state_dict()), "pickled module", tuple(wrapping), facts, names, has_ema, content.eval()
+        )
+    if not isinstance(content, Mapping):
+        raise CompressError(f"{path}: no weights in it; found {describe(content)}, expected a state dict of tensors.")
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    state.pop("n_averaged", None)  # torch's AveragedModel counts its updates
+    check_tensors(state, path)
+    state, prefixes = strip(state)
+    return Weights(state, container, (*wrapping, *prefixes), facts, names, has_ema)
+
+
+def is_state(content: Mapping[Any, Any]) -> bool:
+    """Mostly tensors at the top level: a state dict, whatever odd counters lie in it."""
+    tensors = sum(isinstance(value, Tensor) for value in content.values())
+    return tensors > 0 and not any(
+        isinstance(value, Mapping | nn.Module) and len(getattr(value, "keys", list)()) for value in content.values()
+    )
+
+
+def first_of(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None:
+    return next((key for key in keys if isinstance(content.get(key), Mapping | nn.Module)), None)
+
+
+def is_fact(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
+
+
+def class_names(content: Mapping[Any, Any]) -> list[str] | None:
+    """Class names as a list, or as a table index -> name or name -> index, under one of the usual keys."""
+    for key in CLASS_NAME_KEYS:
+        value = content.get(key)
+        if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+            return list(value)
+    table = content.get("class_to_idx")
+    if isinstance(table, Mapping) and table and sorted(table.values()) == list(range(len(table))):
+        return [str(name) for name in sorted(table, key=lambda name: table[name])]
+    return None
+
+
+def describe(content: Any) -> str:
+    if isinstance(content, Mapping):
+        keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
+        return f"a dictionary with {keys}"
+    return f"a {type(content).__name__}"
+
+
+def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what no network can load: nothing at all, packed or sparse tensors, shapes larger than the file."""
+    if not state:
+        raise CompressError(f"{path}: the state dict is empty; expected the tensors of a network.")
+    room = BOMB_RATIO * path.stat().st_size + BOMB_SLACK
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CompressError(
+                f"{path}: {key} is a quantised, sparse or empty-shell tensor; save the float network instead."
+            )
+        if value.numel() * value.element_size() > room:
+            raise CompressError(
+                f"{path}: refused, {key} claims shape {list(value.shape)}, far more than the file holds."
+            )
+
+
+def strip(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`state` without the prefixes that wrappers put before every name, and those prefixes."""
+    taken: list[str] = []
+    while True:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in state)), None)
+        if prefix is None:
+            return state, taken
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        taken.append(prefix)
