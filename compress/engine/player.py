@@ -21,6 +21,18 @@ class Diverged(CompressError):
     """A loss or a player is NaN or infinite."""
 
 
+@contextmanager
+def resting(net: nn.Module) -> Iterator[nn.Module]:
+    """The network in eval mode and without gradients, for looking at it: nothing of it changes."""
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield net
+    finally:
+        net.train(was_training)
+
+
 class Frozen:
     """A network in eval mode that is never trained: gradients reach its input only."""
 
@@ -96,16 +108,10 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    @contextmanager
-    def resting(self) -> Iterator[nn.Module]:
-        """The network in eval mode and without gradients, for looking at it: nothing of the player changes."""
-        was_training = self.net.training
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                yield self.net
-        finally:
-            self.net.train(was_training)
+    def look(self, *inputs: Tensor) -> Tensor:
+        """Forward in eval mode without gradients: nothing of the player changes."""
+        with resting(self.net):
+            return self(*inputs)
 
     def is_finite(self) -> bool:
         tensors = [t for t in (*self.net.parameters(), *self.net.buffers()) if t.is_floating_point()]

@@ -1,0 +1,104 @@
+"""The options that `distill` and `train` share, and how options become a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from compress.engine.method import Method
+    from compress.plan import Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """`90s`, `10m`, `1.5h` or plain seconds -> seconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value.strip())
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"found {value!r}, expected a duration such as 90s, 10m or 1.5h")
+    return float(found[1]) * SECONDS[found[2] or "s"]
+
+
+#: option -> the key of the recipe that it sets
+KEYS = {
+    "student": "student.model",
+    "ood": "data.unlabelled",
+    "data": "data.labelled",
+    "val": "data.validation",
+    "data_root": "data.root",
+    "ood_subset": "data.subset",
+    "method": "method.name",
+    "steps": "pace.steps",
+    "epochs": "pace.epochs",
+    "time_limit": "pace.time_limit",
+    "batch_size": "pace.batch_size",
+    "precision": "pace.precision",
+    "device": "pace.device",
+    "seed": "pace.seed",
+}
+
+
+def training(function: Command) -> Command:
+    """Add the options of a training run: its data, pace, folder and recipe."""
+    whole = click.IntRange(min=1)
+    options = [
+        click.option("--student", metavar="NAME", help="Architecture of the student; see `compress models`."),
+        click.option("--val", metavar="DATA", help="Labelled images to measure on; never trained on."),
+        click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie."),
+        click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/METHOD-STUDENT]"),
+        click.option("--steps", type=whole, help="Iterations."),
+        click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images, instead."),
+        click.option("--time-limit", callback=duration, metavar="10m", help="Time, instead: 90s, 10m, 1.5h."),
+        click.option("--batch-size", type=whole, help="Images a batch, over all processes.  [default: the method's]"),
+        click.option("--precision", type=click.Choice(["auto", "32", "bf16", "16"]), help="[default: auto]"),
+        click.option("--device", metavar="auto|cpu|cuda", help="[default: auto]"),
+        click.option("--devices", type=whole, default=1, help="Processes, each on a device, started by torchrun."),
+        click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"),
+        click.option("--recipe", type=click.Path(path_type=Path), help="YAML file of settings; options override it."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, as method.local=0.5."),
+        click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on if there is a run]"),
+        click.option("--dry-run", is_flag=True, help="Check everything, estimate cost, and stop."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_options(recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any]) -> tuple[Plan, Method]:
+    """The checked plan of a recipe (a file, or the name of a shipped one), options over it, `--set` over both."""
+    from compress import config
+    from compress.plan import read_plan
+
+    document = config.read_yaml(find_recipe(recipe)) if recipe is not None else config.from_mapping({}, where="")
+    given = {KEYS[name]: value for name, value in options.items() if name in KEYS and value is not None}
+    if any(ending in given for ending in ("pace.steps", "pace.epochs", "pace.time_limit")):
+        given = {**{f"pace.{e}": None for e in ("steps", "epochs", "time_limit")}, **given}
+    document = document.merge(nested(given), where="the command line")
+    return read_plan(document.merge(config.parse_set(sets), where="--set"))
+
+
+def find_recipe(recipe: Path) -> Path:
+    """`recipe` as a file, or the recipe of that name that the package ships."""
+    shipped = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"
+    return shipped if not recipe.exists() and shipped.exists() else recipe
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` -> `{"a": {"b": 1}}`."""
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        *above, last = path.split(".")
+        inner = result
+        for key in above:
+            inner = inner.setdefault(key, {})
+        inner[last] = str(value) if isinstance(value, Path) else value
+    return result

@@ -1,0 +1,314 @@
+"""The run keeps what it hands out: nothing stateful can be had elsewhere, so nothing is forgotten at a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compress.engine import gallery
+from compress.engine.checkpoint import Checkpoints
+from compress.engine.display import Display
+from compress.engine.journal import Journal
+from compress.engine.pace import Pace
+from compress.engine.place import Place
+from compress.engine.player import Diverged, Frozen, OptimizerFactory, Player, resting
+from compress.engine.schedules import Schedule, cosine
+from compress.engine.stream import Batches, Stream
+
+SECONDS_BETWEEN_SAVES = 60.0
+EVALUATIONS = 10
+PICTURES = 100
+
+
+class Source(Protocol):
+    """A set of images that can be read in any number of independent, endless orders."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool) -> Batches: ...
+
+
+class Kept(Protocol):
+    """Anything whose state belongs into the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class Task(Protocol):
+    """What the engine and the methods ask of a task (`compress.tasks`)."""
+
+    classes: int
+    image_size: tuple[int, int]
+
+    def rows(self, answer: Tensor) -> Tensor: ...
+
+    def supervised(self, answer: Tensor, target: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Run:
+    """One training run: its folder, its players and streams, its clock."""
+
+    folder: Path
+    place: Place
+    pace: Pace
+    task: Task
+    student: nn.Module  #: bare; a method makes it a player
+    teachers: list[Frozen]
+    sources: dict[str, Source]
+    batch_size: int  #: images a batch over all processes
+    steps: int | None  #: None: the run ends by its time limit
+    display: Display
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    keep_student: Callable[[str, nn.Module, dict[str, float], int], None] | None = None
+
+    step: int = 0
+    players: dict[str, Player] = field(default_factory=dict)
+    kept: dict[str, tuple[Kept, bool]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    _pictures: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    _elapsed_before: float = 0.0
+    _evaluations: int = 0
+    _evaluated_at: int = -1
+
+    def __post_init__(self) -> None:
+        first = self.place.rank == 0
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.place, keep=self.pace.keep, say=self.display.say)
+        self.journal = Journal(self.folder) if first else None
+        self._begin = self._saved_at = self._spoke_at = time.monotonic()
+        self._spoke_step = 0
+        self._average = copy.deepcopy(self.student) if self.pace.ema else None
+        if self._average is not None:
+            self.keep("ema", self._average)
+
+    # What methods take.
+
+    @property
+    def teacher(self) -> Frozen:
+        return self.teachers[0]
+
+    def player(self, name: str, net: nn.Module, *, optim: OptimizerFactory, schedule: Schedule = cosine) -> Player:
+        """`net` as a player called `name`, with its optimizer; the run saves and restores both."""
+        assert name not in self.players, name
+        self.players[name] = Player(name, net, self.place, optim, schedule)
+        return self.players[name]
+
+    def stream(self, name: str, source: str, *, batch_size: int | None = None, augment: bool = False) -> Stream:
+        """Endless batches of a source ("unlabelled", "labelled"); every name has an order of its own."""
+        share = max(1, (batch_size or self.batch_size) // self.place.world)
+        order = (self.pace.seed, *name.encode())
+        batches = self.sources[source].batches(
+            share, seed=order, rank=self.place.rank, world=self.place.world, augment=augment
+        )
+        stream = Stream(batches, self.place)
+        self.keep(f"stream {name}", stream, per_rank=True)
+        return stream
+
+    def keep(self, name: str, thing: Kept, *, per_rank: bool = False) -> None:
+        """Put `thing` into every checkpoint: one copy, or one for each process."""
+        assert name not in self.kept, name
+        self.kept[name] = (thing, per_rank)
+
+    def show(self, name: str, images: Callable[[], Tensor]) -> None:
+        """At every evaluation, draw `images()` [n, 3, h, w], sorted by predicted class, beside real ones."""
+        self._pictures[name] = images
+
+    def noise(self, n: int, z_dim: int) -> Tensor:
+        """The same standard normal noise [n, z_dim] each time, for pictures that can be compared; draws from no global state."""
+        return torch.randn(n, z_dim, generator=torch.Generator().manual_seed(0)).to(self.place.device)
+
+    # The clock.
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, all sessions together, on rank 0's clock."""
+        return self.place.agree(self._elapsed_before + time.monotonic() - self._begin)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]: of the steps, or of the time limit."""
+        if self.steps is not None:
+            return min(1.0, self.step / self.steps)
+        assert self.pace.time_limit is not None
+        return min(1.0, self.elapsed / self.pace.time_limit)
+
+    def set_progress(self, progress: float) -> None:
+        for player in self.players.values():
+            player.set_progress(progress)
+
+    def seed(self) -> None:
+        """The same random state on every process: networks are born equal."""
+        torch.manual_seed(self.pace.seed)
+
+    def part(self) -> None:
+        """From here on every process draws its own noise."""
+        if self.place.world > 1:
+            torch.manual_seed((self.pace.seed << 16) + self.place.rank + 1)
+
+    # Going on.
+
+    def advance(self, losses: dict[str, Tensor]) -> None:
+        """Close a step: count it, average what is averaged, and log when due."""
+        self.step += 1
+        if self.place.world > 1:
+            for player in self.players.values():
+                player.align()
+        if self._average is not None:
+            self._follow(self._average)
+        if self.step % self.pace.log == 0 or self.step == 1 or self.progress >= 1:
+            self.report(losses)
+
+    def _follow(self, average: nn.Module) -> None:
+        with torch.no_grad():
+            for mine, theirs in zip(average.state_dict().values(), self.student.state_dict().values(), strict=True):
+                if mine.is_floating_point():
+                    mine.lerp_(theirs.to(mine), 1 - self.pace.ema)
+                else:
+                    mine.copy_(theirs)
+
+    def report(self, losses: dict[str, Tensor]) -> None:
+        """One line of metrics.jsonl and of the display. Raises Diverged where a loss is not finite."""
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        broken = [name for name, value in values.items() if not -float("inf") < value < float("inf")]
+        if broken:
+            raise Diverged(f"the loss of {', '.join(broken)} is {values[broken[0]]}")
+        now, progress, elapsed = time.monotonic(), self.progress, self.elapsed
+        if self.journal is None:
+            return
+        rate = (self.step - self._spoke_step) / max(now - self._spoke_at, 1e-9)
+        self._spoke_at, self._spoke_step = now, self.step
+        facts = {"images_per_s": round(rate * self.batch_size, 1), "data_wait_share": round(self.data_wait_share, 5)}
+        self.journal.write("train", self.step, {**values, **facts, "seconds": round(elapsed, 2)})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        score = "".join(f"  {k} {v:.1%}" for k, v in list(self.metrics.items())[:1])
+        self.display.update(progress, self.step, f"{shown}  {rate * self.batch_size:.0f} img/s{score}")
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of this session's time that the loop spent waiting for data."""
+        waited = sum(thing.waited for thing, _ in self.kept.values() if isinstance(thing, Stream))
+        return waited / max(time.monotonic() - self._begin, 1e-9)
+
+    # Looking.
+
+    @property
+    def learned(self) -> nn.Module:
+        """The student that is evaluated and kept: the averaged one where there is one."""
+        return self._average if self._average is not None else self.student
+
+    def due_evaluation(self) -> bool:
+        if self.pace.evaluate is not None:
+            return self.step % self.pace.evaluate == 0
+        return int(self.progress * EVALUATIONS) > self._evaluations
+
+    def evaluate(self) -> None:
+        """Score the student, keep it if it is the best so far, and draw the pictures."""
+        self._evaluations = int(self.progress * EVALUATIONS)
+        self._evaluated_at = self.step
+        if self.place.rank == 0:
+            with resting(self.learned) as student:
+                self.metrics = {} if self.validate is None else self.validate(student)
+                self._keep_if_best(student)
+            self._draw()
+            if self.metrics and self.journal is not None:
+                self.journal.write("evaluation", self.step, {**self.metrics, "seconds": round(self.elapsed_here, 2)})
+        self.place.barrier()
+
+    @property
+    def elapsed_here(self) -> float:
+        """As `elapsed`, by this process's own clock: for what one rank does alone."""
+        return self._elapsed_before + time.monotonic() - self._begin
+
+    def _keep_if_best(self, student: nn.Module) -> None:
+        if not self.metrics:
+            return
+        score = next(iter(self.metrics.values()))
+        if not self.best or score > next(iter(self.best["metrics"].values())):
+            self.best = {"metrics": dict(self.metrics), "step": self.step}
+            if self.keep_student is not None:
+                self.keep_student("best", student, self.metrics, self.step)
+
+    def _draw(self) -> None:
+        for name, images in self._pictures.items():
+            made = images()[:PICTURES]
+            with torch.no_grad():
+                halves = [gallery.by_class(made, self.task.rows(self.teacher(made)))]
+            unlabelled = self.sources.get("unlabelled")
+            if unlabelled is not None:
+                batches = unlabelled.batches(PICTURES, seed=(0,), rank=0, world=1, augment=False)
+                halves.append(self.place.images(batches.at(0)[0]))
+            gallery.save_grid(self.folder / "pictures" / f"{name}-{self.step:07d}.png", halves)
+            gallery.save_grid(self.folder / f"{name}.png", halves)
+
+    # Saving.
+
+    def due_save(self) -> bool:
+        if self.pace.save is not None:
+            return self.step % self.pace.save == 0
+        return self.place.agree(time.monotonic() - self._saved_at) > SECONDS_BETWEEN_SAVES
+
+    def save(self) -> None:
+        """Write a checkpoint of everything handed out. Raises Diverged where a player is not finite: that is not saved."""
+        broken = [name for name, player in self.players.items() if not player.is_finite()]
+        if broken:
+            raise Diverged(f"the parameters of {', '.join(broken)} are not finite")
+        shared = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "evaluations": (self._evaluations, self._evaluated_at),
+            "metrics": self.metrics,
+            "best": self.best,
+            "players": {name: player.state_dict() for name, player in self.players.items()},
+            "kept": {name: thing.state_dict() for name, (thing, per_rank) in self.kept.items() if not per_rank},
+        }
+        own = {
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.place.device) if self.place.device.type == "cuda" else None,
+            "kept": {name: thing.state_dict() for name, (thing, per_rank) in self.kept.items() if per_rank},
+        }
+        self.checkpoints.save(self.step, shared, own)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go back to the newest whole checkpoint, if there is one. Returns whether there was."""
+        found = self.checkpoints.load()
+        if self.journal is not None:
+            self.journal.rewind(0 if found is None else found[0])
+        if found is None:
+            return False
+        self.step, shared, own = found
+        self._elapsed_before, self._begin = shared["elapsed"], time.monotonic()
+        self._evaluations, self._evaluated_at = shared["evaluations"]
+        self.metrics, self.best = shared["metrics"], shared["best"]
+        for name, player in self.players.items():
+            player.load_state_dict(shared["players"][name])
+        for name, (thing, per_rank) in self.kept.items():
+            thing.load_state_dict((own if per_rank else shared)["kept"][name])
+        torch.set_rng_state(own["random"])
+        if own["cuda"] is not None:
+            torch.cuda.set_rng_state(own["cuda"], self.place.device)
+        self._spoke_step = self.step
+        return True
+
+    def finish(self) -> None:
+        """Evaluate the last student if that has not been done, and keep it."""
+        if self._evaluated_at != self.step:
+            self.evaluate()
+        self.save()
+        if self.place.rank == 0 and self.keep_student is not None:
+            with resting(self.learned) as student:
+                self.keep_student("last", student, self.metrics, self.step)
+                if not self.best:
+                    self.keep_student("best", student, self.metrics, self.step)
+        if self.journal is not None:
+            self.journal.close()

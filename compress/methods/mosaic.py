@@ -1,0 +1,105 @@
+"""MosaicKD: patches of out-of-domain images re-assembled, like tiles, into samples of the teacher's domain.
+
+Paper: Fang, Bao, Song, Wang, Xie, Shen, Song, "Mosaicking to Distill: Knowledge Distillation from Out-of-Domain Data",
+NeurIPS 2021, arXiv 2110.15094; Algorithm 1.
+Code: zju-vipa/MosaicKD a8d8e2c (read for facts).
+Differs: one normalisation, the teacher's own, for real and synthetic images (the code gives real ones that of their own
+set); D sees images scaled to [-1, 1]; while one player is updated the others take no gradients (same result, less work);
+the balance term cannot be NaN; incomplete batches are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim import SGD, Adam
+
+from compress.engine.run import Run
+from compress.losses import adversarial, logits
+from compress.models.discriminators import discriminator
+from compress.models.generators import generator
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+@dataclass
+class MosaicKD:
+    """Four players: a generator, a patch discriminator, the student, and the frozen teacher."""
+
+    teachers: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    batch_size: ClassVar[int] = 256
+
+    patch: Count = 8  #: side in pixels of the patches D judges: 1, 2, 4, 8, 10, 18, 22, or the image's side (Table 4)
+    local: Weight = 1.0  #: weight of L_local, summed over the patches of an image (Eq. 3)
+    align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
+    adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
+    balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
+    temperature: Positive = 1.0  #: T of the softened answers that the student imitates
+    moves: Count = 5  #: student steps an iteration (k of Algorithm 1)
+    ood_share: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: share of out-of-domain images in the student's batches
+    lr: Positive = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
+    weight_decay: Weight = 1e-4  #: of the student
+    lr_G: Positive = 1e-3  #: learning rate of the generator (Adam, betas 0.5 and 0.999, cosine)
+    lr_D: Positive = 1e-3  #: learning rate of the discriminator (Adam, as G)
+    z_dim: Count = 100  #: dimensions of the noise
+    width_G: Count = 64  #: channels of the generator's last hidden layer
+    width_D: Count = 128  #: channels of the discriminator's first layer
+    augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
+
+    def setup(self, run: Run) -> None:
+        self.T, self.rows = run.teacher, run.task.rows
+        self.n, self.device = max(1, run.batch_size // run.place.world), run.place.device
+        size = run.task.image_size[0]
+        sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
+        adam = partial(Adam, betas=(0.5, 0.999))
+        self.G = run.player("G", generator(size, z_dim=self.z_dim, width=self.width_G), optim=partial(adam, lr=self.lr_G))
+        self.D = run.player("D", discriminator(self.patch, size, width=self.width_D), optim=partial(adam, lr=self.lr_D))
+        self.S = run.player("S", run.student, optim=sgd)
+        self.real = run.stream("real", "unlabelled")
+        ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
+        self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
+        z = run.noise(100, self.z_dim)
+        run.show("mosaics", partial(self.G.look, z))
+
+    def mosaic(self) -> Tensor:
+        return self.G(torch.randn(self.n, self.z_dim, device=self.device)).float()
+
+    def lesson(self) -> Tensor:
+        """What the student learns from: fresh mosaics, and out-of-domain images as they are."""
+        return self.mosaic() if self.ood is None else torch.cat([self.mosaic(), next(self.ood)])
+
+    def step(self) -> dict[str, Tensor]:
+        # D tells the patches of real images from those of mosaics.
+        x = self.mosaic()
+        judged_fake, judged_real = self.D(x.detach()), self.D(next(self.real))
+        loss_D = self.local / 2 * (adversarial.fake(judged_fake) + adversarial.real(judged_real))  # Eq. 3
+        self.D.minimize(loss_D)
+
+        # G mosaics real patches into images that T is sure of and S gets wrong.
+        t, s = self.rows(self.T(x)), self.rows(self.S.fixed(x))
+        loss_G = (
+            self.local * adversarial.real(self.D.fixed(x))  # Eq. 3
+            + self.align * logits.entropy(t)  # Eq. 4
+            - self.adv * logits.kl(s, t)  # Eq. 7
+            - self.balance * logits.marginal_entropy(t) / math.log(2)  # appendix, in bits
+        )
+        self.G.minimize(loss_G)
+
+        # S imitates T, on mosaics and on the out-of-domain images themselves.
+        loss_S = torch.zeros(())
+        for _ in range(self.moves):
+            with torch.no_grad():
+                x = self.lesson()
+                t = self.rows(self.T(x))
+            loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
+            self.S.minimize(loss_S)
+        return {"D": loss_D, "G": loss_G, "S": loss_S}

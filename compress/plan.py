@@ -1,0 +1,345 @@
+"""The plan: all settings of a run, checked before anything is spent; and from it the run itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from compress import config
+from compress.data import open_images
+from compress.data.batches import Batches, in_order
+from compress.data.cache import Cached, auto_views, build_cache
+from compress.data.statistics import answers, highest_entropy
+from compress.engine.display import Display
+from compress.engine.method import Method
+from compress.engine.pace import Pace
+from compress.engine.place import Place, open_place
+from compress.engine.player import Frozen
+from compress.engine.run import Run
+from compress.errors import UsageError, nearest
+from compress.files import sha256
+from compress.methods import METHODS
+from compress.models.card import Card
+from compress.models.folder import WEIGHTS, save_model, versions
+from compress.models.loading import load_model, new_model
+from compress.models.network import Network
+from compress.tasks import TASKS
+
+Size = tuple[int, int]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass
+class TaskPlan:
+    """What is answered. Taken from the teacher where there is one."""
+
+    kind: str = "classification"  #: a name in TASKS
+    classes: Positive | None = None  #: number of classes; None: as the teacher or the labelled data say
+    image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says
+
+
+@dataclass
+class TeacherPlan:
+    """A trained model, and what its file does not say of itself."""
+
+    model: str  #: embedded/NAME, a model folder, a checkpoint, a program, torchvision/NAME, timm/NAME
+    arch: str | None = None  #: architecture of a bare state dict; None: recognised
+    mean: tuple[float, ...] | None = None  #: normalisation it was trained with, of values in [0, 1]
+    std: tuple[float, ...] | None = None  #: normalisation it was trained with
+    grey: bool | None = None  #: it reads grey images
+    trust_pickle: bool = False  #: load a full pickle, which can run code
+
+
+@dataclass
+class StudentPlan:
+    """The network that is trained."""
+
+    model: str | None = None  #: architecture; None: a small one that suits the image size
+    weights: str | None = None  #: start from this model instead of random weights
+
+
+@dataclass
+class DataPlan:
+    """Where the images come from."""
+
+    unlabelled: str | None = None  #: out-of-domain images: a folder, a name, hf/NAME, or .tar shards
+    labelled: str | None = None  #: labelled images to train on
+    validation: str | None = None  #: labelled images to measure on; never trained on
+    root: Path | None = None  #: where data sets known by name lie
+    views: Positive | None = None  #: crops cached of each unlabelled image; None: 1, or more where there are few images
+    subset: Positive | None = None  #: keep only the images of highest teacher entropy (the paper's OOD subsets)
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01  #: share of unreadable images above which the run stops
+    cache: Path | None = None  #: folder of the decoded images; None: the user's cache folder
+
+
+@dataclass
+class Plan:
+    """Everything that `recipe.yaml` says."""
+
+    task: TaskPlan = field(default_factory=TaskPlan)
+    teachers: list[TeacherPlan] = field(default_factory=list)
+    student: StudentPlan = field(default_factory=StudentPlan)
+    data: DataPlan = field(default_factory=DataPlan)
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "mosaic"})
+    pace: Pace = field(default_factory=Pace)
+
+
+@dataclass
+class Prepared:
+    """A checked plan with its networks, before data is decoded."""
+
+    plan: Plan
+    method: Method
+    student: nn.Module
+    card: Card  #: of the student
+    teachers: list[tuple[nn.Module, Card]]
+
+
+def read_plan(document: config.Document) -> tuple[Plan, Method]:
+    """The plan and its method from a recipe document. Raises UsageError naming the key, the line and the nearest key."""
+    plan = config.validate(Plan, document)
+    name = plan.method.get("name", "mosaic")
+    if name not in METHODS:
+        raise UsageError(f"{document.where('method.name')}: no such method {name!r}{nearest(str(name), METHODS)} See `compress methods`.")
+    method = config.validate(METHODS[name], document.at("method").without("name"), path="method")
+    plan.method = {"name": name, **asdict(method)}
+    check(plan, method)
+    return plan, method
+
+
+def check(plan: Plan, method: Method) -> None:
+    """Refuse what cannot work. Raises UsageError saying what to give."""
+    if plan.task.kind not in TASKS:
+        raise UsageError(f"task.kind: no such task {plan.task.kind!r}{nearest(plan.task.kind, TASKS)}")
+    if len(plan.teachers) != method.teachers:
+        raise UsageError(
+            f"teachers: found {len(plan.teachers)}, expected {method.teachers} for method {plan.method['name']}"
+            f"{'; give --teacher' if method.teachers else '; use `compress train`'}."
+        )
+    option = {"unlabelled": "--ood", "labelled": "--data"}
+    for need in method.needs:
+        if getattr(plan.data, need) is None:
+            raise UsageError(f"data.{need}: method {plan.method['name']} needs it; give {option[need]}.")
+    endings = [name for name in ("steps", "epochs", "time_limit") if getattr(plan.pace, name) is not None]
+    if len(endings) != 1:
+        found = " and ".join(endings) if endings else "none"
+        raise UsageError(f"pace: found {found}, expected one of --steps, --epochs and --time-limit.")
+
+
+def default_student(size: Size) -> str:
+    """A small network that suits the images: the paper's smallest below 64 pixels, MobileNetV2 above."""
+    return "wrn16_1" if max(size) <= 64 else "torchvision/mobilenet_v2"
+
+
+def prepare(plan: Plan, method: Method) -> Prepared:
+    """Load the teachers and make the student; fill in what the teacher knows."""
+    teachers = []
+    for t in plan.teachers:
+        teachers.append(
+            load_model(
+                t.model, arch=t.arch, classes=plan.task.classes, image_size=plan.task.image_size,
+                mean=t.mean, std=t.std, grey=t.grey, trust_pickle=t.trust_pickle,
+            )
+        )  # fmt: skip
+    like = teachers[0][1] if teachers else None
+    if like is None:
+        raise UsageError("teachers: a plan without a teacher needs a card for its student; use `compress train`.")
+    return with_student(plan, method, teachers, like)
+
+
+def with_student(plan: Plan, method: Method, teachers: list[tuple[nn.Module, Card]], like: Card) -> Prepared:
+    """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
+    plan.task = TaskPlan(like.task, like.classes, like.image_size)
+    plan.student.model = plan.student.model or default_student(like.image_size)
+    torch.manual_seed(plan.pace.seed)
+    student, card = new_model(plan.student.model, like=like)
+    if plan.student.weights is not None:
+        student, old = load_model(plan.student.weights, arch=plan.student.model, classes=like.classes)
+        card = replace(card, mean=old.mean, std=old.std, grey=old.grey)
+    card.provenance = {"method": plan.method["name"], "teachers": [provenance(t, c) for t, (_, c) in zip(plan.teachers, teachers, strict=True)]}
+    plan.pace.batch_size = plan.pace.batch_size or METHODS[plan.method["name"]].batch_size
+    return Prepared(plan, method, student, card, teachers)
+
+
+def provenance(teacher: TeacherPlan, card: Card) -> dict[str, Any]:
+    path = Path(teacher.model)
+    digest = sha256(path) if path.is_file() else card.sha256
+    return {"model": teacher.model, "architecture": card.architecture, "sha256": digest}
+
+
+# Data.
+
+
+def cache_folder(plan: Plan) -> Path:
+    return plan.data.cache or Path(os.environ.get("COMPRESS_CACHE", Path.home() / ".cache" / "compress")) / "images"
+
+
+class CachedSource:
+    """Cached images as the engine reads them: any number of independent, endless orders."""
+
+    def __init__(self, cached: Cached) -> None:
+        self.cached = cached
+
+    def __len__(self) -> int:
+        return len(self.cached)
+
+    def batches(self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool) -> Batches:
+        return Batches(self.cached, batch_size, seed=seed, rank=rank, world=world, augment=augment)
+
+
+def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None]) -> Cached:
+    """The unlabelled or labelled images of the plan, decoded once into the cache at the size the networks read."""
+    spec = getattr(plan.data, kind)
+    images = open_images(spec, root=plan.data.root, split="train", labelled=kind == "labelled")
+    views = 1 if kind == "labelled" else plan.data.views or auto_views(len(images))
+    return build_cache(
+        images, image_size=card.image_size, resize=card.resize, views=views, seed=plan.pace.seed,
+        folder=cache_folder(plan), max_bad=plan.data.max_bad, say=say,
+    )  # fmt: skip
+
+
+def validation_images(spec: str, card: Card, *, root: Path | None, folder: Path, max_bad: float, say: Callable[[str], None]) -> Cached:
+    """Labelled images for measuring. Raises UsageError where their labels are not the model's classes."""
+    images = open_images(spec, root=root, split="val", labelled=True)
+    cached = build_cache(images, image_size=card.image_size, resize=card.resize, views=1, folder=folder, max_bad=max_bad, say=say)
+    if cached.labels is None:
+        raise UsageError(f"{spec}: these images have no labels, and measuring needs them; a folder must hold one folder a class.")
+    found = len(cached.class_names) if cached.class_names else int(cached.labels.max()) + 1
+    if found != card.classes:
+        raise UsageError(f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?")
+    return cached
+
+
+def validator(cached: Cached, card: Card, place: Place) -> Callable[[nn.Module], dict[str, float]]:
+    """A function that scores a network on `cached`, in float32."""
+    task = TASKS[card.task](card.classes, card.image_size)
+
+    def score(net: nn.Module) -> dict[str, float]:
+        batches = ((place.images(x), y) for x, y in in_order(cached, 256))
+        return task.score(net, batches)
+
+    return score
+
+
+# The run.
+
+
+def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet: bool = False) -> Run:
+    """The run of a prepared plan in `folder`: new, or the same one going on.
+
+    `resume` None goes on where the folder holds this very recipe, and begins where it holds none; True insists on
+    going on; False begins anew and forgets the old run. Raises UsageError where the folder holds another recipe.
+    """
+    plan = ready.plan
+    place = open_place(plan.pace.device, plan.pace.precision)
+    display = Display(plan.method["name"], quiet=quiet or place.rank > 0)
+    cached = {kind: training_images(plan, ready.card, kind, display.say) for kind in ready.method.needs}
+    teachers = [Frozen(net, place) for net, _ in ready.teachers]
+    if plan.data.subset is not None and "unlabelled" in cached:
+        cached["unlabelled"] = ood_subset(cached["unlabelled"], teachers[0], plan.data.subset, place)
+    validate = None
+    if plan.data.validation is not None:
+        found = validation_images(
+            plan.data.validation, ready.card, root=plan.data.root, folder=cache_folder(plan),
+            max_bad=plan.data.max_bad, say=display.say,
+        )  # fmt: skip
+        validate = validator(found, ready.card, place)
+    settle_folder(folder, plan, resume=resume, rank=place.rank)
+    place.barrier()
+    batch_size = plan.pace.batch_size
+    assert batch_size is not None
+    first = cached[ready.method.needs[0]] if ready.method.needs else None
+    return Run(
+        folder=folder, place=place, pace=plan.pace, task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size),
+        student=ready.student, teachers=teachers, sources={k: CachedSource(c) for k, c in cached.items()},
+        batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
+        validate=validate, keep_student=student_keeper(folder, ready),
+    )  # fmt: skip
+
+
+def ood_subset(cached: Cached, teacher: Frozen, n: int, place: Place) -> Cached:
+    """The `n` images of highest teacher entropy. Raises UsageError where there are fewer."""
+    if n > len(cached):
+        raise UsageError(f"--ood-subset {n}: there are only {len(cached)} images in {cached.name}.")
+    return cached.subset(highest_entropy(answers(cached, lambda x: teacher(x.to(place.device)).float().cpu()), n))
+
+
+def steps_of(pace: Pace, images: int) -> int | None:
+    if pace.time_limit is not None:
+        return None
+    if pace.steps is not None:
+        return pace.steps
+    assert pace.epochs is not None and pace.batch_size is not None
+    return max(1, math.ceil(pace.epochs * images / pace.batch_size))
+
+
+RECIPE = "recipe.yaml"
+#: settings that do not change what is computed, or only where
+FREE = ("pace.device", "data.cache", "data.root", "pace.keep", "pace.log", "pace.save")
+
+
+def settle_folder(folder: Path, plan: Plan, *, resume: bool | None, rank: int) -> None:
+    """Make `folder` this plan's, or find that it is. Rank 0 writes."""
+    recipe = folder / RECIPE
+    if resume is False and rank == 0:
+        forget(folder)
+    if recipe.exists() and resume is not False:
+        old = config.read_yaml(recipe)
+        different = differences(config.from_mapping(asdict(plan)).content, old.content)
+        if different:
+            raise UsageError(
+                f"{folder}: holds a run of another recipe ({'; '.join(different[:3])}); choose another --out, "
+                f"give the same settings to go on, or --fresh to replace it."
+            )
+    elif resume:
+        raise UsageError(f"{folder}: there is no run to resume; leave --resume out to begin one.")
+    if rank == 0 and not recipe.exists():
+        from compress.files import write_text
+
+        head = f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; " + ", ".join(f"{k} {v}" for k, v in versions().items())
+        write_text(recipe, f"{head}\n{config.dump(plan)}")
+
+
+def differences(new: Mapping[str, Any], old: Mapping[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, as `pace.steps: 10 there, 20 here`."""
+    found: list[str] = []
+    for key in [*new, *(k for k in old if k not in new)]:
+        name, mine, theirs = f"{path}{key}", new.get(key), old.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{name}.")
+        elif mine != theirs and name not in FREE:
+            found.append(f"{name}: {theirs!r} there, {mine!r} here")
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run of ours left in `folder`, and nothing else."""
+    import shutil
+
+    for name in ("checkpoints", "pictures", "tensorboard", "best", "last"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", RECIPE, "record.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def student_keeper(folder: Path, ready: Prepared) -> Callable[[str, nn.Module, dict[str, float], int], None]:
+    """A function that writes the student as a model folder `best` or `last` in the run's folder."""
+
+    def keep(name: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
+        assert isinstance(net, Network)
+        made = {**ready.card.provenance, "step": step, "recipe": f"../{RECIPE}", "versions": versions()}
+        save_model(folder / name, net, replace(ready.card, metrics=metrics, provenance=made))
+
+    return keep
+
+
+__all__ = ["WEIGHTS", "Plan", "Prepared", "open_run", "prepare", "read_plan"]

@@ -1,0 +1,7 @@
+"""TASKS: what kind of answer a network gives, and how it is judged."""
+
+from __future__ import annotations
+
+from compress.tasks.classification import Classification
+
+TASKS = {"classification": Classification}

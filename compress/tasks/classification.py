@@ -1,0 +1,46 @@
+"""One label an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Classification:
+    """Logits [n, classes] for images [n, 3, h, w] in [0, 1]."""
+
+    classes: int
+    image_size: tuple[int, int]
+
+    def rows(self, answer: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """One row of logits a decision: here the answer itself."""
+        return answer
+
+    def supervised(self, answer: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Cross entropy in nats, mean over images."""
+        return F.cross_entropy(answer.float(), target)
+
+    def score(self, net: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> dict[str, float]:
+        """`accuracy`, and `accuracy_top5` for more than five classes: shares in [0, 1] over all images of the batches."""
+        meters = {"accuracy": MulticlassAccuracy(self.classes, average="micro")}
+        if self.classes > 5:
+            meters["accuracy_top5"] = MulticlassAccuracy(self.classes, average="micro", top_k=5)
+        with torch.no_grad():
+            for images, labels in batches:
+                answer = net(images).float().cpu()
+                for meter in meters.values():
+                    meter.update(answer, labels.cpu())
+        return {name: float(meter.compute()) for name, meter in meters.items()}
+
+    def example(self, n: int) -> tuple[Tensor, ...]:
+        """Inputs for export, profile and bench."""
+        return (torch.zeros(n, 3, *self.image_size),)
