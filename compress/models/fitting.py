@@ -45,7 +45,7 @@ def difference(
     lines = [
         f"  missing     {key} {list(shape)}"
         for key, shape in wanted.items()
-        if key not in given | dict.fromkeys(may_miss)
+        if key not in given and key not in may_miss
     ]
     lines += [f"  unexpected  {key} {list(shape)}" for key, shape in given.items() if key not in wanted]
     lines += [

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from torch import nn
 
 from compress.errors import UsageError, nearest
-from compress.models import MODELS, network
+from compress.files import sha256
+from compress.models import body, network
+from compress.models.archive import kind_of
 from compress.models.card import Card
-from compress.models.fitting import fit
+from compress.models.fingerprint import CLASSES
 from compress.models.folder import is_model_folder, load_model_folder
+from compress.models.foreign import from_weights
 from compress.models.network import Network
+from compress.models.programs import load_program, load_script, unknown
+from compress.models.published import PREFIXES, published
 from compress.models.weights import read_weights
+from compress.models.wishes import Wishes, settle
 
 #: where a run folder keeps its models, the first found is taken
 RUN_PARTS = ("best", "student", "last")
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user said of a model, over what the model says of itself; None: nothing."""
-
-    arch: str | None = None
-    classes: int | None = None
-    image_size: tuple[int, int] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    grey: bool | None = None
-    class_names: Sequence[str] | None = None
-    trust_pickle: bool = False
-    ema: bool = False
 
 
 def load_model(
@@ -48,77 +39,79 @@ def load_model(
     class_names: Sequence[str] | None = None,
     trust_pickle: bool = False,
     ema: bool = False,
-) -> tuple[nn.Module, Card]:
+) -> tuple[Network, Card]:
     """The model that `spec` names, in eval mode on the CPU: images [n, 3, h, w] in [0, 1] -> logits [n, classes].
 
     `spec`: `embedded/NAME`, a model folder, a run folder, a .pt/.pth/.safetensors file, a `torch.export` program
-    (.pt2), a TorchScript file, `torchvision/NAME` or `timm/NAME` (with their published weights). The other arguments
-    fill in, or override, what the file does not say of itself.
+    (.pt2), a TorchScript file, `torchvision/NAME` or `timm/NAME` (with their published weights), or the user's own
+    `package.module:factory`. The other arguments fill in, or override, what the model does not say of itself.
 
     Raises UsageError for a request that cannot be right (no such file or name, another class count), CompressError for
     a file that is damaged, hostile or does not fit.
     """
     wishes = Wishes(arch, classes, image_size, mean, std, grey, class_names, trust_pickle, ema)
-    path = find(spec)
-    model, card = load_folder(path) if path.is_dir() else load_file(path, wishes)
-    return settle(model, card, wishes, spec)
+    if spec.startswith(PREFIXES):
+        inner, card = published(spec)
+    elif ":" in spec and not Path(spec).exists():
+        inner, card = own(spec, wishes)
+    else:
+        path = find(spec)
+        inner, card = load_folder(path) if path.is_dir() else load_file(path, wishes)
+    card = settle(card, wishes, spec)
+    return Network(inner, card).eval(), card
 
 
 def find(spec: str) -> Path:
     """The file or folder that `spec` means. Raises UsageError where there is none."""
     if spec.startswith("embedded/"):
-        return embedded(spec.removeprefix("embedded/"))
+        name, known = spec.removeprefix("embedded/"), embedded_names()
+        if name not in known:
+            raise UsageError(
+                f"{spec}: no such embedded model{nearest(name, known)}; known: {', '.join(known) or 'none'}."
+            )
+        return embedded_root() / name
     path = Path(spec).expanduser()
     if not path.exists():
         raise UsageError(f"{spec}: no such file or folder; see `compress models` for models known by name.")
     return path
 
 
-def embedded(name: str) -> Path:
-    root = Path(str(resources.files("compress"))) / "embedded"
-    known = embedded_names()
-    if name not in known:
-        raise UsageError(f"embedded/{name}: no such embedded model{nearest(name, known)} Known: {', '.join(known)}.")
-    return root / name
+def embedded_root() -> Path:
+    return Path(str(resources.files("compress"))) / "embedded"
 
 
 def embedded_names() -> list[str]:
-    """Models shipped with the package, as `embedded/NAME` without the prefix."""
-    root = Path(str(resources.files("compress"))) / "embedded"
-    return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and is_model_folder(folder))
+    """Models shipped with the package: what may follow `embedded/`."""
+    return sorted(folder.name for folder in embedded_root().iterdir() if folder.is_dir() and is_model_folder(folder))
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Card]:
-    """A model folder, or the best model in a run folder."""
-    if is_model_folder(folder):
-        return load_model_folder(folder)
-    part = next((folder / name for name in RUN_PARTS if is_model_folder(folder / name)), None)
-    if part is None:
-        raise UsageError(f"{folder}: neither a model folder (config.json) nor a run folder ({', '.join(RUN_PARTS)}).")
-    return load_model_folder(part)
+    """The body in a model folder, or of the best model in a run folder."""
+    places = (folder, *(folder / part for part in RUN_PARTS))
+    found = next((place for place in places if is_model_folder(place)), None)
+    if found is None:
+        raise UsageError(f"{folder}: neither a model folder (config.json) nor a run with {', '.join(RUN_PARTS)} in it.")
+    model, card = load_model_folder(found)
+    return model.body, card
+
+
+def own(spec: str, wishes: Wishes) -> tuple[nn.Module, Card]:
+    """A network that the user's own factory makes, weights and all."""
+    model = body(spec, classes=wishes.classes or CLASSES).eval()
+    return model, replace(unknown(model, spec, wishes), architecture=spec)
 
 
 def load_file(path: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
+    """The body in a file: a program, weights of some architecture, or a module from a trusted pickle."""
+    kind = kind_of(path)
+    if kind != "weights":
+        program, signature = load_program(path) if kind == "program" else load_script(path)
+        return program, replace(unknown(program, str(path), wishes, signature), sha256=sha256(path))
     weights = read_weights(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
-    if wishes.arch is None or wishes.classes is None:
-        raise UsageError(f"{path}: give --teacher-arch and the class count.")
-    card = Card(
-        wishes.arch, wishes.classes, wishes.image_size or default_size(wishes.arch), class_names=weights.class_names
-    )
-    model = network(card)
-    fit(model.body, weights.state, f"{path} (as {wishes.arch})")
-    return model.eval(), card
-
-
-def default_size(architecture: str) -> tuple[int, int]:
-    return (32, 32) if architecture in MODELS else (224, 224)
-
-
-def settle(model: nn.Module, card: Card, wishes: Wishes, spec: str) -> tuple[nn.Module, Card]:
-    """Check what the user said against the card, and let it override what the card may be told."""
-    if wishes.classes is not None and wishes.classes != card.classes:
-        raise UsageError(f"{spec}: this model has {card.classes} classes, found {wishes.classes} asked for.")
-    return model, card
+    if weights.module is None or wishes.arch is not None:
+        return from_weights(path, weights, wishes)
+    card = unknown(weights.module, str(path), wishes)
+    return weights.module, replace(card, sha256=sha256(path), class_names=weights.class_names)
 
 
 def new_model(architecture: str, *, like: Card) -> tuple[Network, Card]:

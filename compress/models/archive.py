@@ -1,0 +1,147 @@
+"""What kind of file a model is in, and whether a program file may be opened.
+
+Torch's own loaders trust a program file: `torch.export.load` falls back to running pickles, evaluates expressions and
+resolves any `torch.…` name to call; TorchScript may open files. So the records are read first, with the reader that the
+loaders use, and refused unless they hold nothing but tensors, plain arithmetic and tensor operators.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from compress.errors import CompressError, UsageError
+
+Kind = Literal["weights", "program", "script"]
+
+OPERATORS = re.compile(
+    r"torch\.ops\.(aten|prims|prim|torchvision|quantized_decomposed|higher_order)\.\w+(\.\w+)?"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_)"
+    r"|torch\.sym_(max|min|not|int|float|ite|sqrt|sum)|torch\._sym_sqrt"
+    r"|math\.(ceil|floor|trunc|sqrt)"
+)
+#: operators that reach for the file system
+FILES = re.compile(r"\b(from_file|save|load)\b")
+EXPRESSION = re.compile(r"(?:[A-Z][A-Za-z_]*|[a-z]{1,3}\d+|floor|ceiling|\d+(?:\.\d+)?|[\s()+*/,<>=!&|-])*")
+NAME = re.compile(r"[\w.]*")
+RECORDS = {"archive_format", "archive_version", "byteorder"}
+
+
+def kind_of(path: Path) -> Kind:
+    """Weights, a `torch.export` program or TorchScript, by content. Raises UsageError for other well-known formats."""
+    if path.suffix == ".onnx":
+        raise UsageError(f"{path}: an ONNX file cannot be taught from; give the PyTorch checkpoint it was made of.")
+    if not zipfile.is_zipfile(path):
+        if path.suffix == ".pt2":
+            raise CompressError(f"{path}: truncated or not a torch.export program; export it again.")
+        return "weights"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise CompressError(f"{path}: truncated or damaged ({error}); copy it again.") from error
+    if path.suffix == ".pt2" or "archive_format" in names:
+        return "program"
+    return "script" if "constants.pkl" in names and any(name.startswith("code/") for name in names) else "weights"
+
+
+def vet_program(path: Path) -> None:
+    """Refuse a `torch.export` program that could do anything but compute. Raises CompressError."""
+    reader = open_reader(path)
+    names: list[str] = reader.get_all_records()
+    if "archive_format" not in names:
+        raise CompressError(f"{path}: not a program of torch 2.8 or newer; load and save it again with a newer torch.")
+    if len(set(names)) != len(names):
+        raise refused(path, "two records of the same name")
+    for name in names:
+        if name.startswith("models/"):
+            vet_graph(path, read_json(path, reader, name))
+        elif name.endswith("_config.json"):
+            vet_payload(path, reader, read_json(path, reader, name), name.rpartition("/")[0])
+        elif name.startswith("data/sample_inputs/") or name.endswith(".pt"):
+            vet_pickle(path, name, reader.get_record(name))
+        elif not name.startswith(("data/weights/", "data/constants/", ".data/", "extra/")) and name not in RECORDS:
+            raise refused(path, f"the record {name}")
+
+
+def open_reader(path: Path):
+    try:
+        return torch._C.PyTorchFileReader(str(path))
+    except RuntimeError as error:
+        raise CompressError(f"{path}: truncated or damaged; copy or export it again.") from error
+
+
+def read_json(path: Path, reader: Any, name: str) -> Any:
+    try:
+        return json.loads(reader.get_record(name))
+    except (RuntimeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CompressError(f"{path}: {name} is damaged ({error}); export the program again.") from error
+
+
+def vet_graph(path: Path, graph: Any) -> None:
+    """Operators, expressions and names of a serialised graph, wherever in it they stand."""
+    for key, value in strings(graph):
+        if key == "target" and not (OPERATORS.fullmatch(value) and not FILES.search(value) and "__" not in value):
+            if not NAME.fullmatch(value) or value.startswith(("torch", "_operator", "math", "#")):
+                raise refused(path, f"the operator {value[:80]}")
+        elif key == "expr_str" and not EXPRESSION.fullmatch(value):
+            raise refused(path, f"the expression {value[:80]!r}")
+        elif key in ("name", "class_fqn") and not NAME.fullmatch(value):
+            raise refused(path, f"the name {value[:80]!r}")
+        elif "default_factory" in value or "__enum__" in value:
+            raise refused(path, "an argument type that imports code")
+
+
+def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in some JSON, with the key it stands under; keys of objects too, under the key "name"."""
+    stack = [(key, content)]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            stack.extend(value.items())
+        elif isinstance(value, list):
+            stack.extend((key, item) for item in value)
+
+
+def vet_payload(path: Path, reader: Any, payload: Any, folder: str) -> None:
+    """Weights and constants: plain tensors, or pickles that hold nothing else."""
+    entries = payload.get("config", {}) if isinstance(payload, dict) else {}
+    for entry in entries.values():
+        name = str(entry.get("path_name"))
+        if not name.startswith(("weight_", "tensor_")):
+            raise refused(path, f"the custom object {name}")
+        if entry.get("use_pickle"):
+            vet_pickle(path, name, reader.get_record(f"{folder}/{name}"))
+
+
+def vet_pickle(path: Path, name: str, content: bytes) -> None:
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise refused(path, f"a pickle in {name} that is more than tensors") from error
+
+
+def vet_script(path: Path) -> None:
+    """Refuse TorchScript that reads or writes files. (Its language can do nothing else outside of itself.)"""
+    reader = open_reader(path)
+    for name in reader.get_all_records():
+        if name.startswith("code/") and name.endswith(".py"):
+            found = re.search(
+                r"\b(?:torch|ops\.aten)\.(from_file|save|load)\b", reader.get_record(name).decode("utf-8")
+            )
+            if found:
+                raise refused(path, f"a call of {found[0]}")
+
+
+def refused(path: Path, what: str) -> CompressError:
+    return CompressError(f"{path}: refused: it holds {what}, which could run code; export it again from the network.")

@@ -1,0 +1,58 @@
+"""What to assume when a checkpoint says nothing: image size and normalisation of the published weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.models import MODELS, _timm_package, torchvision_names
+from compress.models.card import IMAGENET_MEAN, IMAGENET_STD
+from compress.models.network import Normalise
+
+SMALL, LARGE = (32, 32), (224, 224)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    image_size: tuple[int, int]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: int | None = None
+
+
+def defaults(architecture: str, *, grey: bool = False) -> Defaults:
+    """The usual input of `architecture`: CIFAR's size for the built-in families, the published one for libraries."""
+    found = usual(architecture)
+    if not grey:
+        return found
+    luma = Normalise((0.0,), (1.0,)).luma.flatten().tolist()
+    mean = sum(weight * value for weight, value in zip(luma, found.mean, strict=True))
+    return Defaults(found.image_size, (round(mean, 4),), (round(sum(found.std) / 3, 4),), found.resize)
+
+
+def usual(architecture: str) -> Defaults:
+    prefix, _, name = architecture.partition("/")
+    if architecture in MODELS:
+        return Defaults(SMALL)
+    if prefix == "torchvision" and name in torchvision_names():
+        return torchvision_defaults(name)
+    if prefix == "timm" and name:
+        return timm_defaults(name)
+    return Defaults(LARGE)
+
+
+def torchvision_defaults(name: str) -> Defaults:
+    import torchvision
+
+    weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
+    preset = weights.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    return Defaults((crop, crop), tuple(preset.mean), tuple(preset.std), resize)
+
+
+def timm_defaults(name: str) -> Defaults:
+    timm = _timm_package()
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if cfg is None:
+        return Defaults(LARGE)
+    _, height, width = cfg.input_size
+    return Defaults((height, width), tuple(cfg.mean), tuple(cfg.std), round(min(height, width) / (cfg.crop_pct or 1)))

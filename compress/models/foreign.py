@@ -1,0 +1,100 @@
+"""A stranger's state dict: its architecture, given or recognised, and what can be known or must be assumed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError, UsageError
+from compress.files import sha256
+from compress.models import body, network
+from compress.models.card import Card
+from compress.models.defaults import defaults
+from compress.models.fingerprint import CLASSES, fingerprint, shapes_of
+from compress.models.fitting import fit
+from compress.models.recognise import Match, free_sizes, recognise
+from compress.models.weights import Weights
+from compress.models.wishes import Wishes
+
+#: what training scripts call the architecture in their checkpoints
+ARCH_FACTS = ("arch", "architecture", "model_name", "model_arch")
+
+
+def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Module, Card]:
+    """A stranger's state dict in the architecture that the user gave, or that it is recognised to belong to."""
+    match = given(path, weights, wishes) if wishes.arch else recognised(path, weights)
+    architecture = match.candidates[0]
+    if wishes.classes is not None and wishes.classes != match.classes:
+        raise UsageError(f"{path}: its classifier has {match.classes} classes, found {wishes.classes} asked for.")
+    grey = match.channels == 1
+    usual = defaults(architecture, grey=grey)
+    card = Card(
+        architecture,
+        match.classes,
+        usual.image_size,
+        mean=usual.mean,
+        std=usual.std,
+        grey=grey,
+        class_names=weights.class_names if len(weights.class_names or []) == match.classes else None,
+        provenance={"source": path.name, "assumed": assumed(wishes)},
+        sha256=sha256(path),
+    )
+    model = network(card).body
+    fit(model, aligned(weights, model), f"{path} (as {architecture})")
+    return model, card
+
+
+def aligned(weights: Weights, model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights under the network's own names, where these begin with what was taken for a wrapper's prefix."""
+    prefix = "".join(part for part in weights.wrapping if part.endswith("."))
+    if prefix and all(key.startswith(prefix) for key in model.state_dict()):
+        return {prefix + key: value for key, value in weights.state.items()}
+    return weights.state
+
+
+def assumed(wishes: Wishes) -> list[str]:
+    """What the card has from the architecture's habits only, for lack of better knowledge."""
+    return [name for name in ("image_size", "mean", "std") if getattr(wishes, name) is None]
+
+
+def recognised(path: Path, weights: Weights) -> Match:
+    try:
+        match = recognise(weights.state)
+    except CompressError as error:
+        raise CompressError(f"{path}: {error}") from error
+    if match.channels not in (1, 3):
+        raise UsageError(f"{path}: reads {match.channels} channels; only colour (3) and grey (1) images are supported.")
+    named = [c for c in match.candidates if c.rpartition("/")[2] in {weights.facts.get(key) for key in ARCH_FACTS}]
+    if len(named) == 1:
+        return replace(match, candidates=tuple(named))
+    if not match.certain:
+        listed = ", ".join(match.candidates)
+        raise UsageError(
+            f"{path}: these weights fit {len(match.candidates)} architectures that answer differently; "
+            f"say which with --teacher-arch: {listed}."
+        )
+    return match
+
+
+def given(path: Path, weights: Weights, wishes: Wishes) -> Match:
+    """The user's architecture, with the class count and channels that the weights have on its free axes."""
+    architecture = str(wishes.arch)
+    channels = 1 if wishes.grey else 3
+    if ":" in architecture:
+        return Match((architecture,), wishes.classes or own_classes(path, architecture, wishes), channels)
+    shapes, axes = shapes_of(weights.state), fingerprint(architecture).axes
+    present = all(axis < len(shapes.get(key, ())) for key, axis, *_ in [*axes.classes, *axes.channels])
+    sizes = free_sizes(shapes, axes) if present else None
+    classes, seen = sizes or (wishes.classes or CLASSES, channels)
+    return Match((architecture,), classes, seen if seen in (1, 3) else channels)
+
+
+def own_classes(path: Path, architecture: str, wishes: Wishes) -> int:
+    """How many classes the user's own factory makes without being told."""
+    size = wishes.image_size or defaults(architecture).image_size
+    with torch.no_grad():
+        return body(architecture, classes=CLASSES).eval()(torch.zeros(1, 1 if wishes.grey else 3, *size)).shape[1]

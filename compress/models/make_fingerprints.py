@@ -1,0 +1,115 @@
+"""Build the shipped index of architectures: `python -m compress.models.make_fingerprints`, about six minutes.
+
+Every classifier of torchvision and timm is built on the meta device. Where several have the same names and shapes, they
+are built for real with the same random weights and asked the same question: equal answers make them twins, one function
+under several names, so that `resnet50` from torchvision or timm need not be told apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compress.files import write_bytes
+from compress.models import body, timm_names, torchvision_names
+from compress.models.fingerprint import Fingerprint, fingerprint
+from compress.models.fitting import SIDE_HEADS
+from compress.models.recognise import INDEX, Index, pack
+
+#: networks above this many parameters are not compared; they stay listed side by side
+LARGEST = 120_000_000
+SAME = 1e-4
+
+
+def architectures() -> list[str]:
+    return [*(f"torchvision/{name}" for name in torchvision_names()), *(f"timm/{name}" for name in timm_names())]
+
+
+def fingerprints(names: list[str]) -> Iterator[Fingerprint]:
+    for number, name in enumerate(names, start=1):
+        print(f"\r{number}/{len(names)} {name:<60.60}", end="", file=sys.stderr, flush=True)
+        print_ = fingerprint(name)
+        if print_.axes.classes:  # a network without a classifier is no teacher
+            yield print_
+    print(file=sys.stderr)
+
+
+def look_alikes(prints: list[Fingerprint]) -> list[list[str]]:
+    """Architectures with the same tensors, as far as names and sketch tell."""
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for print_ in prints:
+        groups.setdefault((print_.names, print_.sketch), []).append(print_.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def twins(names: list[str]) -> list[frozenset[str]]:
+    """Those of some look-alikes that give equal answers with equal weights, in groups of two and more."""
+    with torch.device("meta"):
+        size = sum(p.numel() for p in body(names[0], classes=11).parameters())
+    if size > LARGEST:
+        return []
+    answers = {name: answer(name) for name in names}
+    groups: list[list[str]] = []
+    for name in names:
+        home = next((g for g in groups if equal(answers[g[0]], answers[name])), None)
+        if home is None:
+            groups.append([name])
+        else:
+            home.append(name)
+    return [frozenset(group) for group in groups if len(group) > 1]
+
+
+def answer(name: str) -> Tensor:
+    """Logits of a network for a fixed image, with weights that are a function of their names' order only."""
+    generator = torch.Generator().manual_seed(0)
+    model = body(name, classes=11).eval()
+    with torch.no_grad():
+        for key, value in sorted(model.state_dict().items()):
+            if value.is_floating_point() and not key.startswith(SIDE_HEADS):
+                value.copy_(plausible(key, value, generator))
+        height, width = native_size(name, model)
+        return model(torch.rand(1, 3, height, width, generator=generator))
+
+
+def plausible(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values under which no part of a network stays silent: no zero gains, no variances below a half."""
+    noise = torch.randn(value.shape, generator=generator)
+    if "running_var" in key:
+        return 0.5 + noise.abs()
+    if value.dim() <= 1:
+        return (1.0 if "weight" in key or "gamma" in key else 0.0) + 0.2 * noise
+    return noise / max(value[0].numel(), 1) ** 0.5
+
+
+def native_size(name: str, model: nn.Module) -> tuple[int, int]:
+    cfg = getattr(model, "default_cfg", None) or {}
+    size = cfg.get("test_input_size") if cfg.get("fixed_input_size") else None
+    _, height, width = size or cfg.get("input_size") or (3, 224, 224)
+    return (299, 299) if name == "torchvision/inception_v3" else (height, width)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    scale = a.abs().max()
+    return bool(torch.isfinite(a).all() and scale > 0 and (a - b).abs().max() <= SAME * scale)
+
+
+def main() -> None:
+    prints = list(fingerprints(architectures()))
+    groups: list[frozenset[str]] = []
+    for names in look_alikes(prints):
+        found = twins(names)
+        print(f"{', '.join(names)}: {[sorted(group) for group in found] or 'differ'}", file=sys.stderr, flush=True)
+        groups += found
+    versions = tuple((package, metadata.version(package)) for package in ("torchvision", "timm"))
+    target = Path(str(resources.files("compress.models") / INDEX))
+    write_bytes(target, pack(Index(tuple(prints), tuple(groups), versions)))
+    print(f"{len(prints)} architectures, {target.stat().st_size} bytes: {target}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Black-box teachers: a `torch.export` program or a TorchScript file; nothing of it is known but its answers.
+
+Such a file normalises for itself or it does not; we cannot know, so images in [0, 1] go in as they are unless the user
+gives a mean and a standard deviation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from compress.errors import CompressError, UsageError
+from compress.models.archive import vet_program, vet_script
+from compress.models.card import Card
+from compress.models.wishes import Wishes
+
+EXPORTED = "exported"
+#: batch sizes tried before a program is believed to take any
+TRIALS = (1, 3)
+#: what a program raises that does not like its input
+FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
+
+
+class Program(nn.Module):
+    """A program file as a network: images [n, c, h, w] -> logits [n, classes]. It knows no training mode."""
+
+    def __init__(self, program: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.program = program
+        self.training = False
+
+    def train(self, mode: bool = True) -> Program:
+        return self
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
+        answer = self.program(x)
+        if isinstance(answer, tuple | list) and answer:
+            answer = answer[0]
+        if isinstance(answer, dict):
+            answer = answer.get("logits", answer.get("out"))
+        if not isinstance(answer, Tensor):
+            raise CompressError(f"the program answers with a {type(answer).__name__}, expected a tensor of logits.")
+        return answer
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a program reads, as far as its file says; None: not said, or free."""
+
+    channels: int | None = None
+    image_size: tuple[int, int] | None = None
+
+
+def load_program(path: Path) -> tuple[Program, Signature]:
+    """A `.pt2` file. Raises CompressError if it is damaged, may run code, or reads anything but one batch of images."""
+    vet_program(path)
+    try:
+        exported = torch.export.load(path)
+        module = exported.module(check_guards=False)
+    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, AttributeError, OSError) as error:
+        raise CompressError(
+            f"{path}: cannot be loaded ({first_line(error)}); export it again with this torch."
+        ) from error
+    return Program(module), signature(path, exported)
+
+
+def signature(path: Path, exported: torch.export.ExportedProgram) -> Signature:
+    wanted = set(exported.graph_signature.user_inputs)
+    inputs = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder" and n.name in wanted]
+    found = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(found, Tensor) or found.dim() != 4 or found.dtype != torch.float32:
+        raise CompressError(
+            f"{path}: expected a program of one float32 input [n, channels, height, width], found another."
+        )
+    _, channels, height, width = found.shape
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return Signature(channels if isinstance(channels, int) else None, size)
+
+
+def load_script(path: Path) -> tuple[Program, Signature]:
+    """A TorchScript file. Raises CompressError if it is damaged or touches files."""
+    vet_script(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces TorchScript's retirement at every load
+            module = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CompressError(f"{path}: cannot be loaded as TorchScript ({first_line(error)}); save it again.") from error
+    module.eval()
+    return Program(module), Signature()
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def unknown(model: nn.Module, where: str, wishes: Wishes, signature: Signature = Signature()) -> Card:
+    """The card of a network of which only the answers are known. Images go in as they are, in [0, 1]."""
+    size = wishes.image_size or signature.image_size
+    if size is None:
+        raise UsageError(f"{where}: nothing says which image size it reads; give it with --image-size HxW.")
+    if signature.image_size not in (None, size):
+        height, width = signature.image_size
+        raise UsageError(f"{where}: reads images of {height}x{width}, found {size[0]}x{size[1]} asked for.")
+    grey = wishes.grey if wishes.grey is not None else signature.channels == 1
+    channels = 1 if grey else 3
+    if signature.channels not in (None, channels):
+        raise UsageError(f"{where}: reads {signature.channels} channels, expected {channels}.")
+    classes = probe(model, where, size, channels)
+    return Card(EXPORTED, classes, size, mean=(0.0,) * channels, std=(1.0,) * channels, grey=grey)
+
+
+def probe(model: nn.Module, where: str, image_size: tuple[int, int], channels: int = 3) -> int:
+    """The class count of an unknown network, from answers to small batches.
+
+    Raises CompressError unless it takes any batch size, answers [n, classes], and lets gradients through to the images.
+    """
+    widths = set()
+    for batch in TRIALS:
+        x = torch.rand(batch, channels, *image_size, requires_grad=True)
+        try:
+            answer = model(x)
+        except CompressError:
+            raise
+        except FAILURES as error:
+            raise CompressError(f"{where}: fails on {describe(x)} ({first_line(error)}); {advice(batch)}") from error
+        if answer.dim() != 2 or len(answer) != batch:
+            raise CompressError(f"{where}: answers {list(answer.shape)} to {describe(x)}, expected [{batch}, classes].")
+        widths.add(answer.shape[1])
+    (gradient,) = torch.autograd.grad(answer.sum(), x, allow_unused=True) if answer.requires_grad else (None,)
+    if gradient is None:
+        raise CompressError(f"{where}: lets no gradient through to the images; export it without no_grad.")
+    return widths.pop()
+
+
+def describe(x: Tensor) -> str:
+    return f"images {list(x.shape)}"
+
+
+def advice(batch: int) -> str:
+    if batch == TRIALS[0]:
+        return "give the size it expects with --image-size, or export it with dynamic batch (torch.export.Dim)."
+    return "export it with a dynamic batch: dynamic_shapes=({0: torch.export.Dim('batch')},)."
