@@ -15,7 +15,9 @@ from pydantic import Field
 from torch import nn
 
 from compress import config
+import numpy as np
 from compress.data import open_images
+from compress.data.images import Images
 from compress.data.batches import Batches, in_order
 from compress.data.cache import Cached, auto_views, build_cache
 from compress.data.statistics import answers, highest_entropy
@@ -44,7 +46,8 @@ class TaskPlan:
 
     kind: str = "classification"  #: a name in TASKS
     classes: Positive | None = None  #: number of classes; None: as the teacher or the labelled data say
-    image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says
+    image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says, or 32x32
+    grey: bool | None = None  #: networks turn pictures grey first; None: as the teacher says
 
 
 @dataclass
@@ -107,10 +110,10 @@ class Prepared:
 def read_plan(document: config.Document) -> tuple[Plan, Method]:
     """The plan and its method from a recipe document. Raises UsageError naming the key, the line and the nearest key."""
     plan = config.validate(Plan, document)
-    name = plan.method.get("name", "mosaic")
+    name = document.get("method.name", "mosaic")
     if name not in METHODS:
-        raise UsageError(f"{document.where('method.name')}: no such method {name!r}{nearest(str(name), METHODS)} See `compress methods`.")
-    method = config.validate(METHODS[name], document.at("method").without("name"), path="method")
+        raise document.error("method.name", f"no such method {name!r}{nearest(str(name), METHODS)} See `compress methods`.")
+    method = config.validate(METHODS[name], document, path="method", ignore=("name",))
     plan.method = {"name": name, **asdict(method)}
     check(plan, method)
     return plan, method
@@ -150,15 +153,40 @@ def prepare(plan: Plan, method: Method) -> Prepared:
                 mean=t.mean, std=t.std, grey=t.grey, trust_pickle=t.trust_pickle,
             )
         )  # fmt: skip
-    like = teachers[0][1] if teachers else None
-    if like is None:
-        raise UsageError("teachers: a plan without a teacher needs a card for its student; use `compress train`.")
+    like = teachers[0][1] if teachers else card_from_labels(plan)
     return with_student(plan, method, teachers, like)
+
+
+def card_from_labels(plan: Plan) -> Card:
+    """The card of a model without a teacher: classes and normalisation from the labelled data themselves."""
+    spec = plan.data.labelled
+    assert spec is not None  # `check` saw to it
+    images = open_images(spec, root=plan.data.root, split="train", labelled=True)
+    if images.labels is None:
+        raise UsageError(f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class.")
+    names = images.class_names
+    classes = len(names) if names else int(images.labels.max()) + 1
+    if plan.task.classes not in (None, classes):
+        raise UsageError(f"{spec}: found {classes} classes, expected {plan.task.classes} (task.classes).")
+    grey = bool(plan.task.grey)
+    mean, std = colour_statistics(images, grey=grey)
+    size = plan.task.image_size or (32, 32)
+    return Card("", classes, size, task=plan.task.kind, mean=mean, std=std, grey=grey, class_names=names)
+
+
+def colour_statistics(images: Images, *, grey: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel of values in [0, 1], over up to 500 images spread through the set."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), 500)).astype(int)
+    mode = "L" if grey else "RGB"
+    pixels = [np.asarray(images.read(int(i)).convert(mode).resize((32, 32)), dtype=np.float64) / 255 for i in chosen]
+    values = np.stack(pixels).reshape(-1, 1 if grey else 3)
+    mean, std = values.mean(0), values.std(0).clip(1e-3)
+    return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
 def with_student(plan: Plan, method: Method, teachers: list[tuple[nn.Module, Card]], like: Card) -> Prepared:
     """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
-    plan.task = TaskPlan(like.task, like.classes, like.image_size)
+    plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey)
     plan.student.model = plan.student.model or default_student(like.image_size)
     torch.manual_seed(plan.pace.seed)
     student, card = new_model(plan.student.model, like=like)
@@ -294,7 +322,7 @@ def settle_folder(folder: Path, plan: Plan, *, resume: bool | None, rank: int) -
         forget(folder)
     if recipe.exists() and resume is not False:
         old = config.read_yaml(recipe)
-        different = differences(config.from_mapping(asdict(plan)).content, old.content)
+        different = differences(config.plain(plan), old.data)
         if different:
             raise UsageError(
                 f"{folder}: holds a run of another recipe ({'; '.join(different[:3])}); choose another --out, "

@@ -31,6 +31,9 @@ def duration(_: click.Context, __: click.Parameter, value: str | None) -> float 
 #: option -> the key of the recipe that it sets
 KEYS = {
     "student": "student.model",
+    "classes": "task.classes",
+    "image_size": "task.image_size",
+    "grey": "task.grey",
     "ood": "data.unlabelled",
     "data": "data.labelled",
     "val": "data.validation",
@@ -73,8 +76,13 @@ def training(function: Command) -> Command:
     return function
 
 
-def read_options(recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any]) -> tuple[Plan, Method]:
-    """The checked plan of a recipe (a file, or the name of a shipped one), options over it, `--set` over both."""
+def read_options(
+    recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any], *, teacher: Mapping[str, Any] | None = None
+) -> tuple[Plan, Method]:
+    """The checked plan of a recipe (a file, or the name of a shipped one), options over it, `--set` over both.
+
+    `teacher` holds settings of the first teacher; those that are None or False are left as the recipe has them.
+    """
     from compress import config
     from compress.plan import read_plan
 
@@ -82,7 +90,11 @@ def read_options(recipe: Path | None, sets: tuple[str, ...], options: Mapping[st
     given = {KEYS[name]: value for name, value in options.items() if name in KEYS and value is not None}
     if any(ending in given for ending in ("pace.steps", "pace.epochs", "pace.time_limit")):
         given = {**{f"pace.{e}": None for e in ("steps", "epochs", "time_limit")}, **given}
-    document = document.merge(nested(given), where="the command line")
+    document = document.merge(nested(given), where="")
+    first = {key: value for key, value in (teacher or {}).items() if value}
+    if first:
+        teachers = {"0": first} if document.get("teachers") else [first]
+        document = document.merge({"teachers": teachers}, where="")
     return read_plan(document.merge(config.parse_set(sets), where="--set"))
 
 

@@ -1,0 +1,50 @@
+"""`compress distill`: a small student from a teacher and out-of-domain pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.options import read_options, training
+from compress.cli.output import common, emit
+
+
+@click.command()
+@click.option("--teacher", metavar="MODEL", help="The trained model: a folder, a checkpoint, a program, or a name.")
+@click.option("--teacher-arch", metavar="NAME", help="Architecture of a bare state dict, where it is not recognised.")
+@click.option("--classes", type=click.IntRange(min=2), help="Class count, checked against the teacher's.")
+@click.option("--trust-pickle", is_flag=True, help="Load a teacher that is a full pickle. It can run any code.")
+@click.option("--ood", metavar="DATA", help="Unlabelled pictures: a folder, a name, hf/NAME, or .tar shards.")
+@click.option("--ood-subset", type=click.IntRange(min=1), help="Keep the N pictures of highest teacher entropy.")
+@click.option("--method", metavar="NAME", help="How to distil; see `compress methods`.  [default: mosaic]")
+@click.option("--export", "exported", type=click.Choice(["onnx"]), help="Write and verify the best student as ONNX.")
+@click.option("--report", "reported", is_flag=True, help="Measure latency and write report.html, .md and .json.")
+@training
+@common
+def distill(as_json: bool, devices: int, out: Path | None, resume: bool | None, dry_run: bool, **options: Any) -> None:
+    """Teach a small student from a teacher and out-of-domain pictures.
+
+    \b
+    Example:
+      compress distill --teacher embedded/fashion_wrn16_2 --ood embedded/photos \\
+          --student wrn16_1 --val embedded/fashion --steps 20 --out runs/first
+    """
+    from compress.cli.results import finished, rehearsed
+    from compress.cli.running import train_run
+    from compress.plan import prepare
+
+    teacher = {key: options.pop(name) for name, key in TEACHER.items()}
+    plan, method = read_options(options.pop("recipe"), options.pop("sets"), options, teacher=teacher)
+    ready = prepare(plan, method)
+    if dry_run:
+        emit(*rehearsed(ready), as_json=as_json)
+        return
+    run = train_run(ready, out, devices=devices, resume=resume)
+    if run is not None:
+        emit(*finished(run, ready, exported=options["exported"], reported=options["reported"]), as_json=as_json)
+
+
+#: option -> key of the first teacher in the recipe
+TEACHER = {"teacher": "model", "teacher_arch": "arch", "trust_pickle": "trust_pickle"}

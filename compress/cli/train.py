@@ -1,0 +1,41 @@
+"""`compress train`: a model from labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.options import read_options, training
+from compress.cli.output import common, emit, parse_size
+
+
+@click.command()
+@click.option("--data", metavar="DATA", help="Labelled images: a folder of one folder a class, or a name.")
+@click.option("--image-size", callback=parse_size, metavar="HxW", help="Size the model reads.  [default: 32x32]")
+@click.option("--grey", is_flag=True, default=None, help="The model turns pictures grey first.")
+@click.option("--export", "exported", type=click.Choice(["onnx"]), help="Write and verify the best model as ONNX.")
+@training
+@common
+def train(as_json: bool, devices: int, out: Path | None, resume: bool | None, dry_run: bool, **options: Any) -> None:
+    """Train a model on labelled images, as teachers are made.
+
+    \b
+    Example:
+      compress train --student wrn16_2 --data embedded/fashion --val embedded/fashion \\
+          --grey --steps 20 --batch-size 64 --out runs/teacher
+    """
+    from compress.cli.results import finished, rehearsed
+    from compress.cli.running import train_run
+    from compress.plan import prepare
+
+    options["method"] = "supervised"
+    plan, method = read_options(options.pop("recipe"), options.pop("sets"), options)
+    ready = prepare(plan, method)
+    if dry_run:
+        emit(*rehearsed(ready), as_json=as_json)
+        return
+    run = train_run(ready, out, devices=devices, resume=resume)
+    if run is not None:
+        emit(*finished(run, ready, exported=options["exported"], reported=False), as_json=as_json)
