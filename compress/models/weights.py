@@ -121,12 +121,10 @@ def inert_globals() -> list[Any]:
 
 def blocked_global(message: str) -> str | None:
     """The name of what torch's restricted unpickler would not run, if that was its complaint."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed global", message)
-    if found:
-        return found[1]
-    return (
-        "code" if re.search(r"Unsupported (class|operand|global)|Trying to (call|load|instantiate)", message) else None
+    found = re.search(
+        r"GLOBAL (\S+) (?:was not|whose module)|for unrecognized function (.+)|but got (<class .+>)", message
     )
+    return next((group for group in found.groups() if group), None) if found else None
 
 
 def run_pickle(path: Path) -> Any:

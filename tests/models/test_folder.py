@@ -1,0 +1,174 @@
+"""The model folder: what goes in comes out, and damage is noticed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compress.errors import CompressError, UsageError
+from compress.files import sha256
+from compress.models import network
+from compress.models.card import Card
+from compress.models.folder import load_model_folder, save_model, versions
+from compress.models.loading import load_model, new_model
+
+
+def a_card(**changes) -> Card:
+    return Card("wrn16_1", 10, (32, 32), **changes)
+
+
+def trained_looking(card: Card):
+    """A network whose BatchNorm statistics are not the initial ones."""
+    net = network(card)
+    with torch.no_grad():
+        for value in net.body.buffers():
+            if value.is_floating_point():
+                value.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+def test_a_saved_model_answers_as_before(tmp_path):
+    card = a_card(metrics={"accuracy": 0.9}, class_names=[f"c{i}" for i in range(10)], provenance=dict(versions()))
+    net = trained_looking(card)
+    save_model(tmp_path / "m", net, card)
+    again, found = load_model_folder(tmp_path / "m")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(again(x), net(x))
+    assert found == card
+    assert not again.training
+
+
+def test_the_file_holds_the_bodys_state_and_the_card_its_hash(tmp_path):
+    card = a_card()
+    net = trained_looking(card)
+    save_model(tmp_path, net, card)
+    assert load_file(tmp_path / "model.safetensors").keys() == net.body.state_dict().keys()
+    assert json.loads((tmp_path / "config.json").read_text())["sha256"] == sha256(tmp_path / "model.safetensors")
+
+
+def test_channels_last_weights_are_saved_as_they_are(tmp_path):
+    card = a_card()
+    net = trained_looking(card).to(memory_format=torch.channels_last)
+    save_model(tmp_path, net, card)
+    again, _ = load_model_folder(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_a_grey_model_round_trips(tmp_path):
+    card = a_card(grey=True, mean=(0.3,), std=(0.3,))
+    net = trained_looking(card)
+    save_model(tmp_path, net, card)
+    again, found = load_model_folder(tmp_path)
+    x = torch.rand(2, 3, 32, 32)
+    assert found.grey
+    assert torch.equal(again(x), net(x))
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CompressError, match=r"sha256.*copy the folder again"):
+        load_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "expected a model card"),
+        ('{"architecture": 3}', "architecture"),
+        ("\x00", "cannot"),
+    ],
+)
+def test_a_damaged_card_is_named(tmp_path, content, what):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CompressError, match=what):
+        load_model_folder(tmp_path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CompressError, match=r"model\.safetensors is missing"):
+        load_model_folder(tmp_path)
+
+
+def test_weights_of_another_class_count_show_the_difference(tmp_path):
+    card = a_card()
+    save_model(tmp_path, trained_looking(card), card)
+    card.classes = 7
+    (tmp_path / "config.json").write_text(json.dumps(card.as_dict()))
+    with pytest.raises(CompressError, match=r"found \[10, 64\], expected \[7, 64\]"):
+        load_model_folder(tmp_path)
+
+
+def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
+    card = a_card()
+    net = trained_looking(card)
+    save_model(tmp_path, net, card)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CompressError, match="disk is full"):
+        save_model(tmp_path, network(card), a_card())
+    monkeypatch.undo()
+    again, _ = load_model_folder(tmp_path)
+    assert torch.equal(next(again.parameters()), next(net.parameters()))
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_run_folder_gives_its_best_model(tmp_path):
+    save_model(tmp_path / "student", trained_looking(a_card()), a_card())
+    best = a_card(metrics={"accuracy": 0.5})
+    save_model(tmp_path / "best", trained_looking(best), best)
+    _, card = load_model(str(tmp_path))
+    assert card.metrics == {"accuracy": 0.5}
+
+
+def test_an_empty_folder_is_no_model(tmp_path):
+    with pytest.raises(UsageError, match="neither a model folder"):
+        load_model(str(tmp_path))
+
+
+def test_a_missing_path_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        load_model(str(tmp_path / "nothing.pth"))
+
+
+def test_an_unknown_embedded_model_lists_what_there_is():
+    with pytest.raises(UsageError, match="no such embedded model"):
+        load_model("embedded/nothing_of_the_kind")
+
+
+def test_a_new_student_takes_what_the_teacher_reads():
+    teacher = a_card(grey=True, mean=(0.3,), std=(0.3,), metrics={"accuracy": 1.0}, sha256="x")
+    student, card = new_model("wrn40_1", like=teacher)
+    assert (card.architecture, card.classes, card.grey, card.mean) == ("wrn40_1", 10, True, (0.3,))
+    assert card.metrics == {}
+    assert card.sha256 is None
+    assert student.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_options_override_the_card_and_are_checked(tmp_path):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    model, card = load_model(str(tmp_path), mean=[0.5], std=[0.25], image_size=(24, 24), class_names=list("abcdefghij"))
+    assert card.mean == (0.5, 0.5, 0.5)
+    assert model.normalise.std.flatten().tolist() == [0.25] * 3
+    assert card.image_size == (24, 24)
+    for wrong in (
+        {"classes": 9},
+        {"mean": [128.0]},
+        {"std": [0.0]},
+        {"mean": [0.1, 0.2]},
+        {"class_names": ["a"]},
+        {"grey": True},
+    ):
+        with pytest.raises(UsageError):
+            load_model(str(tmp_path), **wrong)
