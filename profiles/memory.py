@@ -1,0 +1,102 @@
+"""How much memory one call needs: weights, activations at their peak, and what the process really held."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from profiles.flops import evaluating
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one forward pass without gradients."""
+
+    weight_bytes: int  #: parameters and buffers
+    activation_peak_bytes: int  #: most bytes of tensors alive at once that the call made, its answer included
+    peak_bytes: int  #: weights, example and activations together: what a device must have free, less its workspace
+
+
+def memory(module: nn.Module, example: tuple[Tensor, ...]) -> Memory:
+    """What one forward pass of `module` over `example` needs, counted tensor by tensor; works on the meta device too."""
+    weights = storage_bytes([*module.parameters(), *module.buffers()])
+    with evaluating(module), torch.no_grad(), Live(example) as live:
+        module(*example)
+    return Memory(weights, live.peak, weights + storage_bytes(list(example)) + live.peak)
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes behind `tensors`, shared storage counted once."""
+    storages = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+class Live(TorchDispatchMode):
+    """Follows every tensor that is made while it is on, until it dies. `peak`: the most bytes alive at once."""
+
+    def __init__(self, known: tuple[Tensor, ...] = ()) -> None:
+        super().__init__()
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self.seen.add(value.untyped_storage())  # was there before, or is followed already
+        answer = func(*args, **(kwargs or {}))
+        for value in tree_leaves(answer):
+            if isinstance(value, Tensor):
+                self.follow(value.untyped_storage())
+        return answer
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.release, storage.nbytes()).atexit = False
+
+    def release(self, size: int) -> None:
+        self.now -= size
+
+
+def resident_peak(call: Callable[[], object]) -> int | None:
+    """Bytes by which the resident memory of this process rose above its start while `call` ran, at the peak.
+
+    Memory that the allocator kept from earlier calls does not rise again, so time the first call. None where the
+    kernel does not let a process reset its high-water mark (anything but Linux).
+    """
+    gc.collect()
+    try:
+        CLEAR.write_text("5")
+        before = status("VmRSS")
+        call()
+        return max(0, status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def status(key: str) -> int:
+    """A field of the process's status, in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def cuda_peak(call: Callable[[], object], device: torch.device | str = "cuda") -> int:
+    """Bytes allocated on `device` at the peak of `call`, with all that was allocated before it."""
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
