@@ -30,7 +30,11 @@ OPERATORS = re.compile(
 )
 #: operators that reach for the file system
 FILES = re.compile(r"\b(from_file|save|load)\b")
-EXPRESSION = re.compile(r"(?:[A-Z][A-Za-z_]*|[a-z]{1,3}\d+|floor|ceiling|\d+(?:\.\d+)?|[\s()+*/,<>=!&|-])*")
+#: what sympy writes of an integer expression over symbols: names of its own, no attribute, no other string
+EXPRESSION = re.compile(
+    r"(?:[A-Z][A-Za-z_]*|'[a-z]{1,4}\d+'|[a-z]{1,4}\d+|\b(?:positive|nonnegative|integer|real)=True"
+    r"|floor|ceiling|\d+(?:\.\d+)?|[\s()+*/,<>=!&|-])*"
+)
 NAME = re.compile(r"[\w.]*")
 RECORDS = {"archive_format", "archive_version", "byteorder"}
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from compress.models import body
 from compress.models.fitting import matters
@@ -84,10 +85,30 @@ def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return sum(value in both for value in union) / max(len(union), 1)
 
 
+class Shell(TorchFunctionMode):
+    """Weights on the meta device, all else computed: for networks that work out their widths with tensors."""
+
+    FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in self.FACTORIES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def shell(name: str, *, classes: int, channels: int = COLOUR) -> nn.Module:
+    """The network `name` without its weights: built on the meta device, nothing of size is allocated."""
+    try:
+        with torch.device("meta"):
+            return body(name, classes=classes, channels=channels)
+    except NotImplementedError:  # torchvision's RegNets ask tensors for their values
+        with Shell():
+            return body(name, classes=classes, channels=channels)
+
+
 def build_shapes(name: str, classes: int, channels: int) -> dict[str, Shape]:
-    """Names and shapes of an architecture, built on the meta device: nothing is allocated."""
-    with torch.device("meta"):
-        return shapes_of(body(name, classes=classes, channels=channels).state_dict())
+    return shapes_of(shell(name, classes=classes, channels=channels).state_dict())
 
 
 def fingerprint(name: str) -> Fingerprint:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.files import write_bytes
 from compress.models import body, timm_names, torchvision_names
-from compress.models.fingerprint import Fingerprint, fingerprint
+from compress.models.fingerprint import Fingerprint, fingerprint, shell
 from compress.models.fitting import SIDE_HEADS
 from compress.models.recognise import INDEX, Index, pack
 
@@ -49,8 +49,7 @@ def look_alikes(prints: list[Fingerprint]) -> list[list[str]]:
 
 def twins(names: list[str]) -> list[frozenset[str]]:
     """Those of some look-alikes that give equal answers with equal weights, in groups of two and more."""
-    with torch.device("meta"):
-        size = sum(p.numel() for p in body(names[0], classes=11).parameters())
+    size = sum(parameter.numel() for parameter in shell(names[0], classes=11).parameters())
     if size > LARGEST:
         return []
     answers = {name: answer(name) for name in names}

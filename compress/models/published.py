@@ -25,7 +25,9 @@ def from_torchvision(name: str) -> tuple[nn.Module, Card]:
     import torchvision
 
     if name not in torchvision_names():
-        raise UsageError(f"torchvision/{name}: no such classifier in torchvision{nearest(name, torchvision_names())}.")
+        raise UsageError(
+            f"torchvision/{name}: no such classifier in torchvision{nearest(name, torchvision_names()) or '.'}"
+        )
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
     try:
         model = torchvision.models.get_model(name, weights=weights)
@@ -39,7 +41,9 @@ def from_torchvision(name: str) -> tuple[nn.Module, Card]:
 def from_timm(name: str) -> tuple[nn.Module, Card]:
     timm = _timm_package()
     if not timm.is_model(name):
-        raise UsageError(f"timm/{name}: no such model in timm {timm.__version__}{nearest(name, timm.list_models())}.")
+        raise UsageError(
+            f"timm/{name}: no such model in timm {timm.__version__}{nearest(name, timm.list_models()) or '.'}"
+        )
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,0 +1,118 @@
+"""`compress inspect`: what is in a checkpoint, and how far some data is from what it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.output import common, emit, parse_size
+
+if TYPE_CHECKING:
+    from compress.models.inspection import Inspection
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--teacher-arch", metavar="NAME", help="The architecture, where it is not recognised.")
+@click.option("--ood", metavar="DATA", help="Out-of-domain data to ask the model about: a folder or a name.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets with a name lie.")
+@click.option("--image-size", callback=parse_size, metavar="HxW", help="Image size, where the checkpoint does not say.")
+@click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both.")
+@click.option("--trust-pickle", is_flag=True, help="Run the code in a pickled file. Only for files you trust.")
+@common
+def inspect(
+    checkpoint: str,
+    teacher_arch: str | None,
+    ood: str | None,
+    data_root: Path | None,
+    image_size: tuple[int, int] | None,
+    ema: bool,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Say what is in CHECKPOINT: format, architecture, classes, input, health; with --ood, how it sees that data.
+
+    \b
+    Example:
+      compress inspect embedded/fashion_wrn16_2
+      compress inspect embedded/fashion_wrn16_2 --ood embedded/photos
+    """
+    from compress.models.inspection import inspect_model
+    from compress.models.wishes import Wishes
+
+    wishes = Wishes(arch=teacher_arch, image_size=image_size, ema=ema, trust_pickle=trust_pickle)
+    found = inspect_model(checkpoint, wishes)
+    result: dict[str, Any] = found.as_dict()
+    text = describe(found)
+    if ood is not None:
+        from compress.cli.distance import distance
+
+        seen = distance(checkpoint, wishes, ood, data_root)
+        result["ood"] = seen.as_dict()
+        text += "\n\n" + seen.describe()
+    emit(result, as_json=as_json, text=text)
+
+
+def describe(found: Inspection) -> str:
+    """The inspection for people: a name and a value a line, only what is known."""
+    rows = [
+        ("model", found.model),
+        ("format", ", in ".join([found.format, " / ".join(found.wrapping)]).removesuffix(", in ")),
+    ]
+    rows += architecture(found) + reads(found) + health(found)
+    if found.card is not None:
+        rows += [(f"metrics.{key}", f"{value:.4f}") for key, value in found.card.metrics.items()]
+        rows += [(key, short(value)) for key, value in found.card.provenance.items() if key != "assumed"]
+    rows += [(key, short(value)) for key, value in found.facts.items()]
+    if found.sha256:
+        rows.append(("sha256", found.sha256))
+    if found.problem:
+        rows.append(("problem", found.problem))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def architecture(found: Inspection) -> list[tuple[str, str]]:
+    if found.candidates:
+        return [("architecture", f"one of {len(found.candidates)}: {', '.join(found.candidates)}")]
+    also = f" (the same function: {', '.join(found.same_as)})" if found.same_as else ""
+    return [("architecture", f"{found.architecture or 'not recognised'}{also}")]
+
+
+def reads(found: Inspection) -> list[tuple[str, str]]:
+    """What goes in and comes out."""
+    card = found.card
+    if card is None:
+        return []
+    names = card.class_names or []
+    listed = f" ({', '.join(names[:10])}{', …' if len(names) > 10 else ''})" if names else ""
+    assumed = card.provenance.get("assumed") or []
+    note = f" (assumed: {', '.join(assumed)})" if assumed else ""
+    height, width = card.image_size
+    return [
+        ("classes", f"{card.classes}{listed}"),
+        ("input", f"{'grey' if card.grey else 'colour'} images of {height}x{width}{note}"),
+        ("normalisation", f"mean {triple(card.mean)}, std {triple(card.std)}"),
+    ]
+
+
+def health(found: Inspection) -> list[tuple[str, str]]:
+    rows = [("tensors", ", ".join(f"{number} of {kind}" for kind, number in found.dtypes.items()))]
+    if found.params is not None:
+        rows.insert(0, ("parameters", f"{found.params:,}"))
+    bad = ", ".join(found.non_finite)
+    rows.append(("numbers", f"NaN or infinity in {bad}: this checkpoint is broken" if bad else "all finite"))
+    if found.has_ema:
+        rows.append(("averaged weights", "beside the plain ones; take them with --ema"))
+    return rows
+
+
+def triple(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:99] + "…"

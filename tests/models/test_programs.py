@@ -1,0 +1,193 @@
+"""Program files as teachers: used as they are, vetted before they are opened."""
+
+import json
+import warnings
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from compress.errors import CompressError, UsageError
+from compress.models.archive import kind_of
+from compress.models.loading import load_model
+
+
+def small(channels: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, 2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 7),
+    ).eval()
+
+
+class Flat(nn.Module):
+    """Fixed to the batch it was traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def export(module, path, example, *, dynamic=True):
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=shapes), path)
+
+
+def script(module, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module), str(path))
+
+
+def rewritten(source, target, change):
+    """A copy of an archive in which `change(name, content)` gives the content of every record."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("programs") / "teacher.pt2"
+    export(small(), path, torch.rand(2, 3, 24, 24))
+    return path
+
+
+def test_an_exported_program_is_a_teacher_as_it_is(program):
+    model, card = load_model(str(program))
+    assert (card.architecture, card.classes, card.image_size) == ("exported", 7, (24, 24))
+    x = torch.rand(5, 3, 24, 24, requires_grad=True)
+    torch.testing.assert_close(model(x), small()(x))
+    (gradient,) = torch.autograd.grad(model(x).sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_program_stays_in_eval_mode(program):
+    model, _ = load_model(str(program))
+    x = torch.rand(2, 3, 24, 24)
+    before = model(x)
+    model.train()
+    assert torch.equal(model(x), before)
+
+
+def test_normalisation_given_by_the_user_goes_before_the_program(program):
+    model, _ = load_model(str(program), mean=[0.5], std=[0.5])
+    x = torch.rand(2, 3, 24, 24)
+    torch.testing.assert_close(model(x), small()((x - 0.5) / 0.5))
+
+
+def test_a_grey_program_is_known_by_its_signature(tmp_path):
+    export(small(1), tmp_path / "t.pt2", torch.rand(2, 1, 24, 24))
+    model, card = load_model(str(tmp_path / "t.pt2"))
+    assert card.grey
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 7)
+
+
+def test_torchscript_is_a_teacher_once_its_size_is_given(tmp_path):
+    path = tmp_path / "teacher.pt"
+    script(small(), path)
+    assert kind_of(path) == "script"
+    with pytest.raises(UsageError, match="--image-size"):
+        load_model(str(path))
+    model, card = load_model(str(path), image_size=(24, 24))
+    assert card.classes == 7
+    x = torch.rand(3, 3, 24, 24, requires_grad=True)
+    torch.testing.assert_close(model(x), small()(x))
+    (gradient,) = torch.autograd.grad(model(x).sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_program_of_one_batch_size_is_refused_with_the_cure(tmp_path):
+    export(Flat(), tmp_path / "t.pt2", torch.rand(1, 3, 24, 24), dynamic=False)
+    with pytest.raises(CompressError, match=r"dynamic batch"):
+        load_model(str(tmp_path / "t.pt2"))
+
+
+def test_another_size_or_class_count_than_the_programs_is_a_usage_error(program):
+    with pytest.raises(UsageError, match="24x24"):
+        load_model(str(program), image_size=(32, 32))
+    with pytest.raises(UsageError, match="7 classes"):
+        load_model(str(program), classes=10)
+
+
+def test_a_truncated_program_says_so(program, tmp_path):
+    (tmp_path / "t.pt2").write_bytes(program.read_bytes()[:5000])
+    with pytest.raises(CompressError, match="truncated"):
+        load_model(str(tmp_path / "t.pt2"))
+
+
+def edit(change):
+    def apply(name, content):
+        if not name.endswith("models/model.json"):
+            return content
+        graph = json.loads(content)
+        change(graph)
+        return json.dumps(graph)
+
+    return apply
+
+
+def call_system(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+
+def evil_name(graph):
+    graph["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"] = "x=__import__('os').system('true')"
+
+
+def evil_expression(graph):
+    text = json.dumps(graph).replace('"expr_str": "', '"expr_str": "__import__(0).system(0)+')
+    graph.update(json.loads(text))
+
+
+def file_operator(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
+@pytest.mark.parametrize("change", [call_system, evil_name, evil_expression, file_operator])
+def test_a_program_that_would_run_code_is_refused(program, tmp_path, change):
+    path = rewritten(program, tmp_path / "evil.pt2", edit(change))
+    assert path.read_bytes() != program.read_bytes()
+    with pytest.raises(CompressError, match="refused: it holds"):
+        load_model(str(path))
+
+
+def test_a_pickle_with_code_inside_a_program_is_refused(program, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            import os
+
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    torch.save((Payload(),), tmp_path / "payload.pt")
+    evil = (tmp_path / "payload.pt").read_bytes()
+    path = rewritten(program, tmp_path / "evil.pt2", lambda name, old: evil if "sample_inputs" in name else old)
+    with pytest.raises(CompressError, match="refused: it holds a pickle"):
+        load_model(str(path))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_torchscript_that_writes_files_is_refused(tmp_path):
+    class Leaking(nn.Module):
+        def forward(self, x):
+            torch.save(x, "leak.pt")
+            return x.mean((2, 3))
+
+    script(Leaking(), tmp_path / "t.pt")
+    with pytest.raises(CompressError, match="refused: it holds a call of"):
+        load_model(str(tmp_path / "t.pt"), image_size=(8, 8))
+
+
+def test_an_onnx_teacher_is_a_usage_error(tmp_path):
+    (tmp_path / "t.onnx").write_bytes(b"x")
+    with pytest.raises(UsageError, match="ONNX"):
+        load_model(str(tmp_path / "t.onnx"))
