@@ -1,0 +1,27 @@
+"""What goes wrong on the way to a runtime, in one sentence; `exit_code` is what a command line ends with."""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """The network cannot be written for a runtime, or what was written answers differently. Nothing was kept."""
+
+    exit_code = 1
+
+
+class RunnerError(Exception):
+    """A file cannot be run: damaged, of another kind, or for a device that is not there."""
+
+    exit_code = 1
+
+
+class MissingFileError(RunnerError):
+    """There is no such file."""
+
+    exit_code = 2
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first line of an error's text that says something, cut to `length` characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:length]

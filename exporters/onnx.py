@@ -1,0 +1,256 @@
+"""A network as one ONNX file that has proven, on images, that it answers as PyTorch does.
+
+Two exporters are tried in turn: torch.export's graph ("dynamo"), then the tracer ("torchscript"). Each result goes
+through the ONNX checker and runs in ONNX Runtime at several batch sizes. A file that fails never gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from exporters.failure import ExportError, RunnerError, first_line
+from exporters.parity import Parity, compare
+from exporters.runtime import load
+
+Exporter = Literal["auto", "dynamo", "torchscript"]
+INPUT, OUTPUT = "images", "logits"
+#: batch sizes of the comparison; none equals the batch of 3 that is traced with, so that a baked-in size shows
+BATCHES = (1, 2, 5)
+TRACED_BATCH = 3
+#: greatest difference of a logit, as a share of the greatest |logit|: float32 in another order stays below 1e-5
+TOLERANCE = 1e-3
+LOWEST_OPSET = 18
+#: what exporters, the checker and serialisation raise for a network that they cannot write
+FAILURES = (
+    ExportError,
+    RunnerError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    torch.onnx.errors.OnnxExporterError,
+    *(RuntimeError, ValueError, TypeError, AssertionError, AttributeError, KeyError, IndexError, ImportError, OSError),
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how far it is from PyTorch."""
+
+    path: Path
+    opset: int
+    bytes: int
+    sha256: str
+    exporter: str  #: "dynamo" or "torchscript"
+    parity: Parity
+    tolerance: float  #: greatest parity.max_rel that would have passed
+    real_images: bool  #: compared on images that were given, not on noise
+    batch_sizes: tuple[int, ...]  #: that were run
+    refused: dict[str, str]  #: exporter that was tried first and failed -> why
+
+
+def export(
+    module: nn.Module,
+    example: Tensor,
+    path: str | Path,
+    *,
+    opset: int = LOWEST_OPSET,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, str] | None = None,
+    images: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+    exporter: Exporter = "auto",
+) -> Export:
+    """Write `module` (float32 images [n, 3, h, w] -> logits) to `path` as one ONNX file, verified in ONNX Runtime.
+
+    `example`: [n, 3, h, w], gives the image size (and the batch size unless `dynamic_batch`). `images`: [m, 3, h, w],
+    real ones to compare on; noise in [0, 1] without. `tolerance`: greatest difference of a logit as a share of the
+    greatest |logit|. `metadata` goes into the file. The module's modes, device and weights are left as they were.
+
+    Raises ExportError, leaving what was at `path` untouched, if no exporter writes a file that passes.
+    """
+    if opset < LOWEST_OPSET:
+        raise ExportError(f"opset {opset}: expected {LOWEST_OPSET} or more.")
+    path = Path(path)
+    network = copied(module)
+    example = example.detach().float().cpu()
+    batches = batches_of(example if images is None else images, example, dynamic_batch, noise=images is None)
+    refused: dict[str, str] = {}
+    for name in ("dynamo", "torchscript") if exporter == "auto" else (exporter,):
+        with temporary(path) as draft:
+            try:
+                model = WRITERS[name](network, example, opset, dynamic_batch)
+                content = finish(model, draft, opset, metadata or {})
+                parity = verify(network, draft, batches, tolerance)
+            except FAILURES as error:
+                refused[name] = first_line(error)
+                continue
+            publish(draft, path)
+        return Export(
+            path=path,
+            opset=opset,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            exporter=name,
+            parity=parity,
+            tolerance=tolerance,
+            real_images=images is not None,
+            batch_sizes=tuple(sorted({len(batch) for batch in batches})),
+            refused=refused,
+        )
+    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise ExportError(f"{path}: not written, for no exporter gives a file that answers as PyTorch does ({why}).")
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy on the CPU, in float32 and eval mode throughout: the caller's module keeps its modes and device."""
+    try:
+        network = copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise ExportError(f"the network cannot be copied for the export ({first_line(error)}).") from error
+    return network.float().cpu().requires_grad_(False).eval()
+
+
+def batches_of(images: Tensor, example: Tensor, dynamic_batch: bool, *, noise: bool) -> list[NDArray[np.float32]]:
+    """The images in batches of the sizes in BATCHES (or of the example's), each image once, short of images again."""
+    sizes: Sequence[int] = BATCHES if dynamic_batch else (len(example),)
+    if images.shape[1:] != example.shape[1:]:
+        expected = ", ".join(map(str, example.shape[1:]))
+        raise ExportError(f"found images {list(images.shape)} to compare on, expected [n, {expected}].")
+    if noise:
+        images = torch.rand(sum(sizes), *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    array = images.detach().float().cpu().numpy()
+    if len(array) == 0:
+        raise ExportError("no images to compare on; give at least one.")
+    array = array[np.arange(max(len(array), sum(sizes))) % len(array)]
+    batches, start = [], 0
+    for size in sizes:
+        batches.append(array[start : start + size])
+        start += size
+    largest = max(sizes)
+    return batches + [array[at : at + largest] for at in range(start, len(array) - largest + 1, largest)]
+
+
+def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[str, str]) -> bytes:
+    """Put the metadata in, check the model, write it to `draft`; the file's content."""
+    found = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    if found != opset:
+        raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString()
+    draft.write_bytes(content)
+    return content
+
+
+def traced(example: Tensor, dynamic_batch: bool) -> Tensor:
+    """What the exporter sees: a batch size that the comparison does not use, unless the example's is the only one."""
+    return example[:1].expand(TRACED_BATCH, -1, -1, -1).contiguous() if dynamic_batch else example
+
+
+def dynamo(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+    with silence():
+        program = torch.onnx.export(
+            network,
+            (traced(example, dynamic_batch),),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def torchscript(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+    with silence(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            network,
+            (traced(example, dynamic_batch),),
+            str(file),
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic_batch else None,
+        )
+        return onnx.load(file)
+
+
+WRITERS = {"dynamo": dynamo, "torchscript": torchscript}
+
+
+def verify(network: nn.Module, draft: Path, batches: list[NDArray[np.float32]], tolerance: float) -> Parity:
+    """Raises ExportError if the draft cannot be run or answers too differently."""
+    parity = compare(load(network.eval()), load(draft), batches)
+    if not parity.max_rel <= tolerance:
+        raise ExportError(
+            f"differs by {parity.max_rel:.1e} of the greatest logit on {parity.images} images, "
+            f"top-1 agreement {parity.top1_agreement:.1%}, tolerance {tolerance:.1e}"
+        )
+    return parity
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path` that is gone afterwards."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".onnx", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.") from error
+    try:
+        yield Path(name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Make the draft last, then give it its name."""
+    try:
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(draft, 0o666 & ~mask)
+        os.replace(draft, path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.") from error
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """The exporters print their progress and warn of their own future; what matters is verified afterwards."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
