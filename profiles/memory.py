@@ -29,7 +29,7 @@ class Memory:
 
 
 def memory(module: nn.Module, example: tuple[Tensor, ...]) -> Memory:
-    """What one forward pass of `module` over `example` needs, counted tensor by tensor; works on the meta device too."""
+    """What one forward pass of `module` over `example` needs, tensor by tensor; on the meta device too."""
     weights = storage_bytes([*module.parameters(), *module.buffers()])
     with evaluating(module), torch.no_grad(), Live(example) as live:
         module(*example)
@@ -38,8 +38,7 @@ def memory(module: nn.Module, example: tuple[Tensor, ...]) -> Memory:
 
 def storage_bytes(tensors: list[Tensor]) -> int:
     """Bytes behind `tensors`, shared storage counted once."""
-    storages = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
-    return sum(storage.nbytes() for storage in storages.values())
+    return sum(storage.nbytes() for storage in {tensor.untyped_storage() for tensor in tensors})
 
 
 class Live(TorchDispatchMode):
