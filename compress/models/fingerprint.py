@@ -99,6 +99,8 @@ class Shell(TorchFunctionMode):
 
 def shell(name: str, *, classes: int, channels: int = COLOUR) -> nn.Module:
     """The network `name` without its weights: built on the meta device, nothing of size is allocated."""
+    if ":" in name:
+        return body(name, classes=classes, channels=channels)  # what the user's own factory does is not for us to bend
     try:
         with torch.device("meta"):
             return body(name, classes=classes, channels=channels)

@@ -14,7 +14,7 @@ from compress.files import sha256
 from compress.models import body, network
 from compress.models.card import Card
 from compress.models.defaults import defaults
-from compress.models.fingerprint import CLASSES, fingerprint, shapes_of
+from compress.models.fingerprint import CLASSES, fingerprint, shapes_of, shell
 from compress.models.fitting import fit
 from compress.models.recognise import Match, free_sizes, recognise
 from compress.models.weights import Weights
@@ -26,7 +26,7 @@ ARCH_FACTS = ("arch", "architecture", "model_name", "model_arch")
 
 def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Module, Card]:
     """A stranger's state dict in the architecture that the user gave, or that it is recognised to belong to."""
-    match = given(path, weights, wishes) if wishes.arch else recognised(path, weights)
+    match = given(weights, wishes) if wishes.arch else recognised(path, weights)
     architecture = match.candidates[0]
     if wishes.classes is not None and wishes.classes != match.classes:
         raise UsageError(f"{path}: its classifier has {match.classes} classes, found {wishes.classes} asked for.")
@@ -80,21 +80,22 @@ def recognised(path: Path, weights: Weights) -> Match:
     return match
 
 
-def given(path: Path, weights: Weights, wishes: Wishes) -> Match:
+def given(weights: Weights, wishes: Wishes) -> Match:
     """The user's architecture, with the class count and channels that the weights have on its free axes."""
     architecture = str(wishes.arch)
     channels = 1 if wishes.grey else 3
-    if ":" in architecture:
-        return Match((architecture,), wishes.classes or own_classes(path, architecture, wishes), channels)
-    shapes, axes = shapes_of(weights.state), fingerprint(architecture).axes
+    axes = fingerprint(architecture).axes
+    if not axes.classes:
+        return Match((architecture,), wishes.classes or fixed_classes(architecture, wishes), channels)
+    shapes = shapes_of(aligned(weights, shell(architecture, classes=CLASSES)))
     present = all(axis < len(shapes.get(key, ())) for key, axis, *_ in [*axes.classes, *axes.channels])
     sizes = free_sizes(shapes, axes) if present else None
     classes, seen = sizes or (wishes.classes or CLASSES, channels)
     return Match((architecture,), classes, seen if seen in (1, 3) else channels)
 
 
-def own_classes(path: Path, architecture: str, wishes: Wishes) -> int:
-    """How many classes the user's own factory makes without being told."""
+def fixed_classes(architecture: str, wishes: Wishes) -> int:
+    """How many classes a network answers with whose factory takes no class count."""
     size = wishes.image_size or defaults(architecture).image_size
     with torch.no_grad():
         return body(architecture, classes=CLASSES).eval()(torch.zeros(1, 1 if wishes.grey else 3, *size)).shape[1]

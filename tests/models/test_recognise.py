@@ -1,0 +1,216 @@
+"""Recognising an architecture from a bare state dict, and loading a stranger's checkpoint whole."""
+
+import json
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from compress.errors import CompressError, UsageError
+from compress.models import MODELS, body
+from compress.models.fingerprint import fingerprint, overlap, shapes_of, shell, sketch
+from compress.models.loading import load_model
+from compress.models.recognise import index, nearest, pack, read_index, recognise
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_built_in_is_recognised_with_its_class_count(name):
+    with torch.device("meta"):
+        match = recognise(body(name, classes=23, channels=1).state_dict())
+    assert (match.candidates, match.classes, match.channels) == ((name,), 23, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision/mobilenet_v3_small", "torchvision/vgg11_bn", "torchvision/squeezenet1_1", "torchvision/vit_b_16",
+        "torchvision/resnet101", "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050", "timm/convnext_atto",
+        "timm/deit_tiny_distilled_patch16_224",
+    ],
+)  # fmt: skip
+def test_models_of_the_libraries_are_recognised_with_other_class_counts(name):
+    with torch.device("meta"):
+        match = recognise(body(name, classes=17).state_dict())
+    assert match.candidates == (name,)
+    assert match.classes == 17
+
+
+def test_networks_of_one_function_count_as_one_and_name_the_other():
+    match = recognise(timm.create_model("densenet121", num_classes=3).state_dict())
+    assert match.candidates == ("torchvision/densenet121",)
+    assert match.same == ("timm/densenet121",)
+
+
+def test_twins_do_answer_alike_and_look_alikes_do_not():
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18(num_classes=3).state_dict()
+    x = torch.rand(1, 3, 64, 64)
+    answers = []
+    for name in ("torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"):
+        model = body(name, classes=3).eval()
+        model.load_state_dict(state)
+        answers.append(model(x))
+    torch.testing.assert_close(answers[0], answers[1])
+    assert (answers[0] - answers[2]).abs().max() > 1e-3
+
+
+def test_ambiguity_lists_the_candidates_the_plainest_first(tmp_path):
+    torch.save(torchvision.models.resnet18(num_classes=4).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"--teacher-arch: torchvision/resnet18, timm/resnetblur18"):
+        load_model(str(tmp_path / "w.pth"))
+    _, card = load_model(str(tmp_path / "w.pth"), arch="torchvision/resnet18")
+    assert (card.classes, card.image_size) == (4, (224, 224))
+
+
+def test_a_name_in_the_checkpoint_settles_an_ambiguity(tmp_path):
+    state = torchvision.models.resnet18(num_classes=4).state_dict()
+    torch.save({"arch": "resnetblur18", "state_dict": state}, tmp_path / "w.pth")
+    assert load_model(str(tmp_path / "w.pth"))[1].architecture == "timm/resnetblur18"
+
+
+def test_side_heads_of_published_weights_are_no_hindrance(tmp_path):
+    state = torchvision.models.googlenet(num_classes=8, aux_logits=True, init_weights=False).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"))
+    assert (card.architecture, card.classes) == ("torchvision/googlenet", 8)
+
+
+def test_an_almost_known_network_names_its_nearest_relatives(tmp_path):
+    model = torchvision.models.resnet34(num_classes=5)
+    model.fc = nn.Sequential(nn.Linear(512, 64), nn.Linear(64, 5))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CompressError, match=r"nearest: torchvision/resnet34 \(about \d\d% of the tensors\)") as caught:
+        load_model(str(tmp_path / "w.pth"))
+    assert str(caught.value).count("about") == 5
+
+
+def test_the_estimated_overlap_is_near_the_true_one():
+    here, there = (
+        shapes_of(shell(name, classes=1000).state_dict()) for name in ("timm/resnet26", "torchvision/resnet50")
+    )
+    a, b = set(here.items()), set(there.items())
+    assert nearest(here, index())[0] == ("timm/resnet26", 1.0)
+    assert overlap(sketch(here), sketch(there)) == pytest.approx(len(a & b) / len(a | b), abs=0.2)
+
+
+def test_nothing_like_anything_known_says_so():
+    with pytest.raises(CompressError, match=r"tensors like these; give the architecture with --teacher-arch"):
+        recognise({"foo": torch.ones(3)})
+
+
+def test_the_shipped_index_is_reproduced_by_a_new_fingerprint():
+    shipped = {print_.name: print_ for print_ in read_index().fingerprints}
+    for name in ("torchvision/mobilenet_v2", "timm/resnet10t"):
+        assert fingerprint(name) == shipped[name]
+
+
+def test_the_index_survives_packing(tmp_path):
+    shipped = read_index()
+    assert len(shipped.fingerprints) > 1400
+    packed = pack(shipped)
+    assert packed == pack(shipped)
+    assert len(packed) < 1_000_000
+
+
+def test_a_bare_built_in_checkpoint_is_enough(tmp_path):
+    torch.manual_seed(0)
+    model = body("wrn16_1", classes=10, channels=1).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    net, card = load_model(str(tmp_path / "w.safetensors"), mean=[0.2], std=[0.4])
+    assert (card.architecture, card.classes, card.grey, card.image_size) == ("wrn16_1", 10, True, (32, 32))
+    grey = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(net(grey.expand(-1, 3, -1, -1)), model((grey - 0.2) / 0.4))
+
+
+def test_half_precision_weights_are_read_into_full_precision(tmp_path):
+    model = body("wrn16_1", classes=10)
+    torch.save(model.half().state_dict(), tmp_path / "w.pth")
+    net, _ = load_model(str(tmp_path / "w.pth"))
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path):
+    state = {k: v for k, v in body("wrn16_1", classes=10).state_dict().items() if "num_batches" not in k}
+    torch.save(state, tmp_path / "w.pth")
+    assert load_model(str(tmp_path / "w.pth"))[1].architecture == "wrn16_1"
+
+
+def test_another_class_count_than_the_files_is_a_usage_error(tmp_path):
+    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"10 classes, found 100 asked for"):
+        load_model(str(tmp_path / "w.pth"), classes=100)
+
+
+def test_the_wrong_architecture_shows_five_lines_of_difference(tmp_path):
+    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CompressError, match="do not fit") as caught:
+        load_model(str(tmp_path / "w.pth"), arch="resnet18")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 7
+    assert "more" in lines[-1]
+    assert "missing" in lines[1]
+
+
+def test_an_unknown_architecture_is_a_usage_error(tmp_path):
+    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="wrn16_1"):
+        load_model(str(tmp_path / "w.pth"), arch="wrn16_11")
+
+
+def test_the_users_own_factory_gives_the_network(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), *pool, nn.Linear(4, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.model(x)\n"
+        "def net(classes=5):\n"
+        "    return Net(classes)\n"
+        "def fixed():\n"
+        "    return Net(6)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(body("mine:net", classes=6).state_dict(), tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"), arch="mine:net", image_size=(16, 16))
+    assert (card.classes, card.architecture, card.image_size) == (6, "mine:net", (16, 16))
+    _, card = load_model("mine:net", image_size=(16, 16), classes=6)
+    assert card.classes == 6
+    _, card = load_model(str(tmp_path / "w.pth"), arch="mine:fixed", image_size=(16, 16))
+    assert card.classes == 6
+
+
+def test_a_trusted_pickled_module_is_a_teacher(tmp_path):
+    torch.save(body("wrn16_1", classes=10), tmp_path / "m.pth")
+    with pytest.raises(CompressError, match="refused"):
+        load_model(str(tmp_path / "m.pth"))
+    _, card = load_model(str(tmp_path / "m.pth"), trust_pickle=True, image_size=(32, 32))
+    assert (card.architecture, card.classes) == ("exported", 10)
+
+
+def test_what_is_assumed_is_said(tmp_path):
+    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"), image_size=(32, 32))
+    assert card.provenance == {"source": "w.pth", "assumed": ["mean", "std"]}
+    json.dumps(card.as_dict())
+
+
+@pytest.mark.parametrize("spec", ["torchvision/resnet19", "timm/resnet19"])
+def test_an_unknown_published_name_suggests_another(spec):
+    with pytest.raises(UsageError, match="did you mean"):
+        load_model(spec)
+
+
+def test_published_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(CompressError, match=r"could not be had \(no route to host\); download .* give the file"):
+        load_model("torchvision/resnet18")
