@@ -1,0 +1,44 @@
+"""`compress report`: several runs in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compress.cli.output import common, emit
+
+
+@click.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where to write. [default: DIR if it is one, else ./report]"
+)
+@click.option("--title", help="The report's heading.")
+@common
+def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_json: bool) -> None:
+    """Join the runs in DIR... into one report: report.html (a single file), report.md and report.json.
+
+    A DIR is a folder in which `compress distill`, `compress train` or `compress demo` has left its record.json.
+
+    \b
+    Example:
+      compress report runs/demo --title "Students from photographs"
+    """
+    import json
+
+    from profiles.record import join
+    from profiles.report import TITLE, write_report
+
+    records, pictures = join(folders)
+    folder = out or (only_folder(folders[0]) if len(folders) == 1 else Path("report"))
+    paths = write_report(folder, records, title=title or TITLE, pictures=pictures)
+    found = json.loads(paths["json"].read_text())
+    kept = {key: found[key] for key in ("summary", "best", "metric", "pareto", "caveats")}
+    result = {kind: str(path) for kind, path in paths.items()} | kept | {"models": len(records)}
+    text = "\n".join([found["summary"], "", *(str(path) for path in reversed(paths.values()))])
+    emit(result, as_json=as_json, text=text)
+
+
+def only_folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

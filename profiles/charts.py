@@ -1,0 +1,226 @@
+"""The report's charts, drawn by matplotlib as SVG whose colours are the page's own (light, dark, print)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+#: colours that stand for the page's; the second is used where the page has no say (a file by itself)
+INK, FAINT, PAPER = ("#010101", "#222222"), ("#020202", "#8a8a8a"), ("#030303", "#ffffff")
+PLAIN = ("#0067c0", "#c2410c", "#0b7a53", "#9333a8", "#a16207", "#0e7490")
+SERIES = [(f"#04000{'abcdef'[i]}", plain) for i, plain in enumerate(PLAIN)]
+DASHES = (0, (4, 3))
+MARKERS = "osD^vP"
+VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {pair: f"series-{i + 1}" for i, pair in enumerate(SERIES)}
+SIZE = (6.4, 4.2)  #: inches
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a chart of quality against cost."""
+
+    name: str
+    cost: float
+    score: float  #: in [0, 1]
+    series: str  #: what its colour and marker stand for, e.g. its method
+    teacher: bool = False
+    optimal: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quality over time of one run."""
+
+    name: str
+    seconds: Sequence[float]
+    scores: Sequence[float]
+
+
+def scatter(points: Sequence[Point], *, x_label: str, y_label: str, salt: str) -> bytes:
+    """Quality against cost as an SVG file: teacher as a star, Pareto-optimal models connected, everyone named."""
+    with drawing(salt):
+        figure, axes = canvas(x_label, y_label)
+        front = sorted((p for p in points if p.optimal), key=lambda p: (p.cost, p.score))
+        line = axes.plot([p.cost for p in front], [p.score for p in front], color=FAINT[0], linewidth=1.4, zorder=1)[0]
+        line.set(linestyle=DASHES, label="Pareto-optimal")
+        for i, series in enumerate(dict.fromkeys(p.series for p in points if not p.teacher)):
+            chosen = [p for p in points if p.series == series and not p.teacher]
+            dots(axes, chosen, SERIES[i % len(SERIES)][0], MARKERS[i % len(MARKERS)], 58, clean(series))
+        dots(axes, [p for p in points if p.teacher], INK[0], "*", 150, "teacher")
+        scale(axes, points)
+        legend(figure, axes)
+        place_names(figure, axes, points)
+        return as_svg(figure)
+
+
+def curves(lines: Sequence[Curve], *, level: tuple[str, float] | None, y_label: str, salt: str) -> bytes:
+    """Quality over time as an SVG file, one line a run; `level` is a named height to compare with (the teacher)."""
+    with drawing(salt):
+        figure, axes = canvas("training time (seconds)", y_label)
+        for i, curve in enumerate(lines):
+            line = axes.plot(list(curve.seconds), list(curve.scores), linewidth=1.8, label=clean(curve.name))[0]
+            line.set(color=SERIES[i % len(SERIES)][0], marker=MARKERS[i % len(MARKERS)], markersize=4.5)
+        if level is not None:
+            axes.axhline(level[1], color=INK[0], linewidth=1.2, linestyle=DASHES, label=clean(level[0]), zorder=1)
+        axes.set_xlim(left=0)
+        axes.margins(y=0.12)
+        legend(figure, axes)
+        return as_svg(figure)
+
+
+@contextlib.contextmanager
+def drawing(salt: str) -> Iterator[None]:
+    """Matplotlib set up for one chart: text stays text, names are the same every time, no complaints about glyphs."""
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        yield
+
+
+def dots(axes: Axes, points: Sequence[Point], color: str, marker: str, size: float, label: str) -> None:
+    if points:
+        drawn = axes.scatter([p.cost for p in points], [p.score for p in points], marker=marker, s=size, color=color)
+        drawn.set(linewidth=0, zorder=3, label=label)
+
+
+def canvas(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT[0])
+    axes.tick_params(colors=INK[0], which="both", length=3, labelsize=10)
+    axes.grid(True, color=FAINT[0], alpha=0.22, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(clean(x_label, 90), color=INK[0], parse_math=False)
+    axes.set_ylabel(clean(y_label, 90), color=INK[0], parse_math=False)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+    return figure, axes
+
+
+def scale(axes: Axes, points: Sequence[Point]) -> None:
+    """Costs on a logarithmic axis where they differ much; room for the names at the sides."""
+    costs = [p.cost for p in points]
+    if min(costs) > 0 and max(costs) > 6 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(costs) < 200 * min(costs) else (1.0,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        room = 0.2 * (max(costs) - min(costs)) or 0.5 * max(costs) or 1.0
+        axes.set_xlim(max(0.0, min(costs) - room), max(costs) + room)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:.4g}"))
+    scores = [p.score for p in points]
+    room = max(0.18 * (max(scores) - min(scores)), 0.02)
+    axes.set_ylim(min(scores) - room, max(scores) + room)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """What the marks stand for, in a row above the chart."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(4, len(labels))
+    box = figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5)
+    for text in box.get_texts():
+        text.set(color=INK[0], parse_math=False)
+
+
+def place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """A name beside each point, where it covers no other name and no point; the least important go without."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # names must not move the axes that they were fitted to
+    at = [axes.transData.transform((p.cost, p.score)) for p in points]
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
+    order = sorted(range(len(points)), key=lambda i: (not points[i].teacher, not points[i].optimal, -points[i].score))
+    for i in order:
+        text = axes.annotate(
+            clean(points[i].name), (points[i].cost, points[i].score), (0, 0), textcoords="offset points"
+        )
+        text.set(color=INK[0], fontsize=10, parse_math=False, zorder=4, annotation_clip=False)
+        text.set_fontweight("bold" if points[i].optimal or points[i].teacher else "normal")
+        text.set_bbox({"facecolor": PAPER[0], "edgecolor": "none", "alpha": 0.75, "pad": 0.6})
+        others = taken[:i] + taken[i + 1 :]
+        for dx, dy, across, up in places():
+            text.set(x=dx, y=dy, ha=across, va=up)
+            box = text.get_window_extent()
+            if figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max) and not box.count_overlaps(others):
+                taken.append(box)
+                break
+        else:
+            text.remove()
+
+
+def places() -> Iterator[tuple[float, float, str, str]]:
+    """Offsets in points and alignments of a name about its point, the best first, then farther out."""
+    for far in (8, 16, 26):
+        yield from [
+            (far, 0, "left", "center"), (-far, 0, "right", "center"), (0, far, "center", "bottom"),
+            (0, -far, "center", "top"), (far, far, "left", "bottom"), (far, -far, "left", "top"),
+            (-far, far, "right", "bottom"), (-far, -far, "right", "top"),
+        ]  # fmt: skip
+
+
+def clean(text: str, longest: int = 48) -> str:
+    """`text` on one line, without what an SVG file must not hold, cut short."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = line.encode("utf-8", "replace").decode()
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def as_svg(figure: Figure) -> bytes:
+    """The figure as an SVG file with stand-in colours, without the date and addresses that matplotlib writes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue().decode()
+    for pattern, instead in TIDY:
+        text = re.sub(pattern, instead, text, flags=re.DOTALL)
+    return text.strip().encode()
+
+
+#: what matplotlib writes and a page must not hold: addresses, dates, names twice, styles for the whole page, fonts
+TIDY = [
+    (r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", ""),
+    (r'<g id="[^"]*"', "<g"),
+    (r"font-family: [^;\"]+", "font-family: system-ui, sans-serif"),
+    (r"(font: (?:[a-z]+ )?(?:\d+ )?[\d.]+px) [^;\"]+", r"\1 system-ui, sans-serif"),
+    (r"<svg\b", '<svg style="stroke-linejoin: round; stroke-linecap: butt"'),
+    (r"\s*\n\s*", "\n"),
+]
+
+
+def standalone(svg: bytes) -> bytes:
+    """A chart as a file by itself: on white, in plain colours."""
+    text = svg.decode()
+    for stand_in, plain in VARIABLES:
+        text = text.replace(stand_in, plain)
+    return text.replace('<svg style="', '<svg style="background: #fff; ', 1).encode()
+
+
+def inline(svg: bytes, description: str) -> str:
+    """A chart as a part of a page: in its colours, as wide as its place, described for those who cannot see it."""
+    text = svg.decode()
+    for (stand_in, _), name in VARIABLES.items():
+        text = text.replace(stand_in, f"var(--{name})")
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    head, _, body = text.partition(">")
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    return head.replace("<svg", f'<svg role="img" aria-label="{attribute(description)}"', 1) + ">" + body
+
+
+def attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

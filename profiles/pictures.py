@@ -1,0 +1,60 @@
+"""Pictures made part of a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+LARGEST = 1400  #: pixels of the longer side, in the page
+SMALL = 700  #: pixels of the longer side below which a picture is enlarged without smoothing
+HEAVY = 1_500_000  #: bytes above which a PNG is replaced by a JPEG
+
+
+#: what Pillow raises for files that are missing, no pictures (an OSError of its own), damaged or far too large
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption; `source` is a data URI, or a path in Markdown."""
+
+    caption: str
+    source: str
+    path: Path
+    pixelated: bool = False
+
+
+def embed(pictures: Mapping[str, Path]) -> tuple[list[Picture], list[str]]:
+    """Pictures as data URIs, made smaller where needed, and a sentence for each that cannot be read."""
+    shown, failures = [], []
+    for caption, path in pictures.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                kind, content, small = shrink(Path(path))
+        except UNREADABLE as error:
+            failures.append(f"The picture “{caption}” could not be read ({type(error).__name__}: {Path(path).name}).")
+            continue
+        uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        shown.append(Picture(caption, uri, Path(path), small))
+    return shown, failures
+
+
+def shrink(path: Path) -> tuple[str, bytes, bool]:
+    """(kind, bytes, whether it is small) of a picture, without the metadata that its file may carry."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    if file.tell() <= HEAVY:
+        return "png", file.getvalue(), max(image.size) < SMALL
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=85)
+    return "jpeg", file.getvalue(), False

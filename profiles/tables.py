@@ -1,0 +1,180 @@
+"""The report's tables as text: the same cells for HTML and Markdown. A column that is empty for all is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from profiles.comparison import METRIC_NAMES, Comparison, heading, number, positive, setting
+from profiles.record import Record
+from profiles.wording import count, seconds, share, three, times
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header, and rows of text; the first cell of a row names it."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    strong: int | None = None  #: the row to point out
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are set to the right."""
+        columns = list(zip(*self.rows, strict=True))[1:] if self.rows else [()] * (len(self.header) - 1)
+        return [False, *(all(text[:1].isdigit() or text == MISSING for text in column) for column in columns)]
+
+
+Columns = dict[str, Callable[[Record], str]]
+
+
+def tabulate(caption: str, columns: Columns, records: Sequence[Record], best: Record | None = None) -> Table | None:
+    """One row a record; None where no column but the name has anything."""
+    names = list(columns)
+    cells = [[columns[name](record) for name in names] for record in records]
+    kept = [i for i in range(len(names)) if i == 0 or any(row[i] for row in cells)]
+    if len(kept) < 2:
+        return None
+    strong = next((i for i, record in enumerate(records) if record is best), None) if len(records) > 1 else None
+    return Table(caption, [names[i] for i in kept], [[row[i] or MISSING for i in kept] for row in cells], strong)
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """Results, latencies, exports, and how the models were made: those that have something to show."""
+    made = [results(comparison), latencies(comparison), exports(comparison), runs(comparison)]
+    return [table for table in made if table is not None and table.rows]
+
+
+def results(comparison: Comparison) -> Table | None:
+    other = [name for record in comparison.records for name in record.metrics if name != comparison.metric]
+    columns: Columns = {
+        "Model": lambda r: r.name,
+        "Role": lambda r: r.role,
+        "Method": lambda r: r.method,
+        "Network": lambda r: r.architecture,
+        heading(comparison.metric_name): lambda r: share(comparison.score(r)),
+        "Of teacher's": lambda r: share(comparison.retained(r), 1),
+    }
+    for name in dict.fromkeys(other):
+        columns[heading(METRIC_NAMES.get(name, name))] = lambda r, name=name: metric_text(r.metrics.get(name))
+    columns |= {
+        "Parameters": lambda r: count(r.params),
+        "GMAC": lambda r: three(None if r.macs is None else r.macs / 1e9),
+        "GFLOP": lambda r: three(comparison.cost(r, "flops")),
+        "Size": lambda r: f"{count(r.size_bytes)}B" if r.size_bytes is not None else "",
+        "p50 (ms)": lambda r: three(comparison.latency(r)),
+        "Speed-up": lambda r: times(comparison.speedup(r)),
+    }
+    at = "" if comparison.setting is None else f" p50: median latency with {comparison.setting}."
+    return tabulate(f"Results, for one image.{at} 1 MAC = 2 FLOP.", columns, comparison.records, comparison.best())
+
+
+def metric_text(value: Any) -> str:
+    """A further metric: a percentage where it is a share, else the number itself."""
+    known = number(value)
+    return share(known) if known is not None and 0 <= known <= 1 else three(known)
+
+
+def latencies(comparison: Comparison) -> Table | None:
+    """One row a record and setting, the settings together so that comparable numbers stand under each other."""
+    pairs = [(setting(one), record, one) for record in comparison.records for one in record.latencies]
+    settings = list(dict.fromkeys(at for at, _, _ in pairs))
+    pairs.sort(key=lambda pair: settings.index(pair[0]))
+    header = ["Model", "Setting", "p50 (ms)", "p90 (ms)", "p99 (ms)", "Images/s", "Speed-up"]
+    rows = [
+        [
+            record.name,
+            str(at),
+            *(three(positive(one.get(f"latency_ms_{p}"))) or MISSING for p in ("p50", "p90", "p99")),
+            three(positive(one.get("throughput_ips"))) or MISSING,
+            times(comparison.speedup(record, at)) or MISSING,
+        ]
+        for at, record, one in pairs
+    ]
+    return Table("Latency of one batch, and throughput.", header, rows) if rows else None
+
+
+def exports(comparison: Comparison) -> Table | None:
+    """The exported files and how far each is from PyTorch."""
+
+    def parity(record: Record, key: str) -> float | None:
+        return number(((record.export or {}).get("parity") or {}).get(key))
+
+    def told(key: str) -> Callable[[Record], str]:
+        return lambda record: str((record.export or {}).get(key) or "")
+
+    columns: Columns = {
+        "Model": lambda r: r.name,
+        "File": lambda r: PurePath(told("path")(r)).name,
+        "Opset": told("opset"),
+        "SHA-256": lambda r: told("sha256")(r)[:12],
+        "Images compared": lambda r: count(parity(r, "images")),
+        "Same top-1 answer": lambda r: share(parity(r, "top1_agreement")),
+        "Largest difference": lambda r: scientific(parity(r, "max_abs")),
+        "Relative": lambda r: scientific(parity(r, "max_rel")),
+    }
+    made = [record for record in comparison.records if record.export]
+    return tabulate("Exported files against PyTorch: logits on the same images.", columns, made)
+
+
+def scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def runs(comparison: Comparison) -> Table | None:
+    made = [record for record in comparison.records if any(key in record.run for key in ("steps", "wall_s", "seed"))]
+
+    def told(key: str) -> Callable[[Record], str]:
+        return lambda record: "" if record.run.get(key) is None else str(record.run[key])
+
+    columns: Columns = {
+        "Model": lambda r: r.name,
+        "Method": lambda r: r.method,
+        "Images": told("ood"),
+        "Steps": told("steps"),
+        "Wall clock": lambda r: seconds(r.run.get("wall_s")),
+        "Budget": lambda r: seconds(r.run.get("budget_s")),
+        "Images/s": lambda r: three(number(r.run.get("images_per_s"))),
+        "Waiting for data": lambda r: share(number(r.run.get("data_wait_share")), 1),
+        "Peak memory": lambda r: f"{count(number(r.run.get('peak_bytes')))}B" if r.run.get("peak_bytes") else "",
+        "Seed": told("seed"),
+    }
+    return tabulate("How the models were made.", columns, made)
+
+
+def environment(records: Sequence[Record]) -> list[Table]:
+    """The machines and versions behind the numbers, each once."""
+    tables = []
+    machines = [{key: value for key, value in record.machine.items() if key != "versions"} for record in records]
+    for title, blocks in (("Machine", machines), ("Versions", [record.versions for record in records])):
+        seen = []
+        for block in blocks:
+            if block and block not in seen:
+                seen.append(block)
+        for i, block in enumerate(seen):
+            caption = title if len(seen) == 1 else f"{title} {i + 1}"
+            tables.append(Table(caption, ["", "Value"], [described(key, value) for key, value in block.items()]))
+    return tables
+
+
+def described(key: str, value: Any) -> list[str]:
+    """A line of the environment: `memory_bytes` in bytes becomes memory in gigabytes."""
+    known = number(value)
+    if key.endswith("_bytes") and known is not None:
+        return [key.removesuffix("_bytes").replace("_", " "), f"{count(known)}B"]
+    return [str(key), in_words(value)]
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value)) or MISSING
+    if isinstance(value, dict):
+        return ", ".join(": ".join(described(key, item)) for key, item in value.items()) or MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return MISSING if value is None else str(value)
