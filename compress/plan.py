@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from compress import config
 import numpy as np
@@ -207,8 +207,9 @@ def provenance(teacher: TeacherPlan, card: Card) -> dict[str, Any]:
 # Data.
 
 
-def cache_folder(plan: Plan) -> Path:
-    return plan.data.cache or Path(os.environ.get("COMPRESS_CACHE", Path.home() / ".cache" / "compress")) / "images"
+def cache_folder(chosen: Path | None = None) -> Path:
+    """Where decoded images are kept: the folder chosen, else $COMPRESS_CACHE, else the user's cache."""
+    return chosen or Path(os.environ.get("COMPRESS_CACHE", Path.home() / ".cache" / "compress")) / "images"
 
 
 class CachedSource:
@@ -231,7 +232,7 @@ def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None
     views = 1 if kind == "labelled" else plan.data.views or auto_views(len(images))
     return build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views, seed=plan.pace.seed,
-        folder=cache_folder(plan), max_bad=plan.data.max_bad, say=say,
+        folder=cache_folder(plan.data.cache), max_bad=plan.data.max_bad, say=say,
     )  # fmt: skip
 
 
@@ -247,11 +248,11 @@ def validation_images(spec: str, card: Card, *, root: Path | None, folder: Path,
     return cached
 
 
-def validator(cached: Cached, card: Card, place: Place) -> Callable[[nn.Module], dict[str, float]]:
-    """A function that scores a network on `cached`, in float32."""
+def scorer(cached: Cached, card: Card, place: Place) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
+    """A function that scores a network, or any call from images to logits, on `cached`; a network computes in float32."""
     task = TASKS[card.task](card.classes, card.image_size)
 
-    def score(net: nn.Module) -> dict[str, float]:
+    def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
         batches = ((place.images(x), y) for x, y in in_order(cached, 256))
         return task.score(net, batches)
 
@@ -277,10 +278,10 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
     validate = None
     if plan.data.validation is not None:
         found = validation_images(
-            plan.data.validation, ready.card, root=plan.data.root, folder=cache_folder(plan),
+            plan.data.validation, ready.card, root=plan.data.root, folder=cache_folder(plan.data.cache),
             max_bad=plan.data.max_bad, say=display.say,
         )  # fmt: skip
-        validate = validator(found, ready.card, place)
+        validate = scorer(found, ready.card, place)
     settle_folder(folder, plan, resume=resume, rank=place.rank)
     place.barrier()
     batch_size = plan.pace.batch_size

@@ -15,16 +15,17 @@ class Journal:
 
     def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
+        self._wanted = tensorboard and importlib.util.find_spec("tensorboard") is not None
         self._board = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        if self._board is not None:
+        if self._wanted:
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
+
+                self._board = SummaryWriter(str(self.path.parent / "tensorboard"))
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)

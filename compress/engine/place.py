@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -27,8 +27,9 @@ class Place:
     world: int = 1
 
     def autocast(self) -> AbstractContextManager[None]:
-        dtype = torch.float16 if self.precision == "16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "32")
+        if self.precision == "32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.float16 if self.precision == "16" else torch.bfloat16)
 
     def settle(self, net: Module) -> Module:
         """`net` on the device, its images channels last (worth 1.3x on CPUs, more with bf16)."""

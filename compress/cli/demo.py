@@ -1,0 +1,72 @@
+"""`compress demo`: the whole path on embedded real data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.options import duration
+from compress.cli.output import common, emit, say
+
+if TYPE_CHECKING:
+    from profiles.record import Record
+
+TEACHER = "embedded/fashion_wrn16_2"
+#: folder of the run -> recipe, in the order of the demo
+RUNS = {"kd": "demo-kd", "mosaic": "demo-mosaic"}
+QUICK_SECONDS = 20.0
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo.")
+@click.option("--time-limit", callback=duration, metavar="220s", help="Training time of each student.  [default: the recipes']")
+@click.option("--quick", is_flag=True, help="Twenty seconds a student: checks the path, shows no quality.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@common
+def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: bool) -> None:
+    """Distil a Fashion-MNIST teacher from photographs, with MosaicKD and with plain KD, and report.
+
+    \b
+    Example:
+      compress demo --quick --out runs/quick
+    """
+    from compress.cli.results import make_report, model_record
+    from compress.models.loading import load_model
+    from profiles.record import write_records
+
+    seconds = time_limit or (QUICK_SECONDS if quick else None)
+    say(f"The teacher is {TEACHER}; its training data are not used. Both students see natural photographs only.")
+    teacher, card = load_model(TEACHER)
+    records: list[Record] = [one(out / name, recipe, seconds, seed) for name, recipe in RUNS.items()]
+    say("Timing the teacher, then writing the report …")
+    records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", timed=True, onnx=out / "teacher.onnx"))
+    write_records(out, records)
+    paths = make_report(out, records, title="Fashion-MNIST from photographs")
+    result: dict[str, Any] = {
+        "models": {r.name: {"metrics": r.metrics, "macs": r.macs, "params": r.params, "seconds": r.run.get("wall_s")} for r in records},
+        "report": {kind: str(path) for kind, path in paths.items()},
+    }  # fmt: skip
+    lines = [f"{r.name:22s} accuracy {r.metrics['accuracy']:.1%}   {r.macs or 0:,} MACs" for r in records]
+    emit(result, as_json=as_json, text="\n".join([*lines, str(paths["html"])]))
+
+
+def one(folder: Path, recipe: str, seconds: float | None, seed: int) -> Record:
+    """Distil, export, verify and time one student by a shipped recipe; its record."""
+    from compress.cli.options import read_options
+    from compress.cli.results import finished
+    from compress.cli.running import train_run
+    from compress.plan import prepare
+    from profiles.record import read_records
+
+    options = {"time_limit": seconds, "seed": seed}
+    plan, method = read_options(Path(recipe), (), options, teacher={"model": TEACHER})
+    say(f"\n{recipe}: {plan.pace.time_limit:.0f} s")
+    ready = prepare(plan, method)
+    run = train_run(ready, folder, devices=1, resume=False)
+    assert run is not None  # one process is always the first
+    _, text = finished(run, ready, exported="onnx", reported=False)
+    say(text)
+    return replace(read_records(folder)[0], pictures={})

@@ -1,0 +1,140 @@
+"""What a finished run is worth: its student counted, exported, timed, and written down as records and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.cli.output import say
+
+if TYPE_CHECKING:
+    from compress.engine.run import Run
+    from compress.models.card import Card
+    from compress.models.network import Network
+    from compress.plan import Prepared
+    from profiles.record import Record
+
+GIGA = 1e9
+
+
+def rehearsed(ready: Prepared) -> tuple[dict[str, Any], str]:
+    """The estimate of `--dry-run`, for machines and for people."""
+    from compress.rehearsal import estimate
+
+    found = estimate(ready)
+    result = asdict(found)
+    lines = [
+        f"{ready.plan.method['name']}: {ready.plan.student.model} on {found.device} in {found.precision}, everything checks out",
+        f"compute    {found.flops_per_step / GIGA:.2f} GFLOP a step, {found.flops_per_step * found.steps / 1e12:.2f} TFLOP in all",
+        f"memory     {found.state_bytes / 1e6:.0f} MB of weights and optimizer states, {found.activation_bytes / 1e6:.0f} MB of activations",
+        f"time       {found.seconds_per_step:.3f} s a step, {found.steps} steps, {clock(found.seconds)} (without decoding and evaluation)",
+        f"data       {found.unlabelled_images} training images at {ready.card.image_size[0]}x{ready.card.image_size[1]}",
+    ]
+    return result, "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool) -> tuple[dict[str, Any], str]:
+    """Measure the best student, write record.json (and the export, and the report), and say what came out."""
+    from compress.models.folder import load_model_folder
+    from profiles.record import write_records
+
+    net, card = load_model_folder(run.folder / "best")
+    record = student_record(run, ready, net, card, exported=exported is not None or reported, timed=reported)
+    records = [record]
+    if reported and ready.teachers:
+        teacher, teacher_card = ready.teachers[0]
+        records.insert(0, model_record(teacher, teacher_card, name="Teacher", role="teacher", timed=True))
+    write_records(run.folder, records)
+    result: dict[str, Any] = {
+        "run": str(run.folder), "student": str(run.folder / "best"), "metrics": card.metrics, "last": run.metrics,
+        "best_step": card.provenance.get("step"), "steps": run.step, "seconds": record.run["wall_s"],
+        "macs": record.macs, "flops": record.flops, "params": record.params, "unsupported": record.unsupported,
+        "export": record.export,
+    }  # fmt: skip
+    lines = summary(result)
+    if reported:
+        paths = make_report(run.folder, records, title=f"{ready.plan.method['name']}: {card.architecture}")
+        result["report"] = {kind: str(path) for kind, path in paths.items()}
+        lines.append(f"report     {paths['html']}")
+    return result, "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    scores = "  ".join(f"{name} {value:.2%}" for name, value in result["metrics"].items()) or "not measured (no --val)"
+    lines = [
+        f"student    {result['student']}  (step {result['best_step']} of {result['steps']}, {clock(result['seconds'])})",
+        f"score      {scores}",
+        f"cost       {result['macs'] / GIGA:.4f} GMAC = {result['flops'] / GIGA:.4f} GFLOP, {result['params'] / 1e6:.3f} M parameters",
+    ]
+    for operator, calls in result["unsupported"].items():
+        lines.append(f"           not counted: {operator}, {calls} times")
+    if result["export"] is not None:
+        parity = result["export"]["parity"]
+        lines.append(
+            f"export     {result['export']['path']}  (difference {parity['max_abs']:.1e}, same answer on "
+            f"{parity['top1_agreement']:.2%} of {parity['images']} images)"
+        )
+    return lines
+
+
+def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, exported: bool, timed: bool) -> Record:
+    """The record of a run's student: what it scored, costs, and how it was made."""
+    from dataclasses import replace
+
+    plan = ready.plan
+    names = {"mosaic": "MosaicKD", "kd": "KD", "supervised": "Supervised"}
+    method = names.get(plan.method["name"], plan.method["name"])
+    record = model_record(
+        net, card, name=f"{method} {card.architecture}", role="student" if ready.teachers else "model", timed=timed,
+        onnx=run.folder / "student.onnx" if exported else None,
+    )  # fmt: skip
+    lines = run.journal.lines("evaluation") if run.journal is not None else []
+    history = [{"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in run.metrics}} for line in lines]
+    made = {
+        "steps": run.step, "wall_s": round(run.elapsed, 2), "seed": plan.pace.seed, "batch_size": plan.pace.batch_size,
+        "precision": run.place.precision, "ood": plan.data.unlabelled or plan.data.labelled, "budget_s": plan.pace.time_limit,
+        "data_wait_share": round(run.data_wait_share, 5), "command": shlex.join(["compress", *sys.argv[1:]]),
+        "settings": plan.method, "history": history, "last": run.metrics, "best_step": card.provenance.get("step"),
+    }  # fmt: skip
+    return replace(record, method=method, run=made)
+
+
+def model_record(
+    net: Any, card: Card, *, name: str, role: str, timed: bool, onnx: Path | None = None
+) -> Record:
+    """Count a network, write it as verified ONNX where a path is given, and time it where asked."""
+    from compress.cli.measuring import export_model, time_model
+    from compress.models.folder import versions
+    from compress.tasks import TASKS
+    from profiles import flops, machine
+    from profiles.record import Record
+
+    example = TASKS[card.task](card.classes, card.image_size).example(1)
+    cost = flops.count(net.cpu().eval(), example)
+    export = asdict(export_model(net, card, onnx)) if onnx is not None else None
+    latencies = time_model(net, card, onnx=onnx) if timed else []
+    return Record(
+        name=name, role=role, architecture=card.architecture, task=card.task, image_size=card.image_size,  # pyright: ignore[reportArgumentType]
+        metrics=card.metrics, macs=cost.macs, flops=cost.flops, params=cost.params, macs_torch=cost.macs_torch,
+        unsupported=cost.unsupported, size_bytes=onnx.stat().st_size if onnx is not None else None,
+        latencies=latencies, export=export, machine=machine.describe(), versions=versions(),
+    )  # fmt: skip
+
+
+def make_report(folder: Path, records: list[Record], *, title: str) -> dict[str, Path]:
+    """Write the report of some records into `folder`, with the pictures that lie there."""
+    from profiles.report import write_report
+
+    pictures = {f"{path.stem} by predicted class, beside out-of-domain images": path for path in sorted(folder.glob("*.png"))}
+    commands = [record.run["command"] for record in records if record.run.get("command")]
+    say(f"writing the report into {folder}")
+    return write_report(folder, records, title=title, pictures=pictures, notes=[], commands=list(dict.fromkeys(commands)))

@@ -1,0 +1,63 @@
+"""Batches as a pure function of (seed, position, rank): no state, no worker can disturb the order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.data.augment import crop_flip
+from compress.data.cache import Cached
+
+Batch = tuple[Tensor, Tensor | None, Tensor]
+
+
+class Batches:
+    """`at(position)`: the batch at a position of an endless order.
+
+    Every epoch is a permutation drawn from (seed, epoch); the processes share it, rank r taking the r-th part of each
+    global batch; what does not fill a batch is dropped. `batch_size` is one process's. A set smaller than a global batch
+    is repeated within it.
+    """
+
+    def __init__(
+        self, cached: Cached, batch_size: int, *, seed: tuple[int, ...], rank: int = 0, world: int = 1, augment: bool = False
+    ) -> None:
+        self.cached, self.batch_size, self.seed, self.augment = cached, batch_size, seed, augment
+        self.rank, self.world = rank, world
+        self.wide = batch_size * world
+        self.per_epoch = max(1, len(cached) // self.wide)
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def at(self, position: int) -> Batch:
+        """(uint8 [n, 3, h, w] channels last in memory, labels int64 [n] or None, indices int64 [n])."""
+        epoch, number = divmod(position, self.per_epoch)
+        start = number * self.wide + self.rank * self.batch_size
+        indices = self.order(epoch)[start : start + self.batch_size]
+        pixels = self.cached.gather(indices)
+        if self.augment:
+            pixels = crop_flip(pixels, (*self.seed, position, self.rank))
+        labels = self.cached.labels_of(indices)
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        return images, None if labels is None else torch.from_numpy(labels), torch.from_numpy(indices)
+
+    def order(self, epoch: int) -> np.ndarray:
+        held = self._epoch
+        if held is None or held[0] != epoch:
+            rng = np.random.default_rng(np.random.SeedSequence([*self.seed, epoch]))
+            order = rng.permutation(len(self.cached))
+            if len(order) < self.wide:
+                order = np.resize(order, self.wide)
+            self._epoch = held = (epoch, order)
+        return held[1]
+
+
+def in_order(cached: Cached, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, for measuring: (uint8 [n, 3, h, w], labels int64 [n], -1 where there are none)."""
+    for start in range(0, len(cached), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(cached)))
+        labels = cached.labels_of(indices)
+        images = torch.from_numpy(cached.gather(indices)).permute(0, 3, 1, 2)
+        yield images, torch.from_numpy(labels) if labels is not None else torch.full((len(indices),), -1)

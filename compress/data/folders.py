@@ -1,0 +1,74 @@
+"""A folder of images, at any depth."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from compress.data.images import Images
+from compress.errors import UsageError
+
+
+def folder_images(folder: Path, *, split: str = "train", labelled: bool = False) -> Images:
+    """The images below `folder`, in natural order; with `labelled`, each top folder is a class.
+
+    A folder that holds `train` and `val` (or `test`) folders is taken by its split. Raises UsageError without images.
+    """
+    folder = by_split(folder, split)
+    extensions = set(Image.registered_extensions())
+    paths = sorted((p for p in walk(folder) if p.suffix.lower() in extensions), key=lambda p: natural(p.relative_to(folder)))
+    if not paths:
+        raise UsageError(f"{folder}: no images in this folder or below; expected files such as .jpg or .png.")
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            facts = path.stat()
+        except OSError:
+            continue  # a link to nowhere: reading it will say so
+        digest.update(f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    labels, names = class_folders(folder, paths) if labelled else (None, None)
+    items = [str(path) for path in paths]
+    return Images(str(folder), items, lambda i: paths[i], digest.hexdigest(), labels, names)
+
+
+def by_split(folder: Path, split: str) -> Path:
+    if not (folder / "train").is_dir():
+        return folder
+    names = ["train"] if split == "train" else [split, "val", "valid", "validation", "test"]
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def walk(folder: Path) -> list[Path]:
+    """Every file below, following links but never in a circle; hidden files and folders are left out."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(here) / name for name in files if not name.startswith(".")]
+    return found
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """A sorting key that puts img2 before img10."""
+    parts = re.split(r"(\d+)", str(path).lower())
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def class_folders(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None, list[str] | None]:
+    """A label a path by the first folder below `folder`; None where images lie in `folder` itself."""
+    tops = [path.relative_to(folder).parts for path in paths]
+    if any(len(parts) < 2 for parts in tops):
+        return None, None
+    names = sorted({parts[0] for parts in tops}, key=lambda name: natural(Path(name)))
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[parts[0]] for parts in tops], dtype=np.int64), names

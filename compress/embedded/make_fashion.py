@@ -1,0 +1,38 @@
+"""Make `fashion.npz` from the original Fashion-MNIST files: the first images of each class, so that the set is balanced.
+
+    python -m compress.embedded.make_fashion FOLDER
+
+FOLDER holds the four .gz files of Fashion-MNIST, for example /usr/share/datasets/fashion-mnist of Debian's package
+dataset-fashion-mnist.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+
+PARTS = {"train": ("train", 1000), "val": ("t10k", 200)}
+CLASSES = 10
+
+
+def read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images [n, 28, 28] uint8, labels [n] uint8) of one part, from IDX files."""
+    images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+    return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
+
+
+def make(folder: Path, target: Path) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for split, (part, each) in PARTS.items():
+        images, labels = read(folder, part)
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(CLASSES)]))
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]
+    np.savez_compressed(target, allow_pickle=False, **arrays)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), Path(__file__).with_name("fashion.npz"))
