@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoint")
 @click.option("--teacher-arch", metavar="NAME", help="The architecture, where it is not recognised.")
 @click.option("--ood", metavar="DATA", help="Out-of-domain data to ask the model about: a folder or a name.")
+@click.option("--ood-samples", type=click.IntRange(min=1), default=2000, show_default=True, help="Images to ask about.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets with a name lie.")
 @click.option("--image-size", callback=parse_size, metavar="HxW", help="Image size, where the checkpoint does not say.")
 @click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both.")
@@ -26,6 +27,7 @@ def inspect(
     checkpoint: str,
     teacher_arch: str | None,
     ood: str | None,
+    ood_samples: int,
     data_root: Path | None,
     image_size: tuple[int, int] | None,
     ema: bool,
@@ -49,7 +51,7 @@ def inspect(
     if ood is not None:
         from compress.cli.distance import distance
 
-        seen = distance(checkpoint, wishes, ood, data_root)
+        seen = distance(checkpoint, wishes, ood, data_root, ood_samples)
         result["ood"] = seen.as_dict()
         text += "\n\n" + seen.describe()
     emit(result, as_json=as_json, text=text)

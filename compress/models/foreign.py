@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from compress.models import body, network
 from compress.models.card import Card
 from compress.models.defaults import defaults
 from compress.models.fingerprint import CLASSES, fingerprint, shapes_of, shell
-from compress.models.fitting import fit
+from compress.models.fitting import fit, matters
 from compress.models.recognise import Match, free_sizes, recognise
-from compress.models.weights import Weights
+from compress.models.weights import PREFIXES, Weights
 from compress.models.wishes import Wishes
 
 #: what training scripts call the architecture in their checkpoints
@@ -26,7 +26,11 @@ ARCH_FACTS = ("arch", "architecture", "model_name", "model_arch")
 
 def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Module, Card]:
     """A stranger's state dict in the architecture that the user gave, or that it is recognised to belong to."""
-    match = given(weights, wishes) if wishes.arch else recognised(path, weights)
+    if wishes.arch:
+        match = given(weights, wishes)
+    else:
+        weights = narrowed(weights)
+        match = recognised(path, weights)
     architecture = match.candidates[0]
     if wishes.classes is not None and wishes.classes != match.classes:
         raise UsageError(f"{path}: its classifier has {match.classes} classes, found {wishes.classes} asked for.")
@@ -49,11 +53,40 @@ def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Modul
 
 
 def aligned(weights: Weights, model: nn.Module) -> Mapping[str, Tensor]:
-    """The weights under the network's own names, where these begin with what was taken for a wrapper's prefix."""
+    """The weights under the network's own names: these may begin with what was taken for a wrapper's prefix, or lie
+    beside the tensors of a loss under a prefix that not all share."""
+    own = model.state_dict()
     prefix = "".join(part for part in weights.wrapping if part.endswith("."))
-    if prefix and all(key.startswith(prefix) for key in model.state_dict()):
+    if prefix and all(key.startswith(prefix) for key in own):
         return {prefix + key: value for key, value in weights.state.items()}
-    return weights.state
+    needed = {key for key, value in own.items() if matters(key, value)}
+    return next((part for _, part in parts(weights.state) if needed <= part.keys()), weights.state)
+
+
+def narrowed(weights: Weights) -> Weights:
+    """Without what a training module keeps beside its network: a loss's class weights, a metric's counts."""
+    if is_known(weights.state):
+        return weights
+    for prefix, part in parts(weights.state):
+        if is_known(part):
+            return replace(weights, state=part, wrapping=(*weights.wrapping, prefix))
+    return weights
+
+
+def is_known(state: Mapping[str, Tensor]) -> bool:
+    try:
+        recognise(state)
+    except CompressError:
+        return False
+    return True
+
+
+def parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors under each wrapper's prefix that some, but not all, names share."""
+    for prefix in PREFIXES:
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if 0 < len(part) < len(state):
+            yield prefix, part
 
 
 def assumed(wishes: Wishes) -> list[str]:

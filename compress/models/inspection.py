@@ -15,7 +15,7 @@ from compress.errors import CompressError
 from compress.files import sha256
 from compress.models.archive import kind_of
 from compress.models.card import Card
-from compress.models.foreign import from_weights
+from compress.models.foreign import from_weights, narrowed
 from compress.models.loading import find, load_model
 from compress.models.programs import EXPORTED
 from compress.models.published import PREFIXES
@@ -102,7 +102,7 @@ def fitted(found: Inspection, path: Path, weights: Weights, wishes: Wishes) -> N
     """Find the network that the weights belong to, and see whether they fit."""
     if wishes.arch is None:
         try:
-            match = recognise(weights.state)
+            match = recognise(narrowed(weights).state)
             found.candidates = match.candidates if not match.certain else ()
             found.same_as = match.same
         except CompressError:

@@ -138,6 +138,14 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path):
     assert load_model(str(tmp_path / "w.pth"))[1].architecture == "wrn16_1"
 
 
+@pytest.mark.parametrize("arch", [None, "wrn16_1"])
+def test_tensors_of_a_loss_beside_the_network_are_left_out(tmp_path, arch):
+    state = {"model." + key: value for key, value in body("wrn16_1", classes=10).state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}}, tmp_path / "w.ckpt")
+    _, card = load_model(str(tmp_path / "w.ckpt"), arch=arch)
+    assert (card.architecture, card.classes) == ("wrn16_1", 10)
+
+
 def test_another_class_count_than_the_files_is_a_usage_error(tmp_path):
     torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"10 classes, found 100 asked for"):
