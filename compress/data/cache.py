@@ -66,14 +66,16 @@ def auto_views(images: int, target: int = 10_000) -> int:
 
 def build_cache(
     images: Images, *, image_size: tuple[int, int], folder: Path, resize: int | None = None, views: int = 1, seed: int = 0,
-    max_bad: float = 0.01, workers: int | None = None, say: Callable[[str], None] = lambda _: None,
+    max_bad: float = 0.01, workers: int | None = None, limit: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Cached:  # fmt: skip
     """The decoded images, from `folder` if they are there.
 
     One view: the short side is resized to `resize` (default: the longer of `image_size`), then the centre cropped. More:
     random crops of every scale between the network's size and the whole image. Unreadable images are left out and named in
-    `bad.jsonl`; raises CompressError where they are more than `max_bad` of all.
+    `bad.jsonl`; raises CompressError where they are more than `max_bad` of all. `limit` takes that many images, evenly spread.
     """
+    images = images if limit is None else images.spread(limit)
     facts = [FORMAT, images.fingerprint(), image_size, resize, views, seed if views > 1 else 0]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     place = folder / key

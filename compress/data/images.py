@@ -37,6 +37,17 @@ class Images:
     def item(self, i: int) -> str:
         return self.items[i]
 
+    def spread(self, limit: int) -> Images:
+        """At most `limit` of the images, evenly spread through the set."""
+        if limit >= len(self):
+            return self
+        chosen = np.linspace(0, len(self) - 1, limit).astype(np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        items = [self.items[i] for i in chosen]
+        return Images(
+            self.name, items, lambda i: self.opened(int(chosen[i])), f"{self.identity} {limit}", labels, self.class_names
+        )
+
     def fingerprint(self) -> str:
         """A hash of what identifies the content: names, sizes, dates."""
         digest = hashlib.sha256(f"{self.name}\n{self.identity}\n{len(self)}".encode())
