@@ -52,7 +52,7 @@ FAILURES = (
 class Export:
     """What was written, and how far it is from PyTorch."""
 
-    path: Path
+    path: str
     opset: int
     bytes: int
     sha256: str
@@ -102,7 +102,7 @@ def export(
                 continue
             publish(draft, path)
         return Export(
-            path=path,
+            path=str(path),
             opset=opset,
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),

@@ -31,6 +31,7 @@ class Runner(ABC):
         self.provider = provider  #: where it really runs
         self.threads = threads  #: None: as many as the runtime likes
         self.input_size: tuple[int, int] | None = None  #: (height, width); None where any size goes or nobody knows
+        self.channels = 3  #: that the images must have
         self.batch_size: int | None = None  #: the only batch size it takes; None: any
         self.classes: int | None = None  #: width of the answer; None where nobody knows before the first call
         self.metadata: Mapping[str, str] = {}
@@ -90,7 +91,8 @@ class OnnxRunner(Runner):
                 "expected one float input [n, 3, height, width] and one output of logits."
             )
         self.input_name, self.shape = inputs[0].name, inputs[0].shape
-        batch, _, height, width = self.shape
+        batch, channels, height, width = self.shape
+        self.channels = channels if isinstance(channels, int) else 3
         self.input_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         self.batch_size = batch if isinstance(batch, int) else None
         answer = outputs[0].shape

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 Example = TypeVar("Example")
+Key = TypeVar("Key", bound=Hashable)
 #: slices into which the duration of each call is cut when several take turns
 ROUNDS = 5
 #: seconds between two slices, in which the threads of the one before stop spinning
@@ -79,13 +80,13 @@ def measure(
 
 
 def measure_alternated(
-    candidates: Mapping[str, Candidate[Example]],
+    candidates: Mapping[Key, Candidate[Example]],
     *,
     warmup_s: float = 0.2,
     duration_s: float = 1.0,
     min_runs: int = 10,
     rounds: int = ROUNDS,
-) -> dict[str, Latency]:
+) -> dict[Key, Latency]:
     """Time several calls in turn, slice by slice, so that a ratio between two compares the same minutes of the machine.
 
     Each gets `duration_s` seconds in all and at least `min_runs` counted calls. Raises ValueError for nothing to time.
@@ -95,7 +96,7 @@ def measure_alternated(
     before = load()
     for candidate in candidates.values():
         run_for(candidate, seconds=warmup_s, at_least=1)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times: dict[Key, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, candidate in candidates.items():
             if len(candidates) > 1:

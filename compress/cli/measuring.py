@@ -1,0 +1,159 @@
+"""The two measurements that several commands share: a model as verified ONNX, and its latency in every runtime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress.cli.opening import Opened
+    from compress.data.images import Images
+    from compress.models.card import Card
+    from exporters.onnx import Export, Exporter
+    from exporters.runtime import Provider
+    from profiles.latency import Candidate
+
+#: images on which an export is compared with PyTorch
+COMPARED = 64
+#: crops taken of one picture where there are few
+MOST_VIEWS = 4
+BATCH_SIZES = (1, 8)
+
+
+def default_images(card: Card) -> str:
+    """Shipped real images that suit the card: clothes for small grey input, photographs for all else."""
+    return "embedded/fashion" if card.grey and card.image_size == (32, 32) else "embedded/photos"
+
+
+def real_images(spec: str, card: Card, *, root: Path | None = None, limit: int = COMPARED) -> Tensor:
+    """Up to `limit` images of the data that `spec` names, float in [0, 1], [n, 3, h, w], prepared as the card says."""
+    from compress.cli.output import say
+    from compress.data import open_images
+    from compress.data.batches import in_order
+    from compress.data.cache import build_cache
+
+    images = spread(open_images(spec, root=root, split="val"), limit)
+    views = min(MOST_VIEWS, -(-limit // len(images)))
+    with tempfile.TemporaryDirectory() as folder:
+        cached = build_cache(
+            images, image_size=card.image_size, resize=card.resize, views=views, seed=0, folder=Path(folder), say=say
+        )
+        pixels, _ = next(iter(in_order(cached, limit)))
+        return pixels.clone().float().div(255)
+
+
+def spread(images: Images, limit: int) -> Images:
+    """At most `limit` of the images, evenly spread over all of them."""
+    chosen = [i * len(images) // limit for i in range(limit)] if len(images) > limit else range(len(images))
+    return replace(
+        images,
+        items=[images.item(i) for i in chosen],
+        opened=lambda i: images.opened(chosen[i]),
+        identity=f"{images.identity} {limit} of {len(images)}",
+        labels=None,
+    )
+
+
+def export_model(
+    net: nn.Module,
+    card: Card,
+    path: Path,
+    *,
+    images: Tensor | None = None,
+    opset: int | None = None,
+    tolerance: float | None = None,
+    dynamic_batch: bool = True,
+    exporter: Exporter = "auto",
+) -> Export:
+    """Write `net` to `path` as verified ONNX with its card in the metadata; compared on shipped images unless given."""
+    import torch
+
+    from compress.models.metadata import to_metadata
+    from exporters import onnx
+
+    images = real_images(default_images(card), card) if images is None else images
+    return onnx.export(
+        net,
+        torch.zeros(1, 3, *card.image_size),
+        path,
+        opset=onnx.LOWEST_OPSET if opset is None else opset,
+        dynamic_batch=dynamic_batch,
+        metadata=to_metadata(card),
+        images=images,
+        tolerance=onnx.TOLERANCE if tolerance is None else tolerance,
+        exporter=exporter,
+    )
+
+
+def export_quickly(opened: Opened, path: Path) -> Path:
+    """The model as ONNX for a measurement: compared with PyTorch on noise, for its user may have no images at hand."""
+    import torch
+
+    from exporters import onnx
+
+    onnx.export(opened.network, torch.zeros(1, 3, *opened.card.image_size), path)
+    return path
+
+
+def time_model(
+    net: nn.Module | None,
+    card: Card,
+    *,
+    onnx: Path | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    duration_s: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Latencies of a network in PyTorch and of its ONNX file in ONNX Runtime, in turns: one a runtime and batch size.
+
+    On the CPU with all cores, and on CUDA where PyTorch sees it (ONNX Runtime there only with its CUDA provider).
+    """
+    import torch
+
+    from profiles.latency import measure_alternated
+
+    found: list[dict[str, Any]] = []
+    places: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for place in places:
+        named: dict[str, Candidate[Tensor]] = {}
+        for size in batch_sizes:
+            for model in (net, onnx if runs_onnx(place) else None):
+                if model is not None:
+                    named[f"{type(model).__name__} {size}"] = candidate(model, card, size, provider=place)
+        found += [asdict(latency) for latency in measure_alternated(named, duration_s=duration_s).values()]
+    if net is not None:
+        net.cpu()
+    return found
+
+
+def runs_onnx(provider: Provider) -> bool:
+    """Whether the installed ONNX Runtime has the provider."""
+    import onnxruntime
+
+    from exporters.runtime import PROVIDERS
+
+    return PROVIDERS[provider] in onnxruntime.get_available_providers()
+
+
+def candidate(
+    model: nn.Module | Path, card: Card, batch_size: int, *, provider: Provider = "cpu", threads: int | None = None
+) -> Candidate[Tensor]:
+    """One thing to time: a network or an .onnx file, on random images in the host's memory, float32."""
+    import torch
+
+    from exporters.runtime import load
+    from profiles.latency import Candidate
+    from profiles.machine import cores
+
+    threads = cores() if threads is None else threads
+    runner = load(model, provider=provider, threads=threads)
+    if runner.batch_size not in (None, batch_size):
+        raise UsageError(f"{model}: takes batches of {runner.batch_size} only, found --batch-size {batch_size}.")
+    example = torch.rand(batch_size, runner.channels, *card.image_size)
+    return Candidate(runner, example, batch_size, runtime=runner.runtime, device=provider, threads=threads)

@@ -1,0 +1,165 @@
+"""From what a user calls a model to something that answers: a network, an exported file, or a bare architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compress.cli.output import parse_size
+from compress.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress.models.card import Card
+    from compress.models.wishes import Wishes
+    from exporters.runtime import Runner
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+#: class counts of architectures named without weights: CIFAR-10's for our small ones, ImageNet's for the libraries'
+SMALL_CLASSES, LARGE_CLASSES = 10, 1000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, whatever it came from."""
+
+    spec: str
+    card: Card
+    answer: Callable[[Tensor], Tensor]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes], on the CPU
+    module: nn.Module | None = None  #: the network; None for an .onnx file
+    onnx: Path | None = None  #: the file; None for a network
+    trained: bool = True  #: False for an architecture with random weights
+
+    @property
+    def network(self) -> nn.Module:
+        """The PyTorch network. Raises UsageError for a file that holds a graph for another runtime."""
+        if self.module is None:
+            raise UsageError(f"{self.spec}: an ONNX file; expected a PyTorch model (its folder, checkpoint or name).")
+        return self.module
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table: the last parts of its path, or its spec."""
+        path = Path(self.spec)
+        return "/".join(path.parts[-2:]) if path.exists() else self.spec
+
+
+def model_options(function: Command) -> Command:
+    """Add the options for what a checkpoint may not say of itself, under the names that `open_model` takes."""
+    arch = ("--teacher-arch", "--arch", "arch")
+    size = ("--input-size", "--image-size", "image_size")
+    options = [
+        click.option(*arch, metavar="NAME", help="Of a bare state dict, if not recognised."),
+        click.option("--classes", type=click.IntRange(min=2), help="Number of classes."),
+        click.option(*size, callback=parse_size, metavar="HxW", help="In pixels."),
+        click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both."),
+        click.option("--trust-pickle", is_flag=True, help="Load a full pickle, which can run any code."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def open_model(spec: str, *, untrained: bool = False, **wishes: Any) -> Opened:
+    """The model that `spec` names, with the arguments of `load_model`; `.onnx` files too.
+
+    `untrained`: a library's model by name comes with random weights (nothing is downloaded) and a built-in
+    architecture may be named; enough to count and to time. Raises as `load_model` does, and RunnerError for a damaged
+    .onnx file.
+    """
+    from compress.models.loading import load_model
+    from compress.models.wishes import Wishes
+
+    if Path(spec).suffix.lower() == ".onnx":
+        return open_onnx(spec, Wishes(**wishes))
+    if untrained and is_architecture(spec):
+        return open_architecture(spec, Wishes(**wishes))
+    module, card = load_model(spec, **wishes)
+    return Opened(spec, card, answer_of(module), module=module)
+
+
+def is_architecture(spec: str) -> bool:
+    """Whether `spec` is a name of an architecture, known or misspelt, and nothing on the disk."""
+    from compress.models import MODELS
+    from compress.models.published import PREFIXES
+
+    if Path(spec).exists() or spec.startswith("embedded/"):
+        return False
+    bare = Path(spec).name == spec and not Path(spec).suffix and ":" not in spec
+    return spec in MODELS or spec.startswith(PREFIXES) or bare
+
+
+def open_architecture(name: str, wishes: Wishes) -> Opened:
+    """`name` with random weights, for the input and class count it is usually built for."""
+    from compress.models import MODELS, network
+    from compress.models.card import Card
+    from compress.models.defaults import defaults
+
+    usual = defaults(name, grey=bool(wishes.grey))
+    classes = wishes.classes or (SMALL_CLASSES if name in MODELS else LARGE_CLASSES)
+    size = wishes.image_size or usual.image_size
+    card = Card(name, classes, size, mean=usual.mean, std=usual.std, grey=bool(wishes.grey), resize=usual.resize)
+    module = network(card).eval()  # raises for a name that nobody knows
+    return Opened(name, card, answer_of(module), module=module, trained=False)
+
+
+def answer_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def answer(images: Tensor) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            return module(images)
+
+    return answer
+
+
+def open_onnx(spec: str, wishes: Wishes) -> Opened:
+    """An ONNX file in ONNX Runtime on the CPU: one of ours by its card, a stranger's by what the user says of it."""
+    import torch
+
+    from compress.models.metadata import from_metadata
+    from compress.models.network import Normalise
+    from compress.models.wishes import settle
+    from exporters.runtime import load
+
+    path = Path(spec).expanduser()
+    runner = load(path)
+    card = from_metadata(runner.metadata, path)
+    if card is None:
+        card = settle(stranger(runner, spec, wishes), wishes, spec)
+        normalise: Callable[[Tensor], Tensor] = Normalise(card.mean, card.std, grey=card.grey)
+    elif wishes.mean is not None or wishes.std is not None:
+        raise UsageError(f"{spec}: normalises images itself; leave out --mean and --std.")
+    else:
+        card, normalise = settle(card, wishes, spec), unchanged
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.from_numpy(runner(normalise(images.float())))
+
+    return Opened(spec, card, answer, onnx=path)
+
+
+def unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def stranger(runner: Runner, spec: str, wishes: Wishes) -> Card:
+    """The card of an ONNX file that carries none. Images go in as they are unless the user gives mean and std."""
+    from compress.models.card import Card
+    from compress.models.programs import EXPORTED
+
+    size = runner.input_size or wishes.image_size
+    classes = runner.classes or wishes.classes
+    if size is None or classes is None:
+        missing = "image size; give it with --image-size HxW" if size is None else "class count; give it with --classes"
+        raise UsageError(f"{spec}: the file does not say its {missing}.")
+    if wishes.image_size not in (None, size):
+        raise UsageError(f"{spec}: reads images of {size[0]}x{size[1]}, found {wishes.image_size} asked for.")
+    grey = bool(wishes.grey)
+    channels = 1 if grey else 3
+    return replace(Card(EXPORTED, classes, size, mean=(0.0,) * channels, std=(1.0,) * channels), grey=grey)
