@@ -13,6 +13,7 @@ from compress.errors import CompressError, UsageError
 from compress.models import MODELS, body
 from compress.models.fingerprint import fingerprint, overlap, shapes_of, shell, sketch
 from compress.models.loading import load_model
+from compress.models.make_fingerprints import look_alikes, twins
 from compress.models.recognise import index, nearest, pack, read_index, recognise
 
 
@@ -94,6 +95,12 @@ def test_the_estimated_overlap_is_near_the_true_one():
     a, b = set(here.items()), set(there.items())
     assert nearest(here, index())[0] == ("timm/resnet26", 1.0)
     assert overlap(sketch(here), sketch(there)) == pytest.approx(len(a & b) / len(a | b), abs=0.2)
+
+
+def test_the_builder_finds_look_alikes_and_tells_twins_from_them():
+    names = ["torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"]
+    assert look_alikes([fingerprint(name) for name in (*names, "timm/resnet10t")]) == [names]
+    assert twins(names) == [frozenset(names[:2])]
 
 
 def test_nothing_like_anything_known_says_so():
