@@ -82,10 +82,8 @@ def curves(lines: Sequence[Curve], *, level: tuple[str, float] | None, y_label: 
 @contextlib.contextmanager
 def drawing(salt: str) -> Iterator[None]:
     """Matplotlib set up for one chart: text stays text, names are the same every time, no complaints about glyphs."""
-    with (
-        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11}),
-        warnings.catch_warnings(),
-    ):
+    look = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11})
+    with look, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         yield
 

@@ -110,7 +110,8 @@ def join(folders: Sequence[Path]) -> tuple[list[Record], dict[str, Path]]:
 
     Records of the same name that differ get their folder's name behind it.
     """
-    found = [(Path(folder), record) for folder in folders for record in read_records(folder)]
+    places = [place for folder in folders for place in runs_in(Path(folder))]
+    found = [(place, record) for place in places for record in read_records(place)]
     kept: list[tuple[Path, Record]] = []
     for folder, record in found:
         twin = next((i for i, (_, other) in enumerate(kept) if same_model(record, other)), None)
@@ -129,6 +130,12 @@ def join(folders: Sequence[Path]) -> tuple[list[Record], dict[str, Path]]:
         for caption, file in record.pictures.items():
             pictures[f"{caption} ({place.name})" if caption in pictures else caption] = place / file
     return records, pictures
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself where it has a record, else the folders in it that have one, else itself, to be refused."""
+    inside = sorted(file.parent for file in folder.glob(f"*/{FILE}")) if folder.is_dir() else []
+    return [folder] if (folder / FILE).is_file() or not inside else inside
 
 
 def same_model(one: Record, other: Record) -> bool:

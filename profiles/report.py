@@ -16,7 +16,7 @@ from profiles import charts, tables
 from profiles.comparison import Comparison, heading
 from profiles.pictures import Picture, embed
 from profiles.record import Record, as_json, finite, write_atomically
-from profiles.wording import caveats, cell, count, fenced, share, summary, times
+from profiles.wording import caveats, cell, change, count, fenced, share, summary
 
 SCHEMA = 1
 TITLE = "Compression report"
@@ -105,9 +105,9 @@ def tiles(comparison: Comparison) -> list[tuple[str, str]]:
     found = [
         (share(comparison.score(best), 1), comparison.metric_name),
         (share(comparison.retained(best), 1), "of its teacher's"),
-        (times(comparison.fewer_macs(best)), "fewer MACs"),
-        (times(comparison.fewer_params(best)), "fewer parameters"),
-        (times(comparison.speedup(best)), "faster"),
+        change(comparison.fewer_macs(best), "fewer MACs", "more MACs"),
+        change(comparison.fewer_params(best), "fewer parameters", "more parameters"),
+        change(comparison.speedup(best), "faster", "slower"),
         (count(best.params) if comparison.teacher(best) is None else "", "parameters"),
     ]
     return [(value, name) for value, name in found if value]

@@ -67,9 +67,9 @@ def summary(comparison: Comparison) -> str:
         change(comparison.fewer_params(best), "fewer parameters", "more parameters"),
         change(comparison.speedup(best), "lower latency", "higher latency"),
     ]
-    if comparison.speedup(best) is not None:
-        gains[-1] += f" ({comparison.setting})"
-    said = [gain for gain in gains if gain]
+    said = [f"{factor} {what}" for factor, what in gains if factor]
+    if gains[-1][0]:
+        said[-1] += f" ({comparison.setting})"
     text = ", ".join(parts) + (f", with {listed(said)}" if said else "") + "."
     rival = comparison.rival(best)
     if rival is None:
@@ -82,11 +82,11 @@ def summary(comparison: Comparison) -> str:
     )
 
 
-def change(factor: float | None, better: str, worse: str) -> str:
-    """`3.1× fewer MACs`, or the other way round where the factor is below one."""
+def change(factor: float | None, better: str, worse: str) -> tuple[str, str]:
+    """(`3.1×`, `fewer MACs`), or the other way round where the factor is below one; empty where it is not known."""
     if factor is None or factor <= 0:
-        return ""
-    return f"{times(factor)} {better}" if factor >= 1 else f"{times(1 / factor)} {worse}"
+        return "", ""
+    return (times(factor), better) if factor >= 1 else (times(1 / factor), worse)
 
 
 def listed(items: list[str]) -> str:

@@ -12,14 +12,15 @@ from compress.cli.output import common, emit
 @click.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where to write. [default: DIR if it is one, else ./report]"
+    "--out", type=click.Path(path_type=Path), help="Where to write. [default: DIR if there is one, else report]"
 )
 @click.option("--title", help="The report's heading.")
 @common
 def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_json: bool) -> None:
     """Join the runs in DIR... into one report: report.html (a single file), report.md and report.json.
 
-    A DIR is a folder in which `compress distill`, `compress train` or `compress demo` has left its record.json.
+    A DIR is a folder in which `compress distill`, `compress train` or `compress demo` has left its record.json, or one
+    that holds such folders. Pictures that lie in it become part of the report.
 
     \b
     Example:
@@ -27,10 +28,13 @@ def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_js
     """
     import json
 
-    from profiles.record import join
+    from profiles.record import join, runs_in
     from profiles.report import TITLE, write_report
 
     records, pictures = join(folders)
+    for place in (place for given in folders for place in runs_in(given) if place.is_dir()):
+        beside = [file for file in sorted(place.glob("*.png")) if file.resolve() not in pictures.values()]
+        pictures |= {f"{file.stem} ({place.name})": file.resolve() for file in beside}
     folder = out or (only_folder(folders[0]) if len(folders) == 1 else Path("report"))
     paths = write_report(folder, records, title=title or TITLE, pictures=pictures)
     found = json.loads(paths["json"].read_text())
