@@ -1,4 +1,4 @@
-"""Build the shipped index of architectures: `python -m compress.models.make_fingerprints`, some fifteen minutes on one core.
+"""Build the shipped index of architectures: `python -m compress.models.make_fingerprints` (15 minutes on one core).
 
 Every classifier of torchvision and timm is built on the meta device. Where several have the same names and shapes, they
 are built for real with the same random weights and asked the same question: equal answers make them twins, one function
