@@ -144,6 +144,7 @@ def place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     figure.set_layout_engine("none")  # names must not move the axes that they were fitted to
     at = [axes.transData.transform((p.cost, p.score)) for p in points]
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
+    room = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1)  # not over the axes' numbers
     order = sorted(range(len(points)), key=lambda i: (not points[i].teacher, not points[i].optimal, -points[i].score))
     for i in order:
         text = axes.annotate(
@@ -156,7 +157,7 @@ def place_names(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         for dx, dy, across, up in places():
             text.set(x=dx, y=dy, ha=across, va=up)
             box = text.get_window_extent()
-            if figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max) and not box.count_overlaps(others):
+            if room.contains(*box.min) and room.contains(*box.max) and not box.count_overlaps(others):
                 taken.append(box)
                 break
         else:
