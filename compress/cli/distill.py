@@ -39,11 +39,13 @@ def distill(as_json: bool, devices: int, out: Path | None, resume: bool | None, 
     plan, method = read_options(options.pop("recipe"), options.pop("sets"), options, teacher=teacher)
     ready = prepare(plan, method)
     if dry_run:
-        emit(*rehearsed(ready), as_json=as_json)
+        result, text = rehearsed(ready)
+        emit(result, as_json=as_json, text=text)
         return
     run = train_run(ready, out, devices=devices, resume=resume)
     if run is not None:
-        emit(*finished(run, ready, exported=options["exported"], reported=options["reported"]), as_json=as_json)
+        result, text = finished(run, ready, exported=options["exported"], reported=options["reported"])
+        emit(result, as_json=as_json, text=text)
 
 
 #: option -> key of the first teacher in the recipe

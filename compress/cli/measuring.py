@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.cli.opening import Opened
-    from compress.data.images import Images
     from compress.models.card import Card
     from exporters.onnx import Export, Exporter
     from exporters.runtime import Provider
@@ -34,31 +33,20 @@ def default_images(card: Card) -> str:
 
 def real_images(spec: str, card: Card, *, root: Path | None = None, limit: int = COMPARED) -> Tensor:
     """Up to `limit` images of the data that `spec` names, float in [0, 1], [n, 3, h, w], prepared as the card says."""
-    from compress.cli.output import say
+    import numpy as np
+    import torch
+
     from compress.data import open_images
-    from compress.data.batches import in_order
     from compress.data.cache import build_cache
 
-    images = spread(open_images(spec, root=root, split="val"), limit)
+    images = open_images(spec, root=root, split="val")
     views = min(MOST_VIEWS, -(-limit // len(images)))
     with tempfile.TemporaryDirectory() as folder:
         cached = build_cache(
-            images, image_size=card.image_size, resize=card.resize, views=views, seed=0, folder=Path(folder), say=say
+            images, image_size=card.image_size, resize=card.resize, views=views, folder=Path(folder), limit=limit
         )
-        pixels, _ = next(iter(in_order(cached, limit)))
-        return pixels.clone().float().div(255)
-
-
-def spread(images: Images, limit: int) -> Images:
-    """At most `limit` of the images, evenly spread over all of them."""
-    chosen = [i * len(images) // limit for i in range(limit)] if len(images) > limit else range(len(images))
-    return replace(
-        images,
-        items=[images.item(i) for i in chosen],
-        opened=lambda i: images.opened(chosen[i]),
-        identity=f"{images.identity} {limit} of {len(images)}",
-        labels=None,
-    )
+        pixels = cached.gather(np.arange(min(limit, len(cached))))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
 
 
 def export_model(

@@ -34,8 +34,10 @@ def train(as_json: bool, devices: int, out: Path | None, resume: bool | None, dr
     plan, method = read_options(options.pop("recipe"), options.pop("sets"), options)
     ready = prepare(plan, method)
     if dry_run:
-        emit(*rehearsed(ready), as_json=as_json)
+        result, text = rehearsed(ready)
+        emit(result, as_json=as_json, text=text)
         return
     run = train_run(ready, out, devices=devices, resume=resume)
     if run is not None:
-        emit(*finished(run, ready, exported=options["exported"], reported=False), as_json=as_json)
+        result, text = finished(run, ready, exported=options["exported"], reported=False)
+        emit(result, as_json=as_json, text=text)

@@ -76,7 +76,7 @@ def _torchvision(name: str, classes: int, channels: int) -> nn.Module:
     return model if channels == 3 else nn.Sequential(Repeat(), model)
 
 
-def _timm_package():  # noqa: ANN202 - a module of an optional package
+def _timm_package():
     try:
         import timm
     except ImportError as error:
@@ -109,5 +109,5 @@ def _own(path: str, classes: int) -> nn.Module:
 class Repeat(nn.Module):
     """One grey channel as three, for bodies that only know colour."""
 
-    def forward(self, x):  # noqa: ANN001, ANN201
+    def forward(self, x):
         return x.expand(-1, 3, -1, -1)
