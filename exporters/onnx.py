@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import itertools
 import logging
 import os
 import tempfile
@@ -127,7 +128,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def batches_of(images: Tensor, example: Tensor, dynamic_batch: bool, *, noise: bool) -> list[NDArray[np.float32]]:
-    """The images in batches of the sizes in BATCHES (or of the example's), each image once, short of images again."""
+    """The images in batches of the sizes in BATCHES in turn (or of the example's); again from the first if too few."""
     sizes: Sequence[int] = BATCHES if dynamic_batch else (len(example),)
     if images.shape[1:] != example.shape[1:]:
         expected = ", ".join(map(str, example.shape[1:]))
@@ -137,13 +138,16 @@ def batches_of(images: Tensor, example: Tensor, dynamic_batch: bool, *, noise: b
     array = images.detach().float().cpu().numpy()
     if len(array) == 0:
         raise ExportError("no images to compare on; give at least one.")
-    array = array[np.arange(max(len(array), sum(sizes))) % len(array)]
-    batches, start = [], 0
-    for size in sizes:
-        batches.append(array[start : start + size])
+    cycle = itertools.cycle(sizes)
+    batches: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(array) or len(batches) < len(sizes):
+        size = next(cycle)
+        if len(batches) >= len(sizes) and dynamic_batch:
+            size = min(size, len(array) - start)
+        batches.append(array[np.arange(start, start + size) % len(array)])
         start += size
-    largest = max(sizes)
-    return batches + [array[at : at + largest] for at in range(start, len(array) - largest + 1, largest)]
+    return batches
 
 
 def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[str, str]) -> bytes:
@@ -151,12 +155,21 @@ def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[st
     found = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
     if found != opset:
         raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
-    del model.metadata_props[:]
+    forget_source(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     draft.write_bytes(content)
     return content
+
+
+def forget_source(model: onnx.ModelProto) -> None:
+    """Take out what the exporters note of the source: stack traces with the folders of this machine."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
 
 
 def traced(example: Tensor, dynamic_batch: bool) -> Tensor:

@@ -29,10 +29,10 @@ def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArra
 
     Raises ValueError for answers of different shapes, for a reference that is not finite, and for no images.
     """
-    pairs = [(np.asarray(reference(x), np.float64), np.asarray(candidate(x), np.float64)) for x in batches]
-    if sum(len(a) for a, _ in pairs) == 0:
+    parts = [difference(np.asarray(reference(x), np.float64), np.asarray(candidate(x), np.float64)) for x in batches]
+    if sum(part.images for part in parts) == 0:
         raise ValueError("compare: no images to compare on.")
-    return join([difference(a, b) for a, b in pairs])
+    return join(parts)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Difference:
 
 def difference(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Difference:
     if reference.shape != candidate.shape:
-        raise ValueError(
-            f"compare: answers {list(candidate.shape)} where the reference answers {list(reference.shape)}."
-        )
+        raise ValueError(f"compare: found answers {list(candidate.shape)}, expected {list(reference.shape)}.")
     if not np.isfinite(reference).all():
         raise ValueError("compare: the reference answers NaN or infinity, so nothing can be compared with it.")
     gap = np.abs(reference - candidate).max(initial=0.0) if np.isfinite(candidate).all() else np.inf

@@ -80,6 +80,7 @@ def bench(
     Example:
       compress bench embedded/fashion_wrn16_2 wrn16_1 --batch-size 1,8
     """
+    from compress.cli.measuring import threads_kept
     from compress.cli.opening import open_model
     from profiles.latency import measure_alternated
     from profiles.machine import cores, describe
@@ -96,7 +97,8 @@ def bench(
         if not named:
             raise UsageError(f"{', '.join(models)}: an ONNX file does not run in torch; use --runtimes onnxruntime.")
         say(f"Timing {len(named)} in turns, about {len(named) * (duration + 0.5):.0f} s …")
-        timed = measure_alternated(named, duration_s=duration)
+        with threads_kept():
+            timed = measure_alternated(named, duration_s=duration)
     rows = [{"model": models[i], **asdict(latency)} for (i, _, _), latency in timed.items()]
     warn_of_load(list(timed.values()), cores())
     text = describe_rows([(opened[i].name, latency) for (i, _, _), latency in timed.items()])

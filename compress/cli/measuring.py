@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,23 @@ def time_model(
             for model in (net, onnx if runs_onnx(place) else None):
                 if model is not None:
                     named[f"{type(model).__name__} {size}"] = candidate(model, card, size, provider=place)
-        found += [asdict(latency) for latency in measure_alternated(named, duration_s=duration_s).values()]
+        with threads_kept():
+            found += [asdict(latency) for latency in measure_alternated(named, duration_s=duration_s).values()]
     if net is not None:
         net.cpu()
     return found
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Runners set PyTorch's number of threads; afterwards it is as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def runs_onnx(provider: Provider) -> bool:

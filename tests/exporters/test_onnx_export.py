@@ -1,0 +1,215 @@
+"""The export proves itself: at several batch sizes, on the images given, or there is no file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from exporters.failure import ExportError
+from exporters.onnx import BATCHES, export
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm with statistics that matter, dropout: everything that train mode would betray."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, classes))
+        nn.init.uniform_(self.features[1].running_mean, -1, 1)
+        nn.init.uniform_(self.features[1].running_var, 0.5, 2)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class Wrapper(nn.Module):
+    """A module whose own `.training` differs from that of what it wraps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Baked(nn.Module):
+    """Answers rightly only at the batch size it was traced with: it adds the batch size as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Small()
+
+    def forward(self, x):
+        return self.inner(x) + torch.zeros(1) + float(torch.tensor(x.shape[0]))
+
+
+class Sampling(nn.Module):
+    """Random at every call, so that no export can agree."""
+
+    def forward(self, x):
+        return x.mean((2, 3)) + torch.rand(x.shape[0], 3)
+
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_an_independent_session_answers_as_pytorch_at_every_batch_size(tmp_path: Path, exporter) -> None:
+    torch.manual_seed(0)
+    net = Small()
+    found = export(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter)
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    net.eval()
+    for n in (1, 2, 5, 7):
+        x = torch.rand(n, 3, 16, 16)
+        (answer,) = session.run(["logits"], {"images": x.numpy()})
+        np.testing.assert_allclose(answer, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert found.exporter == exporter
+    assert found.batch_sizes == BATCHES
+    assert found.parity.top1_agreement == 1.0
+    assert found.parity.max_rel < 1e-5
+
+
+def test_the_record_describes_the_file_and_nothing_else_is_left(tmp_path: Path) -> None:
+    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    content = (tmp_path / "a.onnx").read_bytes()
+    assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert os.listdir(tmp_path) == ["a.onnx"]
+    assert found.opset == 18
+
+
+def test_the_mode_of_every_part_is_restored_and_train_mode_does_not_leak_into_the_graph(tmp_path: Path) -> None:
+    wrapped = Wrapper(Small().eval())
+    wrapped.inner.features.train()
+    modes = [part.training for part in wrapped.modules()]
+    found = export(wrapped, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    assert [part.training for part in wrapped.modules()] == modes
+    x = torch.rand(4, 3, 16, 16)
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"images": x.numpy()})
+    np.testing.assert_allclose(answer, wrapped.eval()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert found.parity.max_rel < 1e-5
+
+
+def test_a_batch_size_baked_in_is_refused_and_the_file_before_is_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"what was here before")
+    with pytest.raises(ExportError, match="answers as PyTorch does"):
+        export(Baked(), EXAMPLE, path, exporter="torchscript")
+    assert path.read_bytes() == b"what was here before"
+    assert os.listdir(tmp_path) == ["a.onnx"]
+
+
+def test_a_network_that_no_export_can_match_is_refused_by_both_exporters(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"dynamo: .*torchscript: ") as caught:
+        export(Sampling(), EXAMPLE, tmp_path / "a.onnx")
+    assert caught.value.exit_code == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_second_exporter_is_taken_where_the_first_fails_and_the_record_says_so(tmp_path: Path, monkeypatch) -> None:
+    from exporters import onnx as module
+
+    def failing(*_):
+        raise RuntimeError("cannot be exported\nat all")
+
+    monkeypatch.setitem(module.WRITERS, "dynamo", failing)
+    found = export(Small(), EXAMPLE, tmp_path / "a.onnx")
+    assert found.exporter == "torchscript"
+    assert found.refused == {"dynamo": "cannot be exported"}
+
+
+def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch) -> None:
+    from exporters import onnx as module
+
+    right = module.torchscript
+
+    def wrong(network, *arguments):
+        model = right(network, *arguments)
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1.05)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return model
+
+    monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
+    with pytest.raises(ExportError, match="top-1 agreement"):
+        export(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_image_given_is_compared(tmp_path: Path) -> None:
+    images = torch.rand(23, 3, 16, 16)
+    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", images=images, exporter="torchscript")
+    assert (found.parity.images, found.real_images) == (23, True)
+    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", images=images[:2], exporter="torchscript")
+    assert found.parity.images == sum(BATCHES)
+
+
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"found images \[2, 3, 8, 8\]"):
+        export(Small(), EXAMPLE, tmp_path / "a.onnx", images=torch.rand(2, 3, 8, 8))
+
+
+def test_a_static_batch_is_fixed(tmp_path: Path) -> None:
+    found = export(
+        Small(),
+        EXAMPLE,
+        tmp_path / "a.onnx",
+        dynamic_batch=False,
+        exporter="torchscript",
+        images=torch.rand(3, 3, 16, 16),
+    )
+    model = onnx.load(tmp_path / "a.onnx")
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    assert (found.batch_sizes, found.parity.images) == ((1,), 3)
+
+
+def test_metadata_is_in_the_file_and_no_folder_of_this_machine(tmp_path: Path) -> None:
+    export(Small(), EXAMPLE, tmp_path / "a.onnx", metadata={"class_names": '["a", "ü"]'}, exporter="dynamo")
+    model = onnx.load(tmp_path / "a.onnx")
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"class_names": '["a", "ü"]'}
+    assert b"site-packages" not in (tmp_path / "a.onnx").read_bytes()
+    assert b".py" not in (tmp_path / "a.onnx").read_bytes()
+
+
+def test_an_opset_below_18_and_an_unwritable_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset 17"):
+        export(Small(), EXAMPLE, tmp_path / "a.onnx", opset=17)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot be written"):
+        export(Small(), EXAMPLE, tmp_path / "file" / "a.onnx", exporter="torchscript")
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_the_opset_asked_for_is_the_one_written(tmp_path: Path, opset) -> None:
+    export(Small(), EXAMPLE, tmp_path / "a.onnx", opset=opset, exporter="torchscript")
+    model = onnx.load(tmp_path / "a.onnx")
+    assert next(entry.version for entry in model.opset_import if entry.domain == "") == opset
+
+
+def test_a_library_network_passes_with_both_exporters(tmp_path: Path) -> None:
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(0)
+    net = shufflenet_v2_x0_5(weights=None, num_classes=7)
+    for exporter in ("dynamo", "torchscript"):
+        found = export(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter=exporter)
+        assert found.parity.max_rel < 1e-4
+
+
+def test_a_timm_network_passes(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=7)
+    assert export(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-4

@@ -1,0 +1,119 @@
+"""One call for every runtime, and one sentence for every file that is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from exporters.failure import MissingFileError, RunnerError
+from exporters.onnx import export
+from exporters.runtime import load
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    export(net(), torch.zeros(1, 3, 8, 10), path, metadata={"classes": "6"}, exporter="torchscript")
+    return path
+
+
+def test_both_runtimes_give_the_same_call(file: Path) -> None:
+    x = np.random.default_rng(0).random((3, 3, 8, 10), dtype=np.float32)
+    torch_runner, onnx_runner = load(net()), load(file, threads=1)
+    np.testing.assert_allclose(torch_runner(x), onnx_runner(x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(torch_runner(x), torch_runner(torch.from_numpy(x)))
+    np.testing.assert_array_equal(onnx_runner(x), onnx_runner(torch.from_numpy(x)))
+    assert (torch_runner.runtime, onnx_runner.runtime) == ("torch", "onnxruntime")
+
+
+def test_a_runner_knows_what_the_file_says(file: Path) -> None:
+    runner = load(file, threads=1)
+    assert (runner.input_size, runner.classes, runner.batch_size, runner.channels) == ((8, 10), 6, None, 3)
+    assert (runner.provider, runner.threads, runner.metadata["classes"]) == ("cpu", 1, "6")
+
+
+def test_a_module_runs_in_eval_mode_without_gradients() -> None:
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train()
+    assert (load(dropping)(np.ones((2, 3, 4, 4), np.float32)) == 1).all()
+
+
+def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing\.onnx: no such file") as caught:
+        load(tmp_path / "nothing.onnx")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_a_truncated_file_is_refused_in_one_sentence(file: Path, tmp_path: Path, length: int) -> None:
+    content = file.read_bytes()
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(content[:length])
+    with pytest.raises(RunnerError, match=r"broken\.onnx") as caught:
+        load(broken)(np.zeros((1, 3, 8, 10), np.float32))
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.onnx"
+    path.write_bytes(b"\x89PNG\r\n" + bytes(1000))
+    with pytest.raises(RunnerError, match="cannot be loaded as ONNX"):
+        load(path)
+
+
+def test_a_graph_that_reads_no_images_is_refused(tmp_path: Path) -> None:
+    vector = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [vector], [answer])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "vector.onnx")
+    with pytest.raises(RunnerError, match="expected one float input"):
+        load(tmp_path / "vector.onnx")
+
+
+def test_images_of_another_shape_are_refused_naming_both(file: Path) -> None:
+    with pytest.raises(RunnerError, match=r"\[1, 3, 9, 9\].*expected \[\"any\", 3, 8, 10\]"):
+        load(file)(np.zeros((1, 3, 9, 9), np.float32))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_never_replaced_by_the_cpu_in_silence(file: Path) -> None:
+    with pytest.raises(RunnerError, match="CUDA"):
+        load(file, provider="cuda")
+    with pytest.raises(RunnerError, match="CUDA"):
+        load(net(), provider="cuda")
+
+
+def test_a_fall_back_of_onnx_runtime_is_an_error(file: Path, monkeypatch) -> None:
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(RunnerError, match="fell back to CPUExecutionProvider"):
+        load(file, provider="cuda")
+
+
+def test_a_network_that_answers_with_a_dict_is_refused() -> None:
+    class Segmenter(nn.Module):
+        def forward(self, x):
+            return {"out": x}
+
+    with pytest.raises(RunnerError, match="answers with a dict"):
+        load(Segmenter())(np.zeros((1, 3, 4, 4), np.float32))

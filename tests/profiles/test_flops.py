@@ -1,0 +1,120 @@
+"""Counts against numbers worked out by hand, published, and of an independent counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models as torchvision
+
+from compress.models import body
+from profiles.flops import count, is_free, products
+
+
+def image(size: int = 32) -> tuple[torch.Tensor]:
+    return (torch.zeros(1, 3, size, size),)
+
+
+def wrn_macs(depth: int, width: int, classes: int) -> int:
+    """Convolutions and classifier of a Wide ResNet on 32x32 images, written out from the paper's Table 1."""
+    blocks, widths, side = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width], 32
+    total = 3 * 16 * 9 * side * side
+    for group in (1, 2, 3):
+        into, out = widths[group - 1], widths[group]
+        side = 32 // 2 ** (group - 1)
+        total += into * out * 9 * side**2 + (blocks * 2 - 1) * out * out * 9 * side**2
+        total += into * out * side**2 if into != out else 0
+    return total + widths[3] * classes
+
+
+@pytest.mark.parametrize(("name", "depth", "width", "giga"), [("wrn40_2", 40, 2, 0.329), ("wrn16_1", 16, 1, 0.027)])
+def test_wide_resnets_cost_what_the_paper_and_the_formula_say(name: str, depth: int, width: int, giga: float) -> None:
+    found = count(body(name, classes=100), image())
+    assert found.macs == pytest.approx(giga * 1e9, rel=0.01)
+    assert found.macs_torch == wrn_macs(depth, width, 100)
+    assert found.by_operator["conv"] + found.by_operator["linear"] == wrn_macs(depth, width, 100)
+    assert found.unsupported == {}
+
+
+def test_resnet50_costs_what_is_published_and_both_counters_agree() -> None:
+    found = count(torchvision.resnet50(weights=None), image(224))
+    assert found.macs == pytest.approx(4.14e9, rel=0.01)
+    assert found.flops == 2 * found.macs
+    assert found.params == 25_557_032
+    assert found.macs_torch == pytest.approx(found.macs, rel=0.01)
+    assert found.unsupported == {}
+
+
+def test_attention_is_counted_however_it_is_called() -> None:
+    heads, tokens, width = 4, 10, 32
+    layer = nn.MultiheadAttention(width, heads, batch_first=True).eval()
+
+    class Itself(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, x, x, need_weights=False)[0]
+
+    found = count(Itself(), (torch.zeros(1, tokens, width),))
+    by_hand = 4 * tokens * width * width + 2 * tokens * tokens * width
+    assert found.macs == by_hand
+    assert found.macs_torch == pytest.approx(by_hand, rel=0.3)
+    assert found.unsupported == {}
+
+
+def test_products_that_fvcore_does_not_know_are_counted() -> None:
+    class Products(nn.Module):
+        def forward(self, x):
+            return torch.baddbmm(x, x, x).sum() + torch.mv(x[0], x[0, 0]).sum()
+
+    assert count(Products(), (torch.zeros(2, 6, 6),)).macs == 2 * 6 * 6 * 6 + 6 * 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["efficientnet_b0", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "regnet_y_400mf"],
+)
+def test_common_networks_leave_no_operator_out_and_counters_agree(name: str) -> None:
+    found = count(torchvision.get_model(name, weights=None), image(64))
+    assert found.unsupported == {}
+    assert found.macs_torch == pytest.approx(found.macs, rel=0.08)
+
+
+def test_an_operator_that_nobody_can_count_is_named() -> None:
+    class Solver(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x) @ x
+
+    found = count(Solver(), (torch.eye(4),))
+    assert list(found.unsupported) == ["aten::linalg_inv"]
+    assert found.macs == 64
+
+
+def test_shared_parameters_are_counted_once_and_their_work_twice() -> None:
+    linear = nn.Linear(8, 8, bias=False)
+    found = count(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
+    assert (found.params, found.macs) == (64, 128)
+
+
+def test_the_mode_of_each_part_is_restored() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    net[1].eval()
+    before = net[1].running_mean.clone()
+    count(net, image(8))
+    assert [part.training for part in net.modules()] == [True, True, False, True]
+    assert torch.equal(net[1].running_mean, before)
+
+
+def test_products_need_no_memory_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        net, example = body("wrn40_2", classes=100), image()
+    assert products(net, example) == wrn_macs(40, 2, 100)
+
+
+def test_in_place_operators_are_as_free_as_their_twins() -> None:
+    assert is_free("aten::add_")
+    assert is_free("prim::Constant")
+    assert not is_free("aten::linalg_inv")
+    assert not is_free("aten::convolution")

@@ -1,0 +1,41 @@
+"""Bytes worked out by hand, and what the process really took."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from profiles.memory import memory, resident_peak
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(nn.Linear(100, 200, bias=False), nn.ReLU(), nn.Linear(200, 10, bias=False))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_peak_is_of_what_lives_at_once(device: str) -> None:
+    with torch.device(device):
+        net, x = chain(), torch.zeros(50, 100)
+    found = memory(net, (x,))
+    assert found.weight_bytes == 4 * (100 * 200 + 200 * 10)
+    assert found.activation_peak_bytes == 4 * 50 * (200 + 200)
+    assert found.peak_bytes == found.weight_bytes + 4 * 50 * 100 + found.activation_peak_bytes
+
+
+def test_views_and_in_place_operators_take_nothing() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.ReLU(inplace=True), nn.Unflatten(1, (8, 8)))
+    assert memory(net, (torch.zeros(2, 8, 8),)).activation_peak_bytes == 4 * 2 * 64
+
+
+def test_shared_weights_are_counted_once() -> None:
+    linear = nn.Linear(64, 64, bias=False)
+    assert memory(nn.Sequential(linear, linear), (torch.zeros(1, 64),)).weight_bytes == 4 * 64 * 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
+def test_the_resident_peak_sees_a_block_that_is_gone_again() -> None:
+    found = resident_peak(lambda: bytearray(100_000_000).count(1))
+    assert found is None or 90e6 < found < 200e6
