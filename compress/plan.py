@@ -232,7 +232,7 @@ def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None
     views = 1 if kind == "labelled" else plan.data.views or auto_views(len(images))
     return build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views, seed=plan.pace.seed,
-        folder=cache_folder(plan.data.cache), max_bad=plan.data.max_bad, say=say,
+        grey=card.grey, folder=cache_folder(plan.data.cache), max_bad=plan.data.max_bad, say=say,
     )  # fmt: skip
 
 

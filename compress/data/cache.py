@@ -66,21 +66,21 @@ def auto_views(images: int, target: int = 10_000) -> int:
 
 def build_cache(
     images: Images, *, image_size: tuple[int, int], folder: Path, resize: int | None = None, views: int = 1, seed: int = 0,
-    max_bad: float = 0.01, workers: int | None = None, limit: int | None = None,
+    grey: bool = False, max_bad: float = 0.01, workers: int | None = None, limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Cached:  # fmt: skip
     """The decoded images, from `folder` if they are there.
 
     One view: the short side is resized to `resize` (default: the longer of `image_size`), then the centre cropped. More:
     random crops of every scale between the network's size and the whole image. Unreadable images are left out and named in
-    `bad.jsonl`; raises CompressError where they are more than `max_bad` of all. `limit` takes that many images, evenly spread.
+    `bad.jsonl`. `grey` drops their colour, for networks that do not see it. Raises CompressError where they are more than `max_bad` of all. `limit` takes that many images, evenly spread.
     """
     images = images if limit is None else images.spread(limit)
-    facts = [FORMAT, images.fingerprint(), image_size, resize, views, seed if views > 1 else 0]
+    facts = [FORMAT, images.fingerprint(), image_size, resize, views, seed if views > 1 else 0, grey]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     place = folder / key
     if not (place / "index.json").is_file():
-        decode(images, place, image_size=image_size, resize=resize, views=views, seed=seed, workers=workers, say=say)
+        decode(images, place, image_size=image_size, resize=resize, views=views, seed=seed, grey=grey, workers=workers, say=say)
     cached = open_cache(images, place, key)
     refuse_many_bad(cached, len(images), max_bad, place)
     return cached
@@ -110,7 +110,7 @@ def refuse_many_bad(cached: Cached, total: int, max_bad: float, place: Path) -> 
 
 def decode(
     images: Images, place: Path, *, image_size: tuple[int, int], resize: int | None, views: int, seed: int,
-    workers: int | None, say: Callable[[str], None],
+    grey: bool, workers: int | None, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Write the cache of `images` to `place`, whole or not at all."""
     rows = len(images) * views
@@ -122,7 +122,7 @@ def decode(
     except OSError as error:
         raise write_failed(place, error) from error
     try:
-        bad = decode_into(images, work, shape, resize=resize, views=views, seed=seed, workers=workers)
+        bad = decode_into(images, work, shape, resize=resize, views=views, seed=seed, grey=grey, workers=workers)
         write_json(work / "index.json", {"name": images.name, "bad": [list(entry) for entry in bad]})
         write_text(work / "bad.jsonl", "".join(json.dumps({"image": n, "reason": r}) + "\n" for n, r in bad))
         try:
@@ -138,7 +138,8 @@ def decode(
 
 
 def decode_into(
-    images: Images, work: Path, shape: tuple[int, ...], *, resize: int | None, views: int, seed: int, workers: int | None
+    images: Images, work: Path, shape: tuple[int, ...], *, resize: int | None, views: int, seed: int, grey: bool,
+    workers: int | None,
 ) -> list[tuple[str, str]]:
     """Fill `pixels.npy` and `origin.npy` in `work`; returns what could not be read."""
     bad: list[tuple[str, str]] = []
@@ -146,7 +147,7 @@ def decode_into(
 
     def views_of(i: int) -> np.ndarray | str:
         try:
-            image = images.read(i)
+            image = images.read(i).convert("L").convert("RGB") if grey else images.read(i)
             return np.stack([one_view(image, shape[1:3], resize, views, (seed, i, v)) for v in range(views)])
         except BadImage as error:
             return str(error)
