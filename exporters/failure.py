@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+#: escape sequences with which PyTorch's exporter colours its errors
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class ExportError(Exception):
     """The network cannot be written for a runtime, or what was written answers differently. Nothing was kept."""
@@ -22,6 +27,7 @@ class MissingFileError(RunnerError):
 
 
 def first_line(error: BaseException, length: int = 200) -> str:
-    """The first line of an error's text that says something, cut to `length` characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line that says something in an error's text, or in its cause's; at most `length` characters."""
+    text = COLOUR.sub("", str(error.__cause__ or error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:length]

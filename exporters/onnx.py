@@ -121,10 +121,10 @@ def export(
 def copied(module: nn.Module) -> nn.Module:
     """A copy on the CPU, in float32 and eval mode throughout: the caller's module keeps its modes and device."""
     try:
-        network = copy.deepcopy(module)
+        with torch.no_grad(), silence():
+            return copy.deepcopy(module).float().cpu().eval()
     except (RuntimeError, TypeError) as error:
         raise ExportError(f"the network cannot be copied for the export ({first_line(error)}).") from error
-    return network.float().cpu().requires_grad_(False).eval()
 
 
 def batches_of(images: Tensor, example: Tensor, dynamic_batch: bool, *, noise: bool) -> list[NDArray[np.float32]]:
@@ -195,11 +195,16 @@ def dynamo(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool)
 
 
 def torchscript(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+    images = traced(example, dynamic_batch)
     with silence(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "traced.onnx"
+        if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
+            script = torch.jit.trace(network, images, check_trace=False)  # the exporter's own tracer stops at scripts
+            assert isinstance(script, nn.Module)
+            network = script
         torch.onnx.export(
             network,
-            (traced(example, dynamic_batch),),
+            (images,),
             str(file),
             dynamo=False,
             opset_version=opset,

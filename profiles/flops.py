@@ -40,6 +40,9 @@ repeat_interleave replication_pad2d reshape_as resolve_conj resolve_neg scatter 
 tensor_split tile tril triu type unflatten unfold view_as zero Bool Float IntImplicit"""
 FREE = frozenset((ELEMENTS + " " + REDUCTIONS + " " + MOVES).split())
 
+#: what fvcore's tracer raises for programs of torch.export and TorchScript
+UNTRACEABLE = (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError)
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -48,9 +51,10 @@ class Flops:
     macs: int  #: multiply-accumulates by fvcore
     flops: int  #: 2 * macs
     params: int  #: learned numbers, each counted once however often it is shared
-    macs_torch: int  #: by torch.utils.flop_counter: products only; 0 for TorchScript, which it cannot see into
+    macs_torch: int  #: by torch.utils.flop_counter: products only
     unsupported: dict[str, int]  #: operator -> calls that fvcore could not count and that are not free: macs is too low
     by_operator: dict[str, int]  #: kind of operator -> macs
+    counter: str = "fvcore"  #: "torch" for a program that fvcore cannot trace: then macs is macs_torch, products only
 
 
 def count(module: nn.Module, example: tuple[Tensor, ...]) -> Flops:
@@ -58,21 +62,33 @@ def count(module: nn.Module, example: tuple[Tensor, ...]) -> Flops:
 
     Raises what the forward pass raises; the meta device is not for tracing, use `products` there.
     """
-    with evaluating(module), torch.no_grad(), attention_in_parts(), quiet():
-        analysis = FlopCountAnalysis(module, example).ancestor_mode("caller")
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.set_op_handle(**HANDLERS)
-        by_operator = {name: int(value) for name, value in analysis.by_operator().items() if value}
-        unsupported = {name: calls for name, calls in analysis.unsupported_ops().items() if not is_free(name)}
-    macs = sum(by_operator.values())
+    macs_torch = products(module, example)
+    try:
+        by_operator, unsupported = traced(module, example)
+    except UNTRACEABLE:
+        counter, macs, by_operator, unsupported = "torch", macs_torch, {"products": macs_torch}, {}
+    else:
+        counter, macs = "fvcore", sum(by_operator.values())
     return Flops(
         macs=macs,
         flops=2 * macs,
         params=sum(parameter.numel() for parameter in module.parameters()),
-        macs_torch=products(module, example),
-        unsupported=dict(sorted(unsupported.items())),
-        by_operator=dict(sorted(by_operator.items(), key=lambda item: -item[1])),
+        macs_torch=macs_torch,
+        unsupported=unsupported,
+        by_operator=by_operator,
+        counter=counter,
     )
+
+
+def traced(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, int], dict[str, int]]:
+    """fvcore's view: MACs of each kind of operator, greatest first, and the calls it cannot count that are not free."""
+    with evaluating(module), torch.no_grad(), attention_in_parts(), quiet():
+        analysis = FlopCountAnalysis(module, example).ancestor_mode("caller")
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.set_op_handle(**HANDLERS)
+        macs = {name: int(value) for name, value in analysis.by_operator().items() if value}
+        left = {name: calls for name, calls in analysis.unsupported_ops().items() if not is_free(name)}
+    return dict(sorted(macs.items(), key=lambda item: -item[1])), dict(sorted(left.items()))
 
 
 def products(module: nn.Module, example: tuple[Tensor, ...]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import UsageError
+from compress.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,8 +86,13 @@ def export_quickly(opened: Opened, path: Path) -> Path:
     import torch
 
     from exporters import onnx
+    from exporters.failure import ExportError
 
-    onnx.export(opened.network, torch.zeros(1, 3, *opened.card.image_size), path)
+    try:
+        onnx.export(opened.network, torch.zeros(1, 3, *opened.card.image_size), path)
+    except ExportError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise CompressError(f"{opened.spec}: no ONNX file to time with --runtimes onnxruntime: {reason}") from error
     return path
 
 

@@ -53,30 +53,35 @@ def describe(model: str, card: Card, cost: Flops, need: Memory) -> str:
     """The same for people; one image, batch 1."""
     height, width = card.image_size
     rows = [
-        ["multiply-accumulates (fvcore)", giga(cost.macs, "GMAC")],
+        [f"multiply-accumulates ({cost.counter})", giga(cost.macs, "GMAC")],
         ["floating point operations (2 x)", giga(cost.flops, "GFLOP")],
-        ["multiply-accumulates (torch)", giga(cost.macs_torch, "GMAC")],
+        ["the same by torch's counter", giga(cost.macs_torch, "GMAC")],
         ["parameters", f"{cost.params / 1e6:.3f} M"],
         ["weights, float32", f"{need.weight_bytes / 1e6:.2f} MB"],
         ["activations at their peak", f"{need.activation_peak_bytes / 1e6:.2f} MB"],
     ]
     by = [[name, giga(macs, "GMAC"), f"{macs / cost.macs:.1%}"] for name, macs in cost.by_operator.items()]
-    missing = [f"  {name}, {calls} times" for name, calls in cost.unsupported.items()]
     return "\n".join(
         [
             f"{model}: {card.classes} classes, one image of {height}x{width}",
             "",
             table(rows, ["cost", "value"]),
             "",
-            table(by, ["operator", "fvcore", "share"]),
+            table(by, ["operator", cost.counter, "share"]),
             "",
-            *(
-                ["NOT counted by fvcore, so the true cost is higher:", *missing]
-                if missing
-                else ["No operator left out."]
-            ),
+            *left_out(cost),
         ]
     )
+
+
+def left_out(cost: Flops) -> list[str]:
+    """What the count does not hold, by name."""
+    if cost.counter == "torch":
+        return ["fvcore cannot trace this program: the count is torch's, which knows products only."]
+    if not cost.unsupported:
+        return ["No operator left out."]
+    calls = [f"  {name}, {times} times" for name, times in cost.unsupported.items()]
+    return ["NOT counted by fvcore, so the true cost is higher:", *calls]
 
 
 def giga(count: int, unit: str) -> str:
