@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from compress import config
-import numpy as np
 from compress.data import open_images
-from compress.data.images import Images
 from compress.data.batches import Batches, in_order
 from compress.data.cache import Cached, auto_views, build_cache
+from compress.data.images import Images
 from compress.data.statistics import answers, highest_entropy
 from compress.engine.display import Display
 from compress.engine.method import Method
@@ -28,7 +28,7 @@ from compress.engine.place import Place, open_place
 from compress.engine.player import Frozen
 from compress.engine.run import Run
 from compress.errors import UsageError, nearest
-from compress.files import sha256
+from compress.files import sha256, write_text
 from compress.methods import METHODS
 from compress.models.card import Card
 from compress.models.folder import WEIGHTS, save_model, versions
@@ -108,11 +108,13 @@ class Prepared:
 
 
 def read_plan(document: config.Document) -> tuple[Plan, Method]:
-    """The plan and its method from a recipe document. Raises UsageError naming the key, the line and the nearest key."""
+    """The plan and its method from a recipe. Raises UsageError naming the key, the line and the nearest key."""
     plan = config.validate(Plan, document)
     name = document.get("method.name", "mosaic")
     if name not in METHODS:
-        raise document.error("method.name", f"no such method {name!r}{nearest(str(name), METHODS)} See `compress methods`.")
+        raise document.error(
+            "method.name", f"no such method {name!r}{nearest(str(name), METHODS) or '.'} See `compress methods`."
+        )
     method = config.validate(METHODS[name], document, path="method", ignore=("name",))
     plan.method = {"name": name, **asdict(method)}
     check(plan, method)
@@ -145,14 +147,14 @@ def default_student(size: Size) -> str:
 
 def prepare(plan: Plan, method: Method) -> Prepared:
     """Load the teachers and make the student; fill in what the teacher knows."""
-    teachers = []
-    for t in plan.teachers:
-        teachers.append(
-            load_model(
-                t.model, arch=t.arch, classes=plan.task.classes, image_size=plan.task.image_size,
-                mean=t.mean, std=t.std, grey=t.grey, trust_pickle=t.trust_pickle,
-            )
-        )  # fmt: skip
+    task = plan.task
+    teachers = [
+        load_model(
+            t.model, arch=t.arch, classes=task.classes, image_size=task.image_size,
+            mean=t.mean, std=t.std, grey=t.grey, trust_pickle=t.trust_pickle,
+        )
+        for t in plan.teachers
+    ]  # fmt: skip
     like = teachers[0][1] if teachers else card_from_labels(plan)
     return with_student(plan, method, teachers, like)
 
@@ -163,7 +165,9 @@ def card_from_labels(plan: Plan) -> Card:
     assert spec is not None  # `check` saw to it
     images = open_images(spec, root=plan.data.root, split="train", labelled=True)
     if images.labels is None:
-        raise UsageError(f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class.")
+        raise UsageError(
+            f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class."
+        )
     names = images.class_names
     classes = len(names) if names else int(images.labels.max()) + 1
     if plan.task.classes not in (None, classes):
@@ -193,7 +197,10 @@ def with_student(plan: Plan, method: Method, teachers: list[tuple[nn.Module, Car
     if plan.student.weights is not None:
         student, old = load_model(plan.student.weights, arch=plan.student.model, classes=like.classes)
         card = replace(card, mean=old.mean, std=old.std, grey=old.grey)
-    card.provenance = {"method": plan.method["name"], "teachers": [provenance(t, c) for t, (_, c) in zip(plan.teachers, teachers, strict=True)]}
+    card.provenance = {
+        "method": plan.method["name"],
+        "teachers": [provenance(t, c) for t, (_, c) in zip(plan.teachers, teachers, strict=True)],
+    }
     plan.pace.batch_size = plan.pace.batch_size or METHODS[plan.method["name"]].batch_size
     return Prepared(plan, method, student, card, teachers)
 
@@ -236,20 +243,28 @@ def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None
     )  # fmt: skip
 
 
-def validation_images(spec: str, card: Card, *, root: Path | None, folder: Path, max_bad: float, say: Callable[[str], None]) -> Cached:
+def validation_images(
+    spec: str, card: Card, *, root: Path | None, folder: Path, max_bad: float, say: Callable[[str], None]
+) -> Cached:
     """Labelled images for measuring. Raises UsageError where their labels are not the model's classes."""
     images = open_images(spec, root=root, split="val", labelled=True)
-    cached = build_cache(images, image_size=card.image_size, resize=card.resize, views=1, folder=folder, max_bad=max_bad, say=say)
+    cached = build_cache(
+        images, image_size=card.image_size, resize=card.resize, views=1, folder=folder, max_bad=max_bad, say=say
+    )
     if cached.labels is None:
-        raise UsageError(f"{spec}: these images have no labels, and measuring needs them; a folder must hold one folder a class.")
+        raise UsageError(
+            f"{spec}: these images have no labels, and measuring needs them; a folder must hold one folder a class."
+        )
     found = len(cached.class_names) if cached.class_names else int(cached.labels.max()) + 1
     if found != card.classes:
-        raise UsageError(f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?")
+        raise UsageError(
+            f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?"
+        )
     return cached
 
 
 def scorer(cached: Cached, card: Card, place: Place) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
-    """A function that scores a network, or any call from images to logits, on `cached`; a network computes in float32."""
+    """A function that scores a network, or any call from images to logits, on `cached`, in float32."""
     task = TASKS[card.task](card.classes, card.image_size)
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -271,10 +286,7 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
     plan = ready.plan
     place = open_place(plan.pace.device, plan.pace.precision)
     display = Display(plan.method["name"], quiet=quiet or place.rank > 0)
-    cached = {kind: training_images(plan, ready.card, kind, display.say) for kind in ready.method.needs}
-    teachers = [Frozen(net, place) for net, _ in ready.teachers]
-    if plan.data.subset is not None and "unlabelled" in cached:
-        cached["unlabelled"] = ood_subset(cached["unlabelled"], teachers[0], plan.data.subset, place)
+    check_folder(folder, plan, resume=resume)
     validate = None
     if plan.data.validation is not None:
         found = validation_images(
@@ -282,13 +294,20 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
             max_bad=plan.data.max_bad, say=display.say,
         )  # fmt: skip
         validate = scorer(found, ready.card, place)
-    settle_folder(folder, plan, resume=resume, rank=place.rank)
+    cached = {kind: training_images(plan, ready.card, kind, display.say) for kind in ready.method.needs}
+    teachers = [Frozen(net, place) for net, _ in ready.teachers]
+    if plan.data.subset is not None and "unlabelled" in cached:
+        cached["unlabelled"] = ood_subset(cached["unlabelled"], teachers[0], plan.data.subset, place)
+    place.barrier()
+    if place.rank == 0:
+        settle_folder(folder, plan, fresh=resume is False)
     place.barrier()
     batch_size = plan.pace.batch_size
     assert batch_size is not None
     first = cached[ready.method.needs[0]] if ready.method.needs else None
     return Run(
-        folder=folder, place=place, pace=plan.pace, task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size),
+        folder=folder, place=place, pace=plan.pace,
+        task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size),
         student=ready.student, teachers=teachers, sources={k: CachedSource(c) for k, c in cached.items()},
         batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
         validate=validate, keep_student=student_keeper(folder, ready),
@@ -307,7 +326,8 @@ def steps_of(pace: Pace, images: int) -> int | None:
         return None
     if pace.steps is not None:
         return pace.steps
-    assert pace.epochs is not None and pace.batch_size is not None
+    assert pace.epochs is not None
+    assert pace.batch_size is not None
     return max(1, math.ceil(pace.epochs * images / pace.batch_size))
 
 
@@ -316,11 +336,9 @@ RECIPE = "recipe.yaml"
 FREE = ("pace.device", "data.cache", "data.root", "pace.keep", "pace.log", "pace.save")
 
 
-def settle_folder(folder: Path, plan: Plan, *, resume: bool | None, rank: int) -> None:
-    """Make `folder` this plan's, or find that it is. Rank 0 writes."""
+def check_folder(folder: Path, plan: Plan, *, resume: bool | None) -> None:
+    """Refuse, before anything is spent or written, a folder of another recipe, or one without the run to go on with."""
     recipe = folder / RECIPE
-    if resume is False and rank == 0:
-        forget(folder)
     if recipe.exists() and resume is not False:
         old = config.read_yaml(recipe)
         different = differences(config.plain(plan), old.data)
@@ -331,9 +349,14 @@ def settle_folder(folder: Path, plan: Plan, *, resume: bool | None, rank: int) -
             )
     elif resume:
         raise UsageError(f"{folder}: there is no run to resume; leave --resume out to begin one.")
-    if rank == 0 and not recipe.exists():
-        from compress.files import write_text
 
+
+def settle_folder(folder: Path, plan: Plan, *, fresh: bool) -> None:
+    """Make a checked `folder` this plan's: its recipe is written there, and if `fresh` the run before is forgotten."""
+    recipe = folder / RECIPE
+    if fresh:
+        forget(folder)
+    if not recipe.exists():
         head = f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; " + ", ".join(f"{k} {v}" for k, v in versions().items())
         write_text(recipe, f"{head}\n{config.dump(plan)}")
 

@@ -1,4 +1,4 @@
-"""What a run will cost, found out before anything is spent: the method is played on the meta device, then timed for a moment."""
+"""What a run will cost, before anything is spent: the method is played on the meta device, then timed for a moment."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class BlankBatches:
     def at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         device = self.source.device if self.source.device.type == "meta" else torch.device("cpu")
         generator = None if device.type == "meta" else torch.Generator().manual_seed(position)
-        pixels = torch.randint(0, 256, (self.n, *self.source.shape), dtype=torch.uint8, device=device, generator=generator)
+        pixels = torch.randint(
+            0, 256, (self.n, *self.source.shape), dtype=torch.uint8, device=device, generator=generator
+        )
         return pixels, torch.zeros(self.n, dtype=torch.int64, device=device), torch.zeros(self.n, dtype=torch.int64)
 
 
@@ -78,7 +80,9 @@ def estimate(ready: Prepared) -> Estimate:
     if steps is None:
         assert plan.pace.time_limit is not None
         steps = max(1, int(plan.pace.time_limit / seconds))
-    return Estimate(flops, state, activations, seconds, steps, steps * seconds, images, str(place.device), place.precision)
+    return Estimate(
+        flops, state, activations, seconds, steps, steps * seconds, images, str(place.device), place.precision
+    )
 
 
 def images_of(plan: Plan, kind: str) -> int:
@@ -94,9 +98,10 @@ def rehearsal(ready: Prepared, place: Place, folder: Path = Path("unused")) -> t
     on = (lambda net: copy.deepcopy(net).to(device)) if device.type == "meta" else copy.deepcopy
     blank = Blank(card.image_size, card.classes, device)
     run = Run(
-        folder=folder, place=place, pace=ready.plan.pace, task=TASKS[ready.plan.task.kind](card.classes, card.image_size),
+        folder=folder, place=place, pace=ready.plan.pace,
+        task=TASKS[ready.plan.task.kind](card.classes, card.image_size),
         student=on(ready.student), teachers=[Frozen(on(net), place) for net, _ in ready.teachers],
-        sources={kind: blank for kind in ready.method.needs}, batch_size=ready.plan.pace.batch_size or 1, steps=1,
+        sources=dict.fromkeys(ready.method.needs, blank), batch_size=ready.plan.pace.batch_size or 1, steps=1,
         display=Display("rehearsal", quiet=True),
     )  # fmt: skip
     method = copy.deepcopy(ready.method)

@@ -1,4 +1,4 @@
-"""The command line. Importing this package costs milliseconds: a command's module is loaded when the command is called."""
+"""The command line. Importing this package costs milliseconds: a command's module is loaded when it is called."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class House(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from compress.errors import nearest
 
-            raise click.UsageError(f"no such command '{args[0]}'{nearest(args[0], COMMANDS)} See `compress --help`.")
+            raise click.UsageError(
+                f"no such command '{args[0]}'{nearest(args[0], COMMANDS) or '.'} See `compress --help`."
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

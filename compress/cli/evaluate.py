@@ -13,9 +13,22 @@ from compress.cli.output import common, emit, say
 
 @click.command(name="eval")
 @click.argument("model")
-@click.option("--data", "--val", "data", required=True, metavar="DATA", help="Labelled images: a folder of one folder a class, or a name.")
+@click.option(
+    "--data",
+    "--val",
+    "data",
+    required=True,
+    metavar="DATA",
+    help="Labelled images: a folder of one folder a class, or a name.",
+)
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie.")
-@click.option("--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share of unreadable images allowed.")
+@click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of unreadable images allowed.",
+)
 @model_options
 @common
 def eval_(model: str, data: str, data_root: Path | None, max_bad: float, as_json: bool, **wishes: Any) -> None:

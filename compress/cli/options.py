@@ -57,7 +57,7 @@ def training(function: Command) -> Command:
         click.option("--student", metavar="NAME", help="Architecture of the student; see `compress models`."),
         click.option("--val", metavar="DATA", help="Labelled images to measure on; never trained on."),
         click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie."),
-        click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/METHOD-STUDENT]"),
+        click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/METHOD-STUDENT]"),
         click.option("--steps", type=whole, help="Iterations."),
         click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images, instead."),
         click.option("--time-limit", callback=duration, metavar="10m", help="Time, instead: 90s, 10m, 1.5h."),
@@ -68,7 +68,7 @@ def training(function: Command) -> Command:
         click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"),
         click.option("--recipe", type=click.Path(path_type=Path), help="YAML file of settings; options override it."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, as method.local=0.5."),
-        click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on if there is a run]"),
+        click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on if one can]"),
         click.option("--dry-run", is_flag=True, help="Check everything, estimate cost, and stop."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -95,7 +95,17 @@ def read_options(
     if first:
         teachers = {"0": first} if document.get("teachers") else [first]
         document = document.merge({"teachers": teachers}, where="")
-    return read_plan(document.merge(config.parse_set(sets), where="--set"))
+    return read_plan(document.merge(config.parse_set(sets, known=setting_paths()), where="--set"))
+
+
+def setting_paths() -> list[str]:
+    """The dotted paths of every setting there is, those of all methods among them."""
+    from compress import config
+    from compress.methods import METHODS
+    from compress.plan import Plan
+
+    own = [f"method.{name}" for kind in METHODS.values() for name in config.settings(kind)]
+    return list(dict.fromkeys([*config.paths(Plan), *own]))
 
 
 def find_recipe(recipe: Path) -> Path:

@@ -15,7 +15,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def common(function: Command) -> Command:
     """Add `--json` (passed on as `as_json`) and `--debug` (read by the outermost frame)."""
-    function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure.")(function)
+    function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure.")(
+        function
+    )
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(function)
 
 

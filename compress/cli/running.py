@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.cli.output import say
 from compress.errors import UsageError
 from compress.files import write_failed
 
 if TYPE_CHECKING:
+    from compress.engine.place import Place
     from compress.engine.run import Run
     from compress.plan import Prepared
 
@@ -30,24 +33,68 @@ def train_run(ready: Prepared, out: Path | None, *, devices: int, resume: bool |
     with locked(folder):
         run = open_run(ready, folder, resume=resume)
         play(ready.method, run)
-    return run if run.place.rank == 0 else None
+        first = run.place.rank == 0
+        run.place = parted(run.place)
+    return run if first else None
+
+
+def parted(place: Place) -> Place:
+    """The place of a process whose run is done: from here on nobody waits for anybody."""
+    if place.world == 1:
+        return place
+    from torch import distributed
+
+    place.barrier()
+    distributed.destroy_process_group()
+    return replace(place, rank=0, world=1)
 
 
 def launch(devices: int) -> int:
-    """This same command as `devices` processes; their exit code."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    return subprocess.call([*torchrun, "-m", "compress", *sys.argv[1:]])
+    """This same command as `devices` processes, as torchrun does it; the exit code of the one that failed first.
+
+    The first process speaks for all; with --debug every one does.
+    """
+    import logging
+    import tempfile
+
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    loud = "--debug" in sys.argv
+    if not loud:
+        for name in logging.root.manager.loggerDict:
+            if name.startswith("torch.distributed.elastic"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    with tempfile.TemporaryDirectory() as folder:
+        heard = None if loud else {0}
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter=heard),
+        )  # fmt: skip
+        try:
+            elastic_launch(config, sys.executable)("-m", "compress", *sys.argv[1:])
+        except SignalException as error:
+            return 128 + error.sigval
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if rank > 0 and not loud:
+                say(f"Error: process {rank} failed first; run again with --debug to see what every process says.")
+            return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+    return 0
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against a second run. Raises UsageError naming the process that holds it, or that it cannot be written."""
+    """Hold `folder` against a second run. Raises UsageError naming who holds it, CompressError if it cannot be written."""
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 - closed below
     except OSError as error:
         raise write_failed(folder, error) from error
     with file:
@@ -55,7 +102,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise UsageError(f"{folder}: process {file.read().strip()} is running here; wait for it, or choose another --out.") from error
+            raise UsageError(
+                f"{folder}: process {file.read().strip()} is running here; wait for it, or choose another --out."
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

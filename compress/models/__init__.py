@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
@@ -94,6 +96,8 @@ def _timm(name: str, classes: int, channels: int) -> nn.Module:
 def _own(path: str, classes: int) -> nn.Module:
     """The user's own `package.module:factory`, called with `classes=` (or `num_classes=`) where it takes one."""
     module_name, _, name = path.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # an installed script looks only beside itself; `python -m` looks here too
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
