@@ -16,21 +16,20 @@ from compress.errors import CompressError
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
-#: photographs in scikit-image's wheel that are public domain or CC0 (its data/README.txt); NOTICE names each
+#: photographs in scikit-image's wheel that it documents as public domain, CC0 or without known restrictions; see NOTICE
 PHOTOS = (
     "astronaut.png",
     "brick.png",
     "camera.png",
     "cell.png",
     "chelsea.png",
+    "clock_motion.png",
     "coffee.png",
     "coins.png",
     "grass.png",
     "gravel.png",
     "hubble_deep_field.jpg",
     "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
     "retina.jpg",
     "rocket.jpg",
 )
@@ -65,5 +64,5 @@ def photos(split: str) -> Images:
 
 EMBEDDED: dict[str, tuple[Callable[[str], Images], str]] = {
     "fashion": (fashion, "Fashion-MNIST, 10,000 training and 2,000 test images, 10 classes (MIT)"),
-    "photos": (photos, "fifteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops"),
+    "photos": (photos, "fourteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops"),
 }
