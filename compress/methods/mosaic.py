@@ -11,6 +11,7 @@ the balance term cannot be NaN; incomplete batches are dropped.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from compress.engine.run import Run
-from compress.losses import adversarial, logits
+from compress.engine.taps import batchnorm_moments
+from compress.losses import adversarial, logits, priors
 from compress.models.discriminators import discriminator
 from compress.models.generators import generator
 
@@ -43,6 +45,7 @@ class MosaicKD:
     align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
     adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
     balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
+    bn: Weight = 0.0  #: weight of the teacher's BatchNorm statistics on mosaics (not in the paper; DeepInversion's Eq. 4)
     temperature: Positive = 1.0  #: T of the softened answers that the student imitates
     moves: Count = 5  #: student steps an iteration (k of Algorithm 1)
     ood_share: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: share of out-of-domain images in the student's batches
@@ -85,13 +88,17 @@ class MosaicKD:
         self.D.minimize(loss_D)
 
         # G mosaics real patches into images that T is sure of and S gets wrong.
-        t, s = self.rows(self.T(x)), self.rows(self.S.fixed(x))
+        with batchnorm_moments(self.T.net) if self.bn else nullcontext([]) as moments:
+            t = self.rows(self.T(x))
+        s = self.rows(self.S.fixed(x))
         loss_G = (
             self.local * adversarial.real(self.D.fixed(x))  # Eq. 3
             + self.align * logits.entropy(t)  # Eq. 4
             - self.adv * logits.kl(s, t)  # Eq. 7
             - self.balance * logits.marginal_entropy(t) / math.log(2)  # appendix, in bits
         )
+        if self.bn:
+            loss_G = loss_G + self.bn * priors.batchnorm(moments)
         self.G.minimize(loss_G)
 
         # S imitates T, on mosaics and on the out-of-domain images themselves.

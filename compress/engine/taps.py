@@ -1,0 +1,48 @@
+"""Looking inside a network by hooks, so that no model needs surgery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Moments = tuple[Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, " c"]]
+
+
+@contextmanager
+def batchnorm_moments(net: nn.Module) -> Iterator[list[Moments]]:
+    """While open, every forward of `net` appends, for each of its BatchNorm layers in order, what comes in and what is
+    remembered: (mean, variance, running mean, running variance), each [c]. Gradients reach the first two.
+    """
+    found: list[Moments] = []
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    hooks = [layer.register_forward_pre_hook(partial(_note, found)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _note(found: list[Moments], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    mean, second = central_moments(inputs[0], layer.running_mean)
+    found.append((mean + layer.running_mean, second - mean.square(), layer.running_mean, layer.running_var))
+
+
+def central_moments(x: Tensor, centre: Float[Tensor, " c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """(mean of x − centre, mean of (x − centre)²) a channel (dim 1), over all else.
+
+    By matrix products, which keep the precision of x for the sums' terms and are three times as fast on bf16 as
+    reductions; centring first keeps the difference of squares harmless.
+    """
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1]) - centre.to(x.dtype)
+    weight = torch.full((1, len(rows)), 1 / len(rows), dtype=x.dtype, device=x.device)
+    mean = (weight @ rows)[0]
+    second = torch.diagonal(rows.T @ (rows / len(rows)))
+    return mean.float(), second.float()
