@@ -57,7 +57,7 @@ def training(function: Command) -> Command:
         click.option("--student", metavar="NAME", help="Architecture of the student; see `compress models`."),
         click.option("--val", metavar="DATA", help="Labelled images to measure on; never trained on."),
         click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie."),
-        click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/METHOD-STUDENT]"),
+        click.option("--out", type=click.Path(path_type=Path), help="Its folder.  [default: runs/METHOD-STUDENT]"),
         click.option("--steps", type=whole, help="Iterations."),
         click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images, instead."),
         click.option("--time-limit", callback=duration, metavar="10m", help="Time, instead: 90s, 10m, 1.5h."),
@@ -68,7 +68,7 @@ def training(function: Command) -> Command:
         click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"),
         click.option("--recipe", type=click.Path(path_type=Path), help="YAML file of settings; options override it."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, as method.local=0.5."),
-        click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on if one can]"),
+        click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on]"),
         click.option("--dry-run", is_flag=True, help="Check everything, estimate cost, and stop."),
     ]  # fmt: skip
     for option in reversed(options):

@@ -88,7 +88,7 @@ def launch(devices: int) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against a second run. Raises UsageError naming who holds it, CompressError if it cannot be written."""
+    """Hold `folder` against a second run. Raises UsageError naming who holds it, CompressError if it is read-only."""
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
