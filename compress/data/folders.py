@@ -8,20 +8,21 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from compress.data.images import Images
-from compress.errors import UsageError
+from compress.data.images import Images, extensions
+from compress.errors import CompressError, UsageError
 
 
 def folder_images(folder: Path, *, split: str = "train", labelled: bool = False) -> Images:
     """The images below `folder`, in natural order; with `labelled`, each top folder is a class.
 
-    A folder that holds `train` and `val` (or `test`) folders is taken by its split. Raises UsageError without images.
+    A folder that holds `train` and `val` (or `test`) folders is taken by its split. Raises UsageError without images,
+    CompressError where a folder below cannot be listed.
     """
     folder = by_split(folder, split)
-    extensions = set(Image.registered_extensions())
-    paths = sorted((p for p in walk(folder) if p.suffix.lower() in extensions), key=lambda p: natural(p.relative_to(folder)))
+    known = extensions()
+    found = [path for path in walk(folder) if path.suffix.lower() in known]
+    paths = sorted(found, key=lambda path: natural(path.relative_to(folder)))
     if not paths:
         raise UsageError(f"{folder}: no images in this folder or below; expected files such as .jpg or .png.")
     digest = hashlib.sha256()
@@ -30,7 +31,8 @@ def folder_images(folder: Path, *, split: str = "train", labelled: bool = False)
             facts = path.stat()
         except OSError:
             continue  # a link to nowhere: reading it will say so
-        digest.update(f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        line = f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     labels, names = class_folders(folder, paths) if labelled else (None, None)
     items = [str(path) for path in paths]
     return Images(str(folder), items, lambda i: paths[i], digest.hexdigest(), labels, names)
@@ -47,7 +49,7 @@ def walk(folder: Path) -> list[Path]:
     """Every file below, following links but never in a circle; hidden files and folders are left out."""
     found: list[Path] = []
     seen: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
@@ -58,10 +60,17 @@ def walk(folder: Path) -> list[Path]:
     return found
 
 
-def natural(path: Path) -> list[tuple[int, int, str]]:
-    """A sorting key that puts img2 before img10."""
+def refuse(error: OSError) -> None:
+    """A part of the data would be missing without a word."""
+    raise CompressError(
+        f"{error.filename}: this folder cannot be listed ({error.strerror}); allow it, or choose another folder."
+    ) from error
+
+
+def natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """A sorting key that puts img2 before img10; where two names differ in case or zeros only, the name decides."""
     parts = re.split(r"(\d+)", str(path).lower())
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts], str(path)
 
 
 def class_folders(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None, list[str] | None]:
