@@ -56,7 +56,7 @@ class Images:
             return self
         chosen = np.linspace(0, len(self) - 1, limit).astype(np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        items = [self.items[i] for i in chosen]
+        items = [self.items[int(i)] for i in chosen]
         opened, identity = self.opened, f"{self.identity} {limit}"
         return Images(self.name, items, lambda i: opened(int(chosen[i])), identity, labels, self.class_names)
 
@@ -112,7 +112,7 @@ def within_limit(image: Image.Image) -> Image.Image:
 
 
 class _Quiet:
-    """Silences warnings while any thread is reading, as `warnings.catch_warnings` is the process's and not a thread's."""
+    """Silences warnings while any thread reads; `warnings.catch_warnings` alone is the process's, not a thread's."""
 
     def __init__(self) -> None:
         self.lock, self.readers, self.held = threading.Lock(), 0, contextlib.ExitStack()

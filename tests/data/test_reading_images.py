@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -187,10 +188,8 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(noise, kind):
         damaged = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 400), 4):
             damaged[place] ^= 1 << int(rng.integers(8))
-        try:
+        with contextlib.suppress(BadImage):
             assert of(io.BytesIO(bytes(damaged))).read(0).mode == "RGB"
-        except BadImage as error:
-            assert str(error)
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(noise):
