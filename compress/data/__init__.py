@@ -33,7 +33,9 @@ def open_images(spec: str, *, root: Path | None = None, split: str = "train", la
     if spec.startswith("embedded/"):
         name = spec.removeprefix("embedded/")
         if name not in EMBEDDED:
-            raise UsageError(f"{spec}: no such embedded data{nearest(name, EMBEDDED)} Known: {', '.join(EMBEDDED)}.")
+            raise UsageError(
+                f"{spec}: no such embedded data{nearest(name, EMBEDDED) or '.'} Known: {', '.join(EMBEDDED)}."
+            )
         return EMBEDDED[name][0](split)
     if spec.startswith("hf/"):
         return hub_images(spec.removeprefix("hf/"), split)
@@ -43,10 +45,11 @@ def open_images(spec: str, *, root: Path | None = None, split: str = "train", la
     if path.is_dir():
         return folder_images(path, split=split, labelled=labelled)
     if spec in NAMED:
-        return named_images(spec, root=root, split=split)
+        return named_images(spec, root=root, split=split, labelled=labelled)
     if path.exists():
-        raise UsageError(f"{spec}: a file; expected a folder of images, a .tar of shards, or a name (see `compress datasets`).")
-    raise UsageError(f"{spec}: no such folder or data set{nearest(spec, NAMES)} See `compress datasets`.")
+        raise UsageError(f"{spec}: a file; expected a folder, a .tar of shards, or a name (see `compress datasets`).")
+    known = [*NAMED, *(f"embedded/{name}" for name in EMBEDDED)]
+    raise UsageError(f"{spec}: no such folder or data set{nearest(spec, known) or '.'} See `compress datasets`.")
 
 
 __all__ = ["NAMES", "BadImage", "Images", "open_images"]

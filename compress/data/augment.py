@@ -14,7 +14,8 @@ def crop_flip(pixels: np.ndarray, seed: tuple[int, ...], pad: int = 4) -> np.nda
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     shift = rng.integers(0, 2 * pad + 1, size=(2, n))
     mirrored = rng.random(n) < 0.5
-    padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect" if min(height, width) > pad else "edge")
+    mode = "reflect" if min(height, width) > pad else "edge"
+    padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
     cropped = np.empty_like(pixels)
     for i, (top, left) in enumerate(shift.T):  # slices copy whole rows: twenty times a gather of pixels
         crop = padded[i, top : top + height, left : left + width]

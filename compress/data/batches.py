@@ -18,12 +18,19 @@ class Batches:
     """`at(position)`: the batch at a position of an endless order.
 
     Every epoch is a permutation drawn from (seed, epoch); the processes share it, rank r taking the r-th part of each
-    global batch; what does not fill a batch is dropped. `batch_size` is one process's. A set smaller than a global batch
-    is repeated within it.
+    global batch; what does not fill a batch is dropped. `batch_size` is one process's. A set smaller than a global
+    batch is repeated within it.
     """
 
     def __init__(
-        self, cached: Cached, batch_size: int, *, seed: tuple[int, ...], rank: int = 0, world: int = 1, augment: bool = False
+        self,
+        cached: Cached,
+        batch_size: int,
+        *,
+        seed: tuple[int, ...],
+        rank: int = 0,
+        world: int = 1,
+        augment: bool = False,
     ) -> None:
         self.cached, self.batch_size, self.seed, self.augment = cached, batch_size, seed, augment
         self.rank, self.world = rank, world

@@ -1,31 +1,32 @@
 """Images decoded once: a memory-mapped uint8 array at the size the networks read.
 
-Decoding gives some 700 images a second and core, a gather from this array 11,000; MosaicKD eats six batches a step. A row
-is a pure function of (image, view, size, seed), so the number of workers changes nothing.
+Decoding gives some 700 images a second and core, a gather from this array 11,000; MosaicKD eats six batches a step. A
+row is a pure function of (image, view, size, seed), so the number of workers changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from compress.data.images import BadImage, Images
+from compress.data.decoding import View, decode_into
+from compress.data.images import Images
 from compress.errors import CompressError
-from compress.files import replacing, sync_folder, write_failed, write_json, write_text
+from compress.files import sync_folder, write_json, write_text
 
-FORMAT = 1
-CHUNK = 64
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Cached:
     pixels: np.ndarray  #: uint8 [n, h, w, 3], memory-mapped
     labels: np.ndarray | None  #: int64 [n]
     class_names: list[str] | None
-    origin: np.ndarray  #: int64 [n], the source image of each row
+    origin: np.ndarray  #: int64 [n], the source image of each row of `pixels`
     bad: list[tuple[str, str]]  #: (name, reason) of what could not be read
-    fingerprint: str
+    fingerprint: str  #: changes with the pixels and with the rows in use
     rows: np.ndarray | None = None  #: the rows in use; None: all
 
     def __len__(self) -> int:
@@ -56,7 +57,9 @@ class Cached:
     def subset(self, indices: np.ndarray) -> Cached:
         """Only these rows, in this order."""
         rows = np.arange(len(self.pixels)) if self.rows is None else self.rows
-        return replace(self, rows=rows[np.asarray(indices)])
+        rows = rows[np.asarray(indices)]
+        digest = hashlib.sha256(self.fingerprint.encode() + rows.astype(np.int64).tobytes())
+        return replace(self, rows=rows, fingerprint=digest.hexdigest()[:24])
 
 
 def auto_views(images: int, target: int = 10_000) -> int:
@@ -65,130 +68,132 @@ def auto_views(images: int, target: int = 10_000) -> int:
 
 
 def build_cache(
-    images: Images, *, image_size: tuple[int, int], folder: Path, resize: int | None = None, views: int = 1, seed: int = 0,
-    grey: bool = False, max_bad: float = 0.01, workers: int | None = None, limit: int | None = None,
+    images: Images,
+    *,
+    image_size: tuple[int, int],
+    folder: Path,
+    resize: int | None = None,
+    views: int = 1,
+    seed: int = 0,
+    grey: bool = False,
+    max_bad: float = 0.01,
+    workers: int | None = None,
+    limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Cached:  # fmt: skip
-    """The decoded images, from `folder` if they are there.
+) -> Cached:
+    """The decoded images, from `folder` if they are there. `limit` takes that many images, evenly spread.
 
-    One view: the short side is resized to `resize` (default: the longer of `image_size`), then the centre cropped. More:
-    random crops of every scale between the network's size and the whole image. Unreadable images are left out and named in
-    `bad.jsonl`. `grey` drops their colour, for networks that do not see it. Raises CompressError where they are more than `max_bad` of all. `limit` takes that many images, evenly spread.
+    One view: the short side is resized to `resize` (default: the longer of `image_size`), then the centre cropped.
+    More: random crops of every scale between the network's size and the whole image. `grey` drops their colour, for
+    networks that do not see it. Unreadable images are left out and named in `bad.jsonl`. Raises CompressError where
+    they are more than the share `max_bad` of all, or where the disk is full.
     """
     images = images if limit is None else images.spread(limit)
-    facts = [FORMAT, images.fingerprint(), image_size, resize, views, seed if views > 1 else 0, grey]
+    view = View(image_size, resize, views, seed if views > 1 else 0, grey)
+    facts = [FORMAT, images.fingerprint(), *astuple(view)]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     place = folder / key
-    if not (place / "index.json").is_file():
-        decode(images, place, image_size=image_size, resize=resize, views=views, seed=seed, grey=grey, workers=workers, say=say)
     cached = open_cache(images, place, key)
+    if cached is None:
+        decode(images, place, view, workers, say)
+        cached = open_cache(images, place, key)
+    if cached is None:
+        raise CompressError(f"{place}: the decoded images vanished or were damaged just after they were written.")
     refuse_many_bad(cached, len(images), max_bad, place)
     return cached
 
 
-def open_cache(images: Images, place: Path, key: str) -> Cached:
-    index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-    pixels = np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    origin = np.load(place / "origin.npy", allow_pickle=False)
+def open_cache(images: Images, place: Path, key: str) -> Cached | None:
+    """What is in `place`; None where nothing is, or nothing whole."""
+    try:
+        index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+        pixels = np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        origin = np.load(place / "origin.npy", allow_pickle=False)
+        bad = [(str(name), str(reason)) for name, reason in index["bad"]]
+    except (OSError, EOFError, ValueError, LookupError, TypeError):
+        return None
+    if len(pixels) != len(origin):
+        return None
     labels = None if images.labels is None else images.labels[origin]
-    bad = [(name, reason) for name, reason in index["bad"]]
     return Cached(images.name, pixels, labels, images.class_names, origin, bad, key)
 
 
 def refuse_many_bad(cached: Cached, total: int, max_bad: float, place: Path) -> None:
     count = len(cached.bad)
+    if count <= max_bad * total and count < total:
+        return
+    name, reason = cached.bad[0] if cached.bad else ("", "there are no images")
     if count == total:
-        name, reason = cached.bad[0]
         raise CompressError(f"{cached.name}: none of the {total} images can be read; the first is {name}: {reason}.")
-    if count > max_bad * total:
-        name, reason = cached.bad[0]
-        raise CompressError(
-            f"{cached.name}: {count} of {total} images cannot be read, more than the {max_bad:.1%} allowed; the first is "
-            f"{name}: {reason}. All are named in {place / 'bad.jsonl'}; mend them, or allow more with --set data.max_bad=0.1."
-        )
+    raise CompressError(
+        f"{cached.name}: {count} of {total} images cannot be read, more than the {max_bad:.1%} allowed; the first is "
+        f"{name}: {reason}. All are named in {place / 'bad.jsonl'}; mend them, or allow more with "
+        f"--set data.max_bad=0.1."
+    )
 
 
-def decode(
-    images: Images, place: Path, *, image_size: tuple[int, int], resize: int | None, views: int, seed: int,
-    grey: bool, workers: int | None, say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Write the cache of `images` to `place`, whole or not at all."""
-    rows = len(images) * views
-    shape = (rows, *image_size, 3)
-    say(f"decoding {images.name} once: {rows:,} images of {image_size[0]}x{image_size[1]}, {math.prod(shape) / 1e6:.0f} MB, into {place}")
+def decode(images: Images, place: Path, view: View, workers: int | None, say: Callable[[str], None]) -> None:
+    """Write the cache of `images` to `place`, whole or not at all; one process does it, others wait for it."""
+    height, width = view.image_size
+    count = len(images) * view.views
+    size = count * height * width * 3
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        with alone(place, say) as locked:
+            if open_cache(images, place, place.name) is not None:
+                return
+            free = shutil.disk_usage(place.parent).free
+            if size > free:
+                raise OSError(errno.ENOSPC, f"{free / 1e6:,.0f} MB are free")
+            say(
+                f"decoding {images.name} once: {count:,} images of {height}x{width}, {size / 1e6:,.0f} MB, into {place}"
+            )
+            with working(place, sweep=locked) as work:
+                bad = decode_into(images, work, view, workers)
+                write_text(work / "bad.jsonl", "".join(json.dumps({"image": n, "reason": r}) + "\n" for n, r in bad))
+                write_json(work / "index.json", {"name": images.name, "bad": [list(entry) for entry in bad]})
+                install(work, place)
     except OSError as error:
-        raise write_failed(place, error) from error
-    try:
-        bad = decode_into(images, work, shape, resize=resize, views=views, seed=seed, grey=grey, workers=workers)
-        write_json(work / "index.json", {"name": images.name, "bad": [list(entry) for entry in bad]})
-        write_text(work / "bad.jsonl", "".join(json.dumps({"image": n, "reason": r}) + "\n" for n, r in bad))
+        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise CompressError(
+            f"{place.parent}: cannot hold the decoded images ({why}); needs {size / 1e6:,.1f} MB; make room, or name "
+            f"another folder in $COMPRESS_CACHE."
+        ) from error
+
+
+@contextlib.contextmanager
+def alone(place: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lock of `place`; False where the file system knows no locks: all decode then, the last rename stays."""
+    with open(place.with_name(f".{place.name}.lock"), "wb") as lock:
+        locked = True
         try:
-            os.rename(work, place)
-        except OSError:
-            if not (place / "index.json").is_file():  # else another process was first, with the same bytes
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is decoding these images; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-        sync_folder(place.parent)
-    except OSError as error:
-        raise write_failed(place, error) from error
+            locked = False
+        yield locked
+
+
+@contextlib.contextmanager
+def working(place: Path, *, sweep: bool) -> Iterator[Path]:
+    """A folder beside `place` to work in, gone afterwards; with `sweep`, so is what a killed process left there."""
+    for left in place.parent.glob(f".{place.name}.work*") if sweep else ():
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{place.name}.work", dir=place.parent))
+    try:
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def decode_into(
-    images: Images, work: Path, shape: tuple[int, ...], *, resize: int | None, views: int, seed: int, grey: bool,
-    workers: int | None,
-) -> list[tuple[str, str]]:
-    """Fill `pixels.npy` and `origin.npy` in `work`; returns what could not be read."""
-    bad: list[tuple[str, str]] = []
-    good: list[np.ndarray] = []
-
-    def views_of(i: int) -> np.ndarray | str:
-        try:
-            image = images.read(i).convert("L").convert("RGB") if grey else images.read(i)
-            return np.stack([one_view(image, shape[1:3], resize, views, (seed, i, v)) for v in range(views)])
-        except BadImage as error:
-            return str(error)
-
-    with replacing(work / "raw.bin") as file, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for start in range(0, len(images), CHUNK):
-            numbers = range(start, min(start + CHUNK, len(images)))
-            for i, made in zip(numbers, pool.map(views_of, numbers), strict=True):
-                if isinstance(made, str):
-                    bad.append((images.item(i), made))
-                else:
-                    good.append(np.full(views, i, dtype=np.int64))
-                    file.write(made.tobytes())
-    origin = np.concatenate(good) if good else np.zeros(0, dtype=np.int64)
-    pack(work, (len(origin), *shape[1:]))
-    with replacing(work / "origin.npy") as file:
-        np.save(file, origin, allow_pickle=False)
-    return bad
-
-
-def pack(work: Path, shape: tuple[int, ...]) -> None:
-    """Put the header of a .npy file before the raw rows, whose number is known only now."""
-    with replacing(work / "pixels.npy") as file, open(work / "raw.bin", "rb") as raw:
-        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        shutil.copyfileobj(raw, file, 1 << 20)
-    (work / "raw.bin").unlink()
-
-
-def one_view(image: Image.Image, size: tuple[int, ...], resize: int | None, views: int, seed: tuple[int, ...]) -> np.ndarray:
-    """One picture as uint8 [h, w, 3]: centred where there is one view, else a random crop drawn from `seed` alone."""
-    height, width = size
-    scale = (resize or max(size)) / min(image.size)
-    if views == 1:
-        crop_w, crop_h = min(width / scale, image.width), min(height / scale, image.height)
-        left, top = (image.width - crop_w) / 2, (image.height - crop_h) / 2
-    else:
-        rng = np.random.default_rng(np.random.SeedSequence(seed))
-        whole = min(image.width / width, image.height / height)
-        share = math.exp(rng.uniform(math.log(min(1.0, whole)), math.log(max(1.0, whole)))) if whole > 1 else whole
-        crop_w, crop_h = width * share, height * share
-        left, top = rng.uniform(0, image.width - crop_w), rng.uniform(0, image.height - crop_h)
-    box = (left, top, left + crop_w, top + crop_h)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+def install(work: Path, place: Path) -> None:
+    """Give the finished folder its name. What is not whole there makes way."""
+    if place.exists():
+        shutil.rmtree(place)
+    os.chmod(work, 0o755)
+    os.rename(work, place)
+    sync_folder(place.parent)

@@ -14,7 +14,18 @@ from compress.data.images import Images
 from compress.errors import CompressError
 
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
-FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_CLASSES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 
 #: photographs in scikit-image's wheel that it documents as public domain, CC0 or without known restrictions; see NOTICE
 PHOTOS = (
@@ -46,18 +57,22 @@ def fashion(split: str) -> Images:
     arrays = fashion_arrays()
     pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
     items = [f"fashion/{split}/{i}" for i in range(len(pixels))]
-    return Images("embedded/fashion", items, lambda i: Image.fromarray(pixels[i]), f"1 {split}", labels, FASHION_CLASSES)
+    return Images(
+        "embedded/fashion", items, lambda i: Image.fromarray(pixels[i]), f"1 {split}", labels, FASHION_CLASSES
+    )
 
 
 def photos(split: str) -> Images:
-    """The photographs that scikit-image ships; the same for every split. Raises CompressError where it is not installed."""
+    """The photographs that scikit-image ships, the same for every split. Raises CompressError where it is missing."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
         raise CompressError("embedded/photos: scikit-image is not installed; run `pip install scikit-image`.")
     folder = Path(found.origin).parent / "data"
     paths = [folder / name for name in PHOTOS if (folder / name).is_file()]
     if not paths:
-        raise CompressError("embedded/photos: this scikit-image ships no photographs; run `pip install scikit-image==0.26.0`.")
+        raise CompressError(
+            "embedded/photos: this scikit-image ships no photographs; run `pip install scikit-image==0.26.0`."
+        )
     identity = " ".join(f"{path.name}:{path.stat().st_size}" for path in paths)
     return Images("embedded/photos", [path.name for path in paths], lambda i: paths[i], identity)
 

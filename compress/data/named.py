@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compress.data.folders import folder_images
 from compress.data.images import Images
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
+
+Splits = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -20,37 +22,57 @@ class Named:
 
     kind: str  #: class in torchvision.datasets
     description: str
-    splits: dict[str, dict[str, Any]]  #: "train" and "val" -> arguments
+    splits: Splits  #: "train" and "val", "labelled" where training with labels takes another part -> arguments
     downloads: bool = True
     folder: str = ""  #: below the data root
     labels: str = "targets"  #: attribute
+    files: str = ""  #: attribute that holds the images' paths, where they are files
 
 
-def _train(**extra: Any) -> dict[str, dict[str, Any]]:
-    return {"train": {"train": True, **extra}, "val": {"train": False, **extra}}
+def flag() -> Splits:
+    return {"train": {"train": True}, "val": {"train": False}}
 
 
-def _split(train: str, val: str, **extra: Any) -> dict[str, dict[str, Any]]:
+def parts(train: str, val: str, **extra: Any) -> Splits:
     return {"train": {"split": train, **extra}, "val": {"split": val, **extra}}
 
 
 NAMED: dict[str, Named] = {
-    "cifar10": Named("CIFAR10", "CIFAR-10, 50,000 images of 32x32, 10 classes", _train()),
-    "cifar100": Named("CIFAR100", "CIFAR-100, 50,000 images of 32x32, 100 classes", _train()),
-    "svhn": Named("SVHN", "street view house numbers, 73,257 images of 32x32, 10 classes", _split("train", "test"), labels="labels"),
-    "stl10": Named("STL10", "STL-10, 96x96; its 100,000 unlabelled images for training", _split("unlabeled", "test"), labels="labels"),
-    "mnist": Named("MNIST", "MNIST digits, 60,000 images of 28x28, 10 classes", _train()),
-    "fashion_mnist": Named("FashionMNIST", "Fashion-MNIST, 60,000 images of 28x28, 10 classes", _train()),
+    "cifar10": Named("CIFAR10", "CIFAR-10, 50,000 images of 32x32, 10 classes", flag()),
+    "cifar100": Named("CIFAR100", "CIFAR-100, 50,000 images of 32x32, 100 classes", flag()),
+    "svhn": Named(
+        "SVHN", "street view house numbers, 73,257 images of 32x32, 10 classes", parts("train", "test"), labels="labels"
+    ),
+    "stl10": Named(
+        "STL10", "STL-10, 96x96, 10 classes; as out-of-domain data its 100,000 unlabelled images",
+        {**parts("unlabeled", "test"), "labelled": {"split": "train"}}, labels="labels",
+    ),
+    "mnist": Named("MNIST", "MNIST digits, 60,000 images of 28x28, 10 classes", flag()),
+    "fashion_mnist": Named("FashionMNIST", "Fashion-MNIST, 60,000 images of 28x28, 10 classes", flag()),
     "imagenet": Named(
-        "ImageNet", "ImageNet-1k, from the archives of its site", _split("train", "val"), downloads=False, folder="imagenet"
+        "ImageNet", "ImageNet-1k: the archives of its site, or the folders train and val", parts("train", "val"),
+        downloads=False, folder="imagenet", files="samples",
     ),
     "places365": Named(
-        "Places365", "Places365-Standard, small images (256x256)", _split("train-standard", "val", small=True), folder="places365"
+        "Places365", "Places365-Standard, small images (256x256), 365 classes",
+        parts("train-standard", "val", small=True), folder="places365", files="imgs",
     ),
-    "caltech101": Named("Caltech101", "Caltech-101, 9,000 images, 101 classes", {"train": {}, "val": {}}, labels="y"),
-    "food101": Named("Food101", "Food-101, 75,750 images, 101 classes", _split("train", "test"), labels="_labels"),
-    "pets": Named("OxfordIIITPet", "Oxford-IIIT Pet, 7,300 images, 37 classes", _split("trainval", "test"), labels="_labels"),
-}
+    "food101": Named(
+        "Food101", "Food-101, 75,750 images, 101 classes", parts("train", "test"),
+        labels="_labels", files="_image_files",
+    ),
+    "pets": Named(
+        "OxfordIIITPet", "Oxford-IIIT Pet, 3,680 images, 37 classes", parts("trainval", "test"),
+        labels="_labels", files="_images",
+    ),
+    "dtd": Named(
+        "DTD", "describable textures, 1,880 images, 47 classes", parts("train", "val"),
+        labels="_labels", files="_image_files",
+    ),
+    "caltech101": Named(
+        "Caltech101", "Caltech-101, 8,677 images, 101 classes; no part for --val", {"train": {}}, labels="y"
+    ),
+}  # fmt: skip
 
 
 def data_root(root: Path | None) -> Path:
@@ -58,36 +80,57 @@ def data_root(root: Path | None) -> Path:
     return root or Path(os.environ.get("COMPRESS_DATA", Path.home() / ".cache" / "compress" / "data"))
 
 
-def named_images(name: str, *, root: Path | None, split: str) -> Images:
+def named_images(name: str, *, root: Path | None, split: str, labelled: bool = False) -> Images:
     """The data set `name`, downloaded where torchvision can. Raises CompressError saying where it was looked for."""
     one = NAMED[name]
+    part = "labelled" if labelled and split == "train" and "labelled" in one.splits else split
+    if part not in one.splits:
+        raise UsageError(f"{name}: has no images set apart for measuring; give --val other data.")
     folder = data_root(root) / one.folder
-    dataset = opened(name, one, folder, split)
-    labels = getattr(dataset, one.labels, None)
-    values = None if labels is None else np.asarray(labels, dtype=np.int64)
-    if values is not None and (len(values) != len(dataset) or values.min(initial=0) < 0):
-        values = None  # STL-10's unlabelled part says -1
-    classes = getattr(dataset, "classes", None)
-    names = [c if isinstance(c, str) else c[0] for c in classes] if classes is not None else None
-    items = [f"{name}/{split}/{i}" for i in range(len(dataset))]
-    read: Callable[[int], Any] = lambda i: dataset[i][0]  # noqa: E731
-    return Images(name, items, read, f"{folder} {split} {len(dataset)}", values, names)
+    try:
+        dataset = opened(name, one, folder, part)
+    except CompressError:
+        if one.folder and (folder / "train").is_dir() and any(folder.glob("train/*/*")):
+            return folder_images(folder, split=split, labelled=True)  # unpacked by hand, one folder a class
+        raise
+    paths = [Path(entry[0] if isinstance(entry, tuple) else entry) for entry in getattr(dataset, one.files or "-", [])]
+    items = [str(path) for path in paths] or [f"{name}/{part}/{i}" for i in range(len(dataset))]
+
+    def image(i: int) -> Any:
+        return paths[i] if paths else dataset[i][0]
+
+    labels, names = labels_of(dataset, one)
+    return Images(name, items, image, f"{folder} {part} {len(dataset)}", labels, names)
 
 
-def opened(name: str, one: Named, folder: Path, split: str) -> Any:
+def labels_of(dataset: Any, one: Named) -> tuple[np.ndarray | None, list[str] | None]:
+    """(int64 [n], the classes' names); None where the data has none: STL-10's unlabelled part says -1."""
+    found = getattr(dataset, one.labels, None)
+    labels = None if found is None else np.asarray(found, dtype=np.int64)
+    if labels is not None and (len(labels) != len(dataset) or labels.min(initial=0) < 0):
+        labels = None
+    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    names = [entry if isinstance(entry, str) else entry[0] for entry in classes] if classes else None
+    return labels, names
+
+
+def opened(name: str, one: Named, folder: Path, part: str) -> Any:
+    """torchvision's data set, from the disk or else from its site."""
     import torchvision
 
     make = getattr(torchvision.datasets, one.kind)
     try:
-        return make(str(folder), **one.splits[split])
-    except (RuntimeError, FileNotFoundError, OSError) as error:
-        first = error
+        return make(str(folder), **one.splits[part])
+    except (RuntimeError, OSError, ImportError) as error:
+        first: Exception = error
     how = "get it from its site (it needs an account) and put its archives there"
     if one.downloads:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return make(str(folder), **one.splits[split], download=True)
+            return make(str(folder), **one.splits[part], download=True)
         except (RuntimeError, OSError) as error:
             first, how = error, "torchvision could not download it; put its files there, or go where there is a network"
     why = " ".join(str(first).split())[:120]
-    raise CompressError(f"{name}: not found in {folder} ({why}); {how}, or name another place with --data-root.") from first
+    raise CompressError(
+        f"{name}: not found in {folder} ({why}); {how}, or name another place with --data-root."
+    ) from first

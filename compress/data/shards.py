@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from compress.data.images import Images
+from compress.data.images import Images, extensions
 from compress.errors import CompressError, UsageError
 
 LABELS = (".cls", ".txt")
+BLOCK = tarfile.BLOCKSIZE
 
 
 def is_shards(spec: str) -> bool:
@@ -23,28 +24,21 @@ def is_shards(spec: str) -> bool:
 def shard_images(spec: str) -> Images:
     """The images of one or many .tar files, read in place. `spec`: a file, a glob, or a brace range `{000..099}`.
 
-    Labels come from `.cls` files with a whole number. Raises UsageError for missing files, CompressError for broken ones.
+    Labels come from `.cls` files with a whole number. Raises UsageError for missing files, CompressError for broken
+    ones.
     """
-    try:
-        from braceexpand import braceexpand
-    except ImportError as error:
-        raise UsageError(f"{spec}: webdataset is not installed; run `pip install 'compress[shards]'`.") from error
-    paths = [Path(found) for pattern in braceexpand(spec) for found in sorted(glob.glob(pattern)) or [pattern]]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise UsageError(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} shards are missing).")
-    extensions = set(Image.registered_extensions())
+    paths = shard_paths(spec)
     places: list[tuple[Path, int, int]] = []
     items: list[str] = []
     labels: list[int | None] = []
     for path in paths:
-        for key, members in samples(path):
-            image = next((m for m in members if Path(m.name).suffix.lower() in extensions), None)
+        for members in samples(path):
+            image = next((m for m in members if Path(m.name).suffix.lower() in extensions()), None)
             if image is None:
                 continue
             places.append((path, image.offset_data, image.size))
             items.append(f"{path}:{image.name}")
-            labels.append(label_of(path, key, members))
+            labels.append(label_of(path, members))
     if not places:
         raise UsageError(f"{spec}: no images in these shards.")
     known = [label for label in labels if label is not None]
@@ -53,29 +47,56 @@ def shard_images(spec: str) -> Images:
     return Images(spec, items, lambda i: piece(*places[i]), identity, values)
 
 
-def samples(path: Path) -> list[tuple[str, list[tarfile.TarInfo]]]:
-    """The members of a shard grouped by their name up to the first dot after the folder."""
-    grouped: dict[str, list[tarfile.TarInfo]] = {}
+def shard_paths(spec: str) -> list[Path]:
+    """The files that `spec` names, all of them there. Raises UsageError."""
     try:
-        with tarfile.open(path) as shard:
+        from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError as error:
+        raise UsageError(f"{spec}: webdataset is not installed; run `pip install 'compress[shards]'`.") from error
+    try:
+        patterns = list(braceexpand(os.path.expanduser(spec)))
+    except UnbalancedBracesError as error:
+        raise UsageError(f"{spec}: a brace is not closed; expected a range such as {{000..099}}.") from error
+    paths = [Path(found) for pattern in patterns for found in sorted(glob.glob(pattern)) or [pattern]]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} shards are missing).")
+    return paths
+
+
+def samples(path: Path) -> list[list[tarfile.TarInfo]]:
+    """The members of a shard grouped by their name up to the first dot after the folder.
+
+    The archive must be uncompressed, for its images are read in place, and end as tar files end: tarfile takes a
+    damaged or cut header for the end, which would lose the rest in silence.
+    """
+    grouped: dict[str, list[tarfile.TarInfo]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as shard:
             for member in shard:
-                if member.isfile():
-                    folder, _, name = member.name.rpartition("/")
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK if member.isfile() else member.offset_data
+                folder, _, name = member.name.rpartition("/")
+                if member.isfile() and not name.startswith("."):
                     grouped.setdefault(f"{folder}/{name.split('.')[0]}", []).append(member)
-    except (tarfile.TarError, EOFError) as error:
-        raise CompressError(f"{path}: not a whole tar file ({error}); fetch this shard again.") from error
-    return list(grouped.items())
+        last = piece(path, end, BLOCK).read()
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise CompressError(f"{path}: not a whole, uncompressed tar file ({error}); fetch this shard again.") from error
+    if last != bytes(BLOCK):
+        raise CompressError(f"{path}: not a whole tar file (damaged or cut at byte {end:,}); fetch this shard again.")
+    return list(grouped.values())
 
 
-def label_of(path: Path, key: str, members: list[tarfile.TarInfo]) -> int | None:
+def label_of(path: Path, members: list[tarfile.TarInfo]) -> int | None:
+    """The whole number beside an image, if there is one."""
     member = next((m for m in members if Path(m.name).suffix in LABELS), None)
     if member is None:
         return None
-    text = piece(path, member.offset_data, member.size).read().strip()
     try:
-        return int(text)
+        label = int(piece(path, member.offset_data, member.size).read().strip())
     except ValueError:
         return None
+    return label if label >= 0 else None
 
 
 def piece(path: Path, offset: int, size: int) -> io.BytesIO:

@@ -32,7 +32,7 @@ class Answers:
         """Histograms and class balance, as JSON has them."""
         top = math.log(self.classes)
         shares = np.bincount(self.prediction, minlength=self.classes) / len(self.prediction)
-        spread = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum()) / top
+        spread = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
         return {
             "images": len(self.prediction),
             "entropy_mean": float(self.entropy.mean()),
@@ -43,7 +43,7 @@ class Answers:
             "class_shares": [round(float(share), 6) for share in shares],
             "largest_share": float(shares.max()),
             "classes_never_predicted": int((shares == 0).sum()),
-            "balance": spread,
+            "balance": spread / top if top else 1.0,  # one class is always balanced
         }
 
 
@@ -52,7 +52,9 @@ def histogram(values: np.ndarray, low: float, high: float) -> dict[str, list[flo
     return {"counts": counts.tolist(), "edges": [round(float(edge), 6) for edge in edges]}
 
 
-def answers(cached: Cached, logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c"]], batch_size: int = 256) -> Answers:
+def answers(
+    cached: Cached, logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c"]], batch_size: int = 256
+) -> Answers:
     """The teacher's answers to every image. Raises CompressError where a logit is not finite.
 
     Through log_softmax, as p · log p is NaN where a probability underflows, and NaN sorts first.
@@ -68,8 +70,7 @@ def answers(cached: Cached, logits: Callable[[Float[Tensor, "n 3 h w"]], Float[T
             confidence.append(log_p.max(1).values.exp())
             prediction.append(answer.argmax(1))
             classes = answer.shape[1]
-    joined = [torch.cat(parts).numpy() for parts in (entropy, confidence, prediction)]
-    return Answers(*joined, classes)
+    return Answers(torch.cat(entropy).numpy(), torch.cat(confidence).numpy(), torch.cat(prediction).numpy(), classes)
 
 
 def highest_entropy(found: Answers, n: int) -> np.ndarray:

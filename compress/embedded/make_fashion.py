@@ -1,4 +1,4 @@
-"""Make `fashion.npz` from the original Fashion-MNIST files: the first images of each class, so that the set is balanced.
+"""Make `fashion.npz` from the original Fashion-MNIST files: the first images of each class, so that it is balanced.
 
     python -m compress.embedded.make_fashion FOLDER
 
@@ -31,7 +31,7 @@ def make(folder: Path, target: Path) -> None:
         images, labels = read(folder, part)
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(CLASSES)]))
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]
-    np.savez_compressed(target, allow_pickle=False, **arrays)
+    np.savez_compressed(target, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":
