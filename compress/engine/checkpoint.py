@@ -1,12 +1,14 @@
 """Checkpoints of a run: complete or absent, and never believed without their hash.
 
-A checkpoint of step n is a file a rank, `step-n.rank0.pt`, and the manifest `step-n.json` with the sha256 of each. The
-manifest is written last, so what a kill leaves half done is not a checkpoint. A flipped bit loads silently wrong in both
-torch and safetensors files; here it is found, named, and the checkpoint before is taken.
+A checkpoint of step n is a file a rank and the manifest `step-n.json`, which names them and holds the sha256 of each,
+and its own. The manifest is written last, and no saving touches a file that a manifest names: what a kill leaves half
+done is not a checkpoint and has not harmed one. A flipped bit loads silently wrong in both torch and safetensors files;
+here it is found, named, and the checkpoint before is taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -22,6 +24,10 @@ from compress.files import sha256, write_bytes, write_json
 FORMAT = 1
 
 
+class Broken(Exception):
+    """Why a checkpoint is not believed."""
+
+
 class Checkpoints:
     """The checkpoints in a folder; the newest `keep` stay."""
 
@@ -33,17 +39,19 @@ class Checkpoints:
 
     def save(self, step: int, shared: dict[str, Any], own: dict[str, Any]) -> Path:
         """Write the state at `step`: `shared` by rank 0, `own` by every rank. Returns the manifest's path."""
+        # The same step may be saved twice (when due, and at the end): the first stays whole until the second is.
+        again = ".again" if self.place.agree(f"step-{step:09d}.rank0.pt" in self._named(step)) else ""
+        files = [self.folder / f"step-{step:09d}{again}.rank{rank}.pt" for rank in range(self.place.world)]
         state = {"own": own} | ({"shared": shared} if self.place.rank == 0 else {})
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self._file(step, self.place.rank), buffer.getvalue())
+        write_bytes(files[self.place.rank], buffer.getvalue())
         self.place.barrier()
         manifest = self._manifest(step)
         if self.place.rank == 0:
-            files = [self._file(step, rank) for rank in range(self.place.world)]
-            entries = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in files}
-            write_json(manifest, {"format": FORMAT, "step": step, "world": self.place.world, "files": entries})
-            self._forget_old()
+            entries = [{"name": f.name, "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
+            write_json(manifest, sealed({"format": FORMAT, "step": step, "files": entries}))
+            self._forget(step)
         self.place.barrier()
         return manifest
 
@@ -54,53 +62,91 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            fault = self._fault(step)
-            if fault is None:
-                own = self._read(step, self.place.rank)
-                shared = own if self.place.rank == 0 else self._read(step, 0)
-                return step, shared["shared"], own["own"]
-            self.say(f"{self._manifest(step)}: {fault}; falling back to the checkpoint before it.")
+            try:
+                files = self._whole(step)
+            except Broken as fault:
+                self.say(f"{self._manifest(step)}: {fault}; falling back to the checkpoint before it.")
+                continue
+            self._check_world(step, len(files))
+            own = read(files[self.place.rank])
+            shared = own if self.place.rank == 0 else read(files[0])
+            return step, shared["shared"], own["own"]
         if steps:
             raise CompressError(f"{self.folder}: all {len(steps)} checkpoints are broken; start again with --fresh.")
         return None
 
     def steps(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json"))
+        names = [path.stem.removeprefix("step-") for path in self.folder.glob("step-*.json")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def last(self) -> Path | None:
         steps = self.steps()
         return self._manifest(steps[-1]) if steps else None
 
-    def _read(self, step: int, rank: int) -> dict[str, Any]:
-        return torch.load(self._file(step, rank), map_location="cpu", weights_only=True)
-
-    def _fault(self, step: int) -> str | None:
-        """What is wrong with the checkpoint of `step`, or None."""
-        try:
-            manifest = json.loads(self._manifest(step).read_text())
-            files, world = manifest["files"], manifest["world"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return "the manifest cannot be read"
-        for name, entry in files.items():
-            path = self.folder / name
+    def _whole(self, step: int) -> list[Path]:
+        """The files of the checkpoint of `step`, one a rank. Raises Broken where any is not what was written."""
+        files = []
+        for entry in self._entries(step):
+            path = self.folder / entry["name"]
             if not path.is_file():
-                return f"{name} is missing"
-            if sha256(path) != entry["sha256"]:
-                return f"{name} is not what was written (its sha256 differs)"
+                raise Broken(f"{path.name} is missing")
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise Broken(f"{path.name} cannot be read ({error.strerror})") from error
+            if found != entry["sha256"]:
+                raise Broken(f"{path.name} is not what was written (its sha256 differs)")
+            files.append(path)
+        return files
+
+    def _entries(self, step: int) -> list[dict[str, Any]]:
+        """The files that the manifest of `step` names. Raises Broken where it is not what was written."""
+        try:
+            content = json.loads(self._manifest(step).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise Broken("the manifest cannot be read") from error
+        if not isinstance(content, dict) or sealed(content) != content:
+            raise Broken("the manifest is not what was written (its sha256 differs)")
+        if content["format"] != FORMAT:
+            raise Broken(f"found format {content['format']}, expected {FORMAT}: another version of compress wrote it")
+        return content["files"]
+
+    def _named(self, step: int) -> list[str]:
+        """The names of the files of the checkpoint of `step`; none where there is no such checkpoint."""
+        try:
+            return [entry["name"] for entry in self._entries(step)]
+        except Broken:
+            return []
+
+    def _check_world(self, step: int, world: int) -> None:
         if world != self.place.world:
             raise CompressError(
                 f"{self._manifest(step)}: saved by {world} processes, resumed by {self.place.world}; "
                 f"use --devices {world}, or start again with --fresh."
             )
-        return None
 
-    def _forget_old(self) -> None:
-        for step in self.steps()[: -self.keep]:
-            for path in [self._manifest(step), *self.folder.glob(f"step-{step:09d}.rank*.pt")]:
+    def _forget(self, saved: int) -> None:
+        """Remove all but the newest checkpoints up to the one just saved: those after it were broken, or it would not
+        have been made again. With them goes what earlier kills left behind.
+        """
+        kept = [step for step in self.steps() if step <= saved][-self.keep :]
+        for step in self.steps():
+            if step not in kept:
+                self._manifest(step).unlink(missing_ok=True)
+        named = {name for step in kept for name in self._named(step)}
+        for path in [*self.folder.glob("step-*.pt"), *self.folder.glob(".step-*.tmp")]:
+            if path.name not in named:
                 path.unlink(missing_ok=True)
 
     def _manifest(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.json"
 
-    def _file(self, step: int, rank: int) -> Path:
-        return self.folder / f"step-{step:09d}.rank{rank}.pt"
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with the sha256 of all the rest of it."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)

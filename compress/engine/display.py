@@ -45,7 +45,9 @@ class Display:
         elif not self.quiet and (time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES or progress >= 1):
             self._spoke = time.monotonic()
             left = (self._spoke - self._begin) / progress * (1 - progress) if progress > 0 else float("nan")
-            print(f"{self.title}  {progress:4.0%}  step {step}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.title}  {progress:4.0%}  step {step}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True
+            )
 
     def say(self, message: str) -> None:
         if not self.quiet:

@@ -11,7 +11,7 @@ from compress.files import write_text
 
 
 class Journal:
-    """`metrics.jsonl`: one object a line, each with `step` and `kind`. A line that a kill cut off is dropped on resume."""
+    """`metrics.jsonl`: one object a line, each with `step` and `kind`. What a kill cut off is dropped on resume."""
 
     def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
@@ -39,7 +39,11 @@ class Journal:
     def lines(self, kind: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        parsed = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) != float("inf")]
+        parsed = [
+            json.loads(line)
+            for line in self.path.read_text(encoding="utf-8").splitlines()
+            if _step(line) != float("inf")
+        ]
         return [line for line in parsed if line["kind"] == kind]
 
     def close(self) -> None:

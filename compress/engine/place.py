@@ -26,7 +26,7 @@ class Place:
     rank: int = 0
     world: int = 1
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         if self.precision == "32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.float16 if self.precision == "16" else torch.bfloat16)
@@ -41,7 +41,10 @@ class Place:
         return x.to(memory_format=torch.channels_last).float().div_(255)
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their mean over the processes: one flattened all-reduce, as DDP's hooks fail with several players."""
+        """Replace tensors by their mean over the processes.
+
+        One flattened all-reduce: the hooks of DDP fail with several players.
+        """
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([t.detach().reshape(-1).float() for t in tensors])
@@ -75,7 +78,7 @@ def open_place(device: str = "auto", precision: Precision = "auto") -> Place:
         raise UsageError(f"--device: found {device!r}, expected auto, cpu, cuda or cuda:N.") from error
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError("--device cuda: PyTorch sees no GPU here; use --device cpu, and `compress doctor` to see why.")
+            raise UsageError("--device cuda: PyTorch sees no GPU here; use --device cpu (`compress doctor` says why).")
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
@@ -85,7 +88,10 @@ def open_place(device: str = "auto", precision: Precision = "auto") -> Place:
 
 
 def choose_precision(device: torch.device, precision: Precision) -> Literal["32", "bf16", "16"]:
-    """`auto` is bf16 where the processor computes in it, else 32. float16 on a CPU is refused: it is slower than float32."""
+    """`auto` is bf16 where the processor computes in it, else 32.
+
+    float16 on a CPU is refused with a UsageError: it is slower than float32.
+    """
     if precision == "16" and device.type == "cpu":
         raise UsageError("--precision 16: float16 on a CPU is four times slower than float32; use bf16 or 32.")
     if precision != "auto":

@@ -15,14 +15,19 @@ from compress.errors import Interrupted
 
 
 def play(method: Method, run: Run) -> None:
-    """Train until the run is done. Raises Interrupted after a signal, with the state saved; Diverged where a player breaks."""
+    """Train until the run is done.
+
+    Raises Interrupted after a signal, with the state saved, and Diverged where a player breaks.
+    """
     run.seed()
     method.setup(run)
     run.part()
     run.resume()  # nothing to resume is not an error
     with run.display, heeding_signals() as signals:
+        step = run.step
         try:
             while run.progress < 1:
+                step = run.step + 1
                 run.set_progress(run.progress)
                 losses = method.step()
                 run.advance(losses)
@@ -34,23 +39,24 @@ def play(method: Method, run: Run) -> None:
                     stop(run, int(run.place.agree(float(signals.received))))
             run.finish()
         except Diverged as error:
-            raise explain(error, run) from error
+            raise explain(error, run, step) from error
 
 
 def stop(run: Run, signum: int) -> None:
     run.save()
     raise Interrupted(
-        signum, f"stopped by {signal.Signals(signum).name} at step {run.step}; all is saved, the same command goes on from there."
+        signum,
+        f"stopped by {signal.Signals(signum).name} at step {run.step}; all is saved, the same command goes on from it.",
     )
 
 
-def explain(error: Diverged, run: Run) -> Diverged:
+def explain(error: Diverged, run: Run, step: int) -> Diverged:
     """The same error with the step, every broken player, and the checkpoint that is still good."""
     broken = [name for name, player in run.players.items() if not player.is_finite()]
     players = f"; parameters that are not finite: {', '.join(broken)}" if broken else ""
     last = run.checkpoints.last()
     good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-    return Diverged(f"step {run.step + 1}: {error}{players}; {good}. Try a lower learning rate, or --precision 32.")
+    return Diverged(f"step {step}: {error}{players}; {good}. Try a lower learning rate, or --precision 32.")
 
 
 class Signals:

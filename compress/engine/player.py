@@ -67,7 +67,7 @@ class Player:
             return self.net(*inputs)
 
     def fixed(self, *inputs: Tensor) -> Tensor:
-        """Forward with the parameters held constant: gradients reach the inputs only, and none is left in the player."""
+        """Forward with the parameters held constant: gradients reach the inputs only, none is left in the player."""
         learning = [p for p in self.net.parameters() if p.requires_grad]
         for parameter in learning:
             parameter.requires_grad_(False)
@@ -101,7 +101,8 @@ class Player:
 
     def align(self) -> None:
         """Average the BatchNorm statistics over the processes, so that replicas stay equal."""
-        self.place.average([b for b in self.net.buffers() if b.is_floating_point()])
+        kept = self.net.state_dict(keep_vars=True).keys()  # constants, like a normalisation, are not in it
+        self.place.average([b for name, b in self.net.named_buffers() if name in kept and b.is_floating_point()])
 
     def set_progress(self, progress: float) -> None:
         factor = self.schedule(progress)

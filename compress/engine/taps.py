@@ -30,7 +30,9 @@ def batchnorm_moments(net: nn.Module) -> Iterator[list[Moments]]:
 
 
 def _note(found: list[Moments], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    assert isinstance(layer, _BatchNorm)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
     mean, second = central_moments(inputs[0], layer.running_mean)
     found.append((mean + layer.running_mean, second - mean.square(), layer.running_mean, layer.running_var))
 

@@ -1,6 +1,7 @@
 """The game between generator and patch discriminator, on logits [n, 1, a, b]: positive means real.
 
-Summed over the patches of an image and averaged over images, as MosaicKD's Eq. 3: L_local = n_p · ln 2 where D is undecided.
+Summed over the patches of an image and averaged over images, as MosaicKD's Eq. 3: L_local = n_p · ln 2 where D is
+undecided.
 """
 
 from __future__ import annotations

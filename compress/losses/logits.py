@@ -1,4 +1,4 @@
-"""Losses between rows of logits: one row a decision (an image, a pixel, a sentence), one column a class. All in nats."""
+"""Losses between rows of logits: a row a decision (an image, a pixel, a sentence), a column a class. All in nats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Scalar = Float[Tensor, ""]
 def kl(student: Rows, teacher: Rows, T: float = 1.0) -> Scalar:
     """T² · mean over rows of Σ_c p_c (log p_c − log q_c), p = softmax(teacher/T), q = softmax(student/T).
 
-    KL(teacher ‖ student), in nats; >= 0, and 0 where the rows agree up to a constant. Hinton et al. 2015; MosaicKD Eq. 7.
+    KL(teacher ‖ student), in nats; >= 0, and 0 where the rows agree up to a constant. Hinton et al. 2015; MosaicKD
+    Eq. 7.
     """
     log_q = (student.float() / T).log_softmax(1)
     log_p = (teacher.float() / T).log_softmax(1)

@@ -10,7 +10,7 @@ from compress.models.card import Card
 
 
 class Normalise(nn.Module):
-    """Images in [0, 1] -> what the body was trained on. Not learned and not in the state dict: it belongs to the card."""
+    """Images in [0, 1] -> what the body was trained on. Not learned, not in the state dict: it belongs to the card."""
 
     mean: Tensor
     std: Tensor

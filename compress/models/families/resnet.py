@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images: a 3x3 stem of stride 1 and no pooling after it (He et al., 2016; the variant of the KD papers)."""
+"""ResNets for 32x32 images: a 3x3 stem of stride 1, no pooling after it (He et al., 2016; the KD papers' variant)."""
 
 from __future__ import annotations
 
