@@ -1,0 +1,68 @@
+"""What the teacher's BatchNorm remembers, against numpy; and how it is read off by hooks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress.engine.taps import batchnorm_moments, central_moments
+from compress.losses import priors
+
+
+def test_the_prior_is_the_sum_of_the_distances_of_means_and_variances():
+    rng = np.random.default_rng(0)
+    moments = [tuple(rng.standard_normal(c).astype(np.float32) for _ in range(4)) for c in (3, 8)]
+    expected = sum(np.linalg.norm(m - om) + np.linalg.norm(v - ov) for m, v, om, ov in moments)
+    found = priors.batchnorm([tuple(torch.from_numpy(one) for one in layer) for layer in moments])
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_statistics_that_agree_cost_nothing_and_pull_nowhere():
+    x = torch.randn(5, requires_grad=True)
+    value = priors.batchnorm([(x, x, x.detach(), x.detach())])
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == pytest.approx(0, abs=3e-6)
+    assert torch.equal(gradient, torch.zeros(5))
+
+
+def test_a_teacher_without_batchnorm_is_named():
+    with pytest.raises(ValueError, match="no BatchNorm"):
+        priors.batchnorm([])
+
+
+def test_the_tap_reads_what_comes_into_each_batchnorm_and_leaves_no_hook():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)).eval()
+    net[1].running_mean.normal_()
+    x = torch.randn(6, 3, 9, 9)
+    with batchnorm_moments(net) as moments:
+        net(x)
+    for (mean, variance, old_mean, old_variance), at in zip(moments, (1, 4), strict=True):
+        inside = net[:at](x).detach().double().movedim(1, 0).flatten(1)
+        assert torch.allclose(mean.double(), inside.mean(1), atol=1e-5)
+        assert torch.allclose(variance.double(), inside.var(1, unbiased=False), rtol=1e-4, atol=1e-6)
+        assert old_mean is net[at].running_mean
+        assert old_variance is net[at].running_var
+    net(x)
+    assert len(moments) == 2
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_gradients_reach_the_input_through_the_tap():
+    net = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    x = torch.rand(4, 3, 5, 5, requires_grad=True)
+    with batchnorm_moments(net) as moments:
+        net(x)
+    priors.batchnorm(moments).backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_moments_survive_a_mean_far_from_0():
+    """Without centring, the difference of squares at a mean of 1000 would lose a variance of 1 in float32."""
+    x = torch.randn(64, 2, 8, 8) + 1000
+    mean, second = central_moments(x, torch.full((2,), 1000.0))
+    exact = x.double().movedim(1, 0).flatten(1)
+    assert torch.allclose(mean.double() + 1000, exact.mean(1), atol=1e-3)
+    assert torch.allclose((second - mean.square()).double(), exact.var(1, unbiased=False), rtol=1e-3)

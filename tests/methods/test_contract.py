@@ -1,0 +1,56 @@
+"""Every method under the same contract."""
+
+from __future__ import annotations
+
+import contract
+import pytest
+import tiny
+from tiny import tiny_method, tiny_run
+
+from compress.config import field_help, settings
+from compress.engine.play import play
+from compress.methods import METHODS
+
+PRECISIONS = ("32", "bf16")
+pytestmark = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, name, precision):
+    contract.resumes_exactly(tmp_path, name, precision)
+
+
+def test_a_resumed_run_with_an_averaged_student_and_a_score_equals_one_without_a_break(tmp_path, name):
+    contract.resumes_exactly(tmp_path, name, "32", ema=0.9, validate=tiny.share_of_class_0, evaluate=1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_student_moves_and_the_teacher_does_not(tmp_path, name, precision):
+    contract.teaches_and_leaves_the_teacher_alone(tmp_path, name, precision)
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path, name):
+    contract.saves_only_tensors_and_plain_values(tmp_path, name)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, name):
+    ends = []
+    for i, seed in enumerate((3, 3, 4)):
+        run = tiny_run(tmp_path / str(i), name, steps=2, seed=seed)
+        play(tiny_method(name), run)
+        ends.append(tiny.finished(run))
+    assert tiny.differences(ends[0], ends[1], ignore=contract.CLOCK) == []
+    assert any("players/S/net" in path for path in tiny.differences(ends[0], ends[2]))
+
+
+def test_every_setting_has_help(name):
+    assert field_help(METHODS[name]).keys() == settings(METHODS[name]).keys()
+
+
+def test_a_method_says_what_it_is_and_what_it_needs(name):
+    method = METHODS[name]
+    assert method.__doc__
+    assert method.__doc__.strip().endswith(".")
+    assert method.teachers in (0, 1)
+    assert set(method.needs) <= {"unlabelled", "labelled"}
+    assert method.batch_size > 0

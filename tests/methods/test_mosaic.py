@@ -1,0 +1,286 @@
+"""MosaicKD against the published step, written again in float64 from the paper."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from tiny import tiny_method, tiny_run
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+
+from compress.engine.play import play
+from compress.engine.run import Run
+from compress.errors import UsageError
+from compress.losses import adversarial, logits
+from compress.methods.mosaic import MosaicKD
+from compress.models.discriminators import PATCHES, discriminator
+
+STEPS = 3
+Losses = list[dict[str, float]]
+
+
+class Reference:
+    """Algorithm 1 as its authors run it: nothing is frozen, every gradient is computed, and the wrong ones thrown away.
+
+    Same nets as the run's, in double precision; the same images, and the same noise through the same seed.
+    """
+
+    def __init__(self, method: MosaicKD, run: Run) -> None:
+        self.m, self.n = method, method.n
+        self.T = copy.deepcopy(run.teacher.net).double().requires_grad_(True)
+        self.G, self.D, self.S = (copy.deepcopy(run.players[name].net).double() for name in "GDS")
+        for net in (self.G, self.D, self.S):
+            net.train()
+        self.optims = {
+            "G": Adam(self.G.parameters(), lr=method.lr_G, betas=(0.5, 0.999)),
+            "D": Adam(self.D.parameters(), lr=method.lr_D, betas=(0.5, 0.999)),
+            "S": SGD(self.S.parameters(), lr=method.lr, momentum=0.9, weight_decay=method.weight_decay),
+        }
+        self.rates = {"G": method.lr_G, "D": method.lr_D, "S": method.lr}
+        self.real = run.kept["stream real"][0].batches
+        self.ood = run.kept["stream ood"][0].batches
+        self.drawn = 0
+
+    def noise(self) -> Tensor:
+        return torch.randn(self.n, self.m.z_dim).double()
+
+    def gan(self, judged: Tensor, is_real: bool) -> Tensor:
+        """Binary cross entropy, summed over patches, mean over images."""
+        target = torch.full_like(judged, float(is_real))
+        return F.binary_cross_entropy_with_logits(judged, target, reduction="sum") / len(judged)
+
+    @staticmethod
+    def kl(s: Tensor, t: Tensor, T: float = 1.0) -> Tensor:
+        return F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction="batchmean") * T * T
+
+    def step(self, progress: float) -> dict[str, Tensor]:
+        m = self.m
+        for name, optim in self.optims.items():
+            optim.param_groups[0]["lr"] = self.rates[name] * (1 + math.cos(math.pi * progress)) / 2
+
+        f = self.G(self.noise())
+        r = self.real.at(self.drawn // m.moves)[0].double() / 255
+        loss_D = m.local * (self.gan(self.D(f.detach()), False) + self.gan(self.D(r), True)) / 2
+        self.update("D", loss_D)
+
+        t, s = self.T(f), self.S(f)
+        p = t.softmax(1)
+        mean = p.mean(0)
+        loss_G = (
+            -m.adv * self.kl(s, t)
+            + m.align * -(p * p.log()).sum(1).mean()
+            + m.local * self.gan(self.D(f), True)
+            + m.balance * (mean * mean.log2()).sum()
+        )
+        self.update("G", loss_G)
+
+        loss_S = torch.zeros(())
+        for _ in range(m.moves):
+            with torch.no_grad():
+                f = self.G(self.noise())
+            x = torch.cat([f, self.ood.at(self.drawn)[0].double() / 255])
+            self.drawn += 1
+            with torch.no_grad():
+                t = self.T(x)
+            loss_S = self.kl(self.S(x), t, m.temperature)
+            self.update("S", loss_S)
+        return {"D": loss_D, "G": loss_G, "S": loss_S}
+
+    def update(self, name: str, loss: Tensor) -> None:
+        self.optims[name].zero_grad()
+        loss.backward()
+        self.optims[name].step()
+
+
+def plain(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
+    """STEPS iterations of ours and of the reference from the same beginning."""
+    method, run = tiny_method("mosaic", **settings), tiny_run(folder, steps=STEPS)
+    assert isinstance(method, MosaicKD)
+    run.seed()
+    method.setup(run)
+    reference = Reference(method, run)
+    ours, theirs = [], []
+    for i in range(STEPS):
+        state = torch.get_rng_state()
+        run.set_progress(i / STEPS)
+        ours.append(plain(method.step()))
+        torch.set_rng_state(state)
+        theirs.append(plain(reference.step(i / STEPS)))
+    return method, run, reference, ours, theirs
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="published"),
+        pytest.param({"patch": 4, "temperature": 4.0, "moves": 3, "adv": 0.3, "local": 0.1, "align": 2.0}, id="others"),
+        pytest.param({"patch": 16, "balance": 0.0}, id="whole image"),
+    ],
+)
+def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+    _, run, reference, ours, theirs = both(tmp_path, **settings)
+    for mine, his in zip(ours, theirs, strict=True):
+        for name in mine:
+            assert mine[name] == pytest.approx(his[name], rel=2e-5, abs=1e-6)
+    # Adam divides by the root of the squared gradient, so where a gradient is near 0 float32 noise of 1e-7 can decide
+    # the direction of a whole step of 1e-3. Hence: nearly all weights agree to float32, and no net as a whole is off.
+    for name, net in (("G", reference.G), ("D", reference.D), ("S", reference.S)):
+        mine = torch.cat([v.reshape(-1).double() for v in run.players[name].net.state_dict().values()])
+        his = torch.cat([v.reshape(-1).double() for v in net.state_dict().values()])
+        close = torch.isclose(mine, his, rtol=1e-4, atol=1e-5).double().mean()
+        assert close > 0.995, (name, close)
+        assert float((mine - his).norm() / his.norm()) < 1e-4, name
+
+
+def test_a_term_more_or_less_is_told_from_rounding_by_the_reference(tmp_path):
+    """The tolerances above are worth something: a weight of the balance term off by 1 % is far outside of them."""
+    method, run = tiny_method("mosaic"), tiny_run(tmp_path, steps=STEPS)
+    assert isinstance(method, MosaicKD)
+    run.seed()
+    method.setup(run)
+    reference = Reference(method, run)
+    reference.m = copy.copy(method)
+    reference.m.balance *= 1.01
+    state = torch.get_rng_state()
+    mine = method.step()
+    torch.set_rng_state(state)
+    his = reference.step(0.0)
+    assert mine["G"].item() != pytest.approx(his["G"].item(), rel=2e-4)
+
+
+def test_an_undecided_discriminator_costs_n_patches_times_ln_2():
+    D = discriminator(8, 32)
+    with torch.no_grad():
+        for parameter in D.parameters():
+            parameter.zero_()
+    judged = D(torch.rand(5, 3, 32, 32))
+    assert judged.shape == (5, 1, 8, 8)
+    assert adversarial.real(judged).item() == pytest.approx(64 * math.log(2), abs=1e-4)
+    assert adversarial.real(judged).item() == pytest.approx(44.36, abs=0.005)
+    loss_D = (adversarial.fake(judged) + adversarial.real(judged)) / 2
+    assert loss_D.item() == pytest.approx(44.36, abs=0.005)
+
+
+def test_each_player_is_moved_by_its_own_loss_and_by_no_other(tmp_path, monkeypatch):
+    """While one player's loss runs backward, no other player receives a gradient, and the teacher never does."""
+    method, run = tiny_method("mosaic", bn=0.1), tiny_run(tmp_path)
+    assert isinstance(method, MosaicKD)
+    run.seed()
+    method.setup(run)
+    order = []
+
+    for name, player in run.players.items():
+
+        def watched(loss: Tensor, name=name, minimize=player.minimize) -> None:
+            others = [p for other in run.players.values() if other.name != name for p in other.net.parameters()]
+            for p in others:
+                p.grad = None
+            before = {k: v.clone() for o in run.players.values() if o.name != name for k, v in o.net.named_parameters()}
+            minimize(loss)
+            order.append(name)
+            assert all(p.grad is None for p in others)
+            assert all(p.grad is None for p in run.teacher.net.parameters())
+            after = {k: v for o in run.players.values() if o.name != name for k, v in o.net.named_parameters()}
+            assert tiny.differences(before, after) == []
+            assert all(p.grad is not None for p in run.players[name].net.parameters())
+
+        monkeypatch.setattr(player, "minimize", watched)
+    method.step()
+    assert "".join(order) == "DG" + "S" * method.moves
+
+
+def test_the_students_batch_is_half_mosaics_and_half_out_of_domain_images(tmp_path):
+    method, run = tiny_method("mosaic", augment=False), tiny_run(tmp_path)
+    assert isinstance(method, MosaicKD)
+    method.setup(run)
+    x = method.lesson()
+    assert x.shape == (2 * tiny.BATCH, 3, tiny.SIZE, tiny.SIZE)
+    real = run.kept["stream ood"][0].batches.at(0)[0] / 255
+    assert torch.equal(x[tiny.BATCH :], real)
+
+
+@pytest.mark.parametrize(("share", "images"), [(0.0, 0), (0.2, 2), (0.5, 8), (0.75, 24)])
+def test_the_share_of_out_of_domain_images_can_be_chosen(tmp_path, share, images):
+    method, run = tiny_method("mosaic", ood_share=share), tiny_run(tmp_path)
+    assert isinstance(method, MosaicKD)
+    method.setup(run)
+    assert len(method.lesson()) == tiny.BATCH + images
+    assert ("stream ood" in run.kept) == bool(images)
+    method.step()
+
+
+@pytest.mark.parametrize("moves", [1, 3])
+def test_the_student_moves_as_often_as_the_setting_says_on_fresh_images_each_time(tmp_path, moves):
+    method, run = tiny_method("mosaic", moves=moves), tiny_run(tmp_path, steps=2)
+    play(method, run)
+    state = tiny.finished(run)
+    assert state["own"]["kept"] == {"stream real": {"position": 2}, "stream ood": {"position": 2 * moves}}
+    assert state["shared"]["players"]["G"]["optimizer"]["state"][0]["step"] == 2
+
+
+def test_losses_keep_their_bounds(tmp_path):
+    method, run = tiny_method("mosaic", local=1.0, align=1.0, adv=1.0, balance=1.0), tiny_run(tmp_path)
+    assert isinstance(method, MosaicKD)
+    run.seed()
+    method.setup(run)
+    for _ in range(3):
+        x = method.mosaic()
+        assert x.min().item() >= 0
+        assert x.max().item() <= 1
+        t, s = method.T(x), method.S.fixed(x)
+        assert 0 <= logits.entropy(t).item() <= math.log(tiny.CLASSES) + 1e-6
+        assert 0 <= logits.marginal_entropy(t).item() / math.log(2) <= math.log2(tiny.CLASSES) + 1e-6
+        assert logits.kl(s, t).item() >= 0
+        assert all(loss.item() >= 0 for name, loss in method.step().items() if name != "G")
+
+
+@pytest.mark.parametrize("patch", [*PATCHES, 16])
+def test_every_patch_size_plays(tmp_path, patch):
+    play(tiny_method("mosaic", patch=patch), tiny_run(tmp_path, steps=1))
+
+
+def test_the_teachers_statistics_can_be_asked_for(tmp_path):
+    with_them, without = (tiny_run(tmp_path / str(bn), steps=1, batch_size=8) for bn in (1, 0))
+    play(tiny_method("mosaic", bn=1.0), with_them)
+    play(tiny_method("mosaic", bn=0.0), without)
+    moved = tiny.differences(tiny.finished(with_them)["shared"]["players"], tiny.finished(without)["shared"]["players"])
+    assert any(path.startswith("/G/") for path in moved)
+    assert not any(path.startswith("/D/") for path in moved)
+
+
+def test_an_unknown_patch_and_images_that_are_not_square_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"method\.patch: found 7, expected one of 1, 2, 4, 8"):
+        tiny_method("mosaic", patch=7).setup(tiny_run(tmp_path))
+    run = tiny_run(tmp_path)
+    run.task.image_size = (16, 32)
+    with pytest.raises(UsageError, match="found 16x32"):
+        tiny_method("mosaic").setup(run)
+
+
+def test_a_picture_of_mosaics_is_drawn_at_every_evaluation_and_changes_nothing(tmp_path):
+    seen, unseen = tiny_run(tmp_path / "a", evaluate=1), tiny_run(tmp_path / "b", evaluate=4)
+    play(tiny_method("mosaic"), seen)
+    play(tiny_method("mosaic"), unseen)
+    names = sorted(path.name for path in (tmp_path / "a" / "pictures").iterdir())
+    assert names == [f"mosaics-{step:07d}.png" for step in (1, 2, 3, 4)]
+    ends = [tiny.finished(run)["shared"]["players"] for run in (seen, unseen)]
+    assert tiny.differences(*ends) == []
+
+
+def test_a_saturated_teacher_leaves_no_nan(tmp_path):
+    """The published code loses G here: a class whose mean probability underflows makes p log p NaN."""
+    run = tiny_run(tmp_path)
+    last = [m for m in run.teacher.net.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([1000.0, -1000.0, 0.0, 0.0]))
+    play(tiny_method("mosaic"), run)
+    assert all(player.is_finite() for player in run.players.values())

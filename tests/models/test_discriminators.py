@@ -1,0 +1,87 @@
+"""A patch discriminator's logit sees a patch of the size asked for: measured, not computed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from compress.errors import UsageError
+from compress.models.discriminators import (
+    PATCHES,
+    ImageDiscriminator,
+    PatchDiscriminator,
+    discriminator,
+    receptive_field,
+)
+
+
+def support(net, size, row):
+    """(first, last) pixel row that the logit in the middle column of `row` depends on, by the gradient."""
+    x = torch.rand(1, 3, size, size, requires_grad=True)
+    judged = net.eval()(x)
+    (gradient,) = torch.autograd.grad(judged[0, 0, row, judged.shape[3] // 2], x)
+    rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
+    columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten().tolist()
+    assert len(rows) == len(columns) == rows[-1] - rows[0] + 1, "a square without holes"
+    return rows[0], rows[-1]
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_logit_sees_a_patch_of_the_size_asked_for(patch):
+    net = PatchDiscriminator(patch, width=8)
+    middle = net(torch.rand(2, 3, 96, 96)).shape[2] // 2
+    first, last = support(net, 96, middle)
+    assert last - first + 1 == patch
+    field, jump = receptive_field(PATCHES[patch])
+    assert field == patch
+    assert support(net, 96, middle + 1)[0] - first == jump
+
+
+def test_the_patch_that_is_the_whole_image_sees_all_of_it():
+    net = discriminator(32, 32, width=16)
+    assert isinstance(net, ImageDiscriminator)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 1, 1, 1)
+    assert support(net, 32, 0) == (0, 31)
+
+
+@pytest.mark.parametrize(("patch", "side"), [(1, 32), (2, 31), (4, 16), (8, 8), (10, 8), (18, 8), (22, 4)])
+def test_the_number_of_patches_on_32_pixels(patch, side):
+    assert discriminator(patch, 32, width=8)(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
+
+
+def test_parameters_of_the_published_networks():
+    """By hand: kernel² · in · out, biases where no BatchNorm follows, two a channel of BatchNorm. L = 8 at width 128."""
+    hidden, last = 4 * 4 * 3 * 128 + 128, 256 + 1
+    published = {
+        1: 640 + 1,  # the published ones count 640 and have no bias in the last layer; ours has one
+        8: hidden + 3 * 3 * 128 * 256 + 2 * 256 + last,
+        10: hidden + 4 * 4 * 128 * 256 + 2 * 256 + last,
+    }
+    for patch, expected in published.items():
+        assert sum(p.numel() for p in PatchDiscriminator(patch).parameters()) == expected
+    assert published[8] == 301_952 + 1
+    assert published[10] == 531_328 + 1
+
+
+@pytest.mark.parametrize("patch", [*PATCHES, 32])
+def test_images_are_judged_around_mid_grey(patch):
+    """Zero padding then looks like mid-grey: a grey image gives interior and border the same judgement, up to biases."""
+    net = discriminator(patch, 32, width=8).eval()
+    judged = net(torch.full((1, 3, 32, 32), 0.5))
+    assert torch.isfinite(judged).all()
+    assert judged.abs().max() < 10
+
+
+def test_an_unknown_patch_is_refused_with_those_that_there_are():
+    with pytest.raises(UsageError, match=r"found 3, expected one of 1, 2, 4, 8, 10, 18, 22 or the image's side"):
+        discriminator(3, 32)
+    with pytest.raises(UsageError, match="multiple of 16, found 28"):
+        discriminator(28, 28)
+
+
+def test_at_the_start_real_and_fake_are_hardly_told_apart():
+    torch.manual_seed(0)
+    judged = discriminator(8, 32)(torch.rand(16, 3, 32, 32))
+    assert math.log(2) * 0.5 < torch.nn.functional.softplus(-judged).mean().item() < math.log(2) * 2

@@ -1,0 +1,74 @@
+"""The families of the paper: sizes and features as in its table, C = 100."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compress.models import MODELS, body, network
+from compress.models.card import Card
+
+#: parameters in millions, BatchNorm layers, BatchNorm channels
+TABLE = {
+    "wrn40_2": (2.255, 37, 2704),
+    "wrn40_1": (0.570, 37, 1360),
+    "wrn16_2": (0.703, 13, 912),
+    "wrn16_1": (0.181, 13, 464),
+    "resnet18": (11.22, 20, 4800),
+    "resnet34": (21.33, 36, 8512),
+    "vgg11": (9.28, 8, 2752),
+}
+#: shapes of the stages' outputs at 32x32
+STAGES = {
+    "wrn40_2": {"block1": (32, 32, 32), "block2": (64, 16, 16), "block3": (128, 8, 8)},
+    "wrn16_1": {"block1": (16, 32, 32), "block2": (32, 16, 16), "block3": (64, 8, 8)},
+    "resnet18": {"layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8), "layer4": (512, 4, 4)},
+    "vgg11": {"groups.1": (128, 16, 16), "groups.2": (256, 8, 8), "groups.3": (512, 4, 4), "groups.4": (512, 4, 4)},
+}
+
+
+def test_every_family_is_in_the_table():
+    assert MODELS.keys() == TABLE.keys()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_parameters_and_batchnorm_are_those_of_the_paper(name):
+    with torch.device("meta"):
+        net = body(name, classes=100)
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    found = (sum(p.numel() for p in net.parameters()) / 1e6, len(norms), sum(m.num_features for m in norms))
+    millions, layers, channels = TABLE[name]
+    assert found[0] == pytest.approx(millions, rel=2e-3, abs=5e-4)
+    assert found[1:] == (layers, channels)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stages_have_the_shapes_of_the_paper(name):
+    net = body(name, classes=10).eval()
+    found = {}
+    for stage in STAGES[name]:
+        layer = net.get_submodule(stage)
+        layer.register_forward_hook(lambda _, __, y, stage=stage: found.update({stage: tuple(y.shape[1:])}))
+    assert net(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+    assert found == STAGES[name]
+
+
+@pytest.mark.parametrize("name", ["wrn16_1", "resnet18", "vgg11"])
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_every_family_reads_grey_and_colour_of_several_sizes(name, size):
+    for grey in (False, True):
+        mean = (0.5,) if grey else (0.5,) * 3
+        card = Card(name, classes=3, image_size=(size, size), mean=mean, std=mean, grey=grey)
+        assert network(card).eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
+
+
+def test_networks_normalise_images_themselves():
+    card = Card("wrn16_1", classes=3, image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    net, x = network(card).eval(), torch.rand(2, 3, 32, 32)
+    by_hand = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    assert torch.allclose(net(x), net.body(by_hand), atol=1e-6)
+    assert not any("normalise" in key for key in net.state_dict())
+    grey = network(Card("wrn16_1", classes=3, image_size=(32, 32), mean=(0.3,), std=(0.4,), grey=True)).eval()
+    luma = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] - 0.3) / 0.4
+    assert torch.allclose(grey(x), grey.body(luma), atol=1e-6)
