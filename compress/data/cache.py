@@ -24,7 +24,7 @@ import numpy as np
 from compress.data.decoding import View, decode_into
 from compress.data.images import Images
 from compress.errors import CompressError
-from compress.files import sync_folder, write_json, write_text
+from compress.files import current_umask, sync_folder, write_json, write_text
 
 FORMAT = 2
 
@@ -152,7 +152,7 @@ def decode(images: Images, place: Path, view: View, workers: int | None, say: Ca
                 bad = decode_into(images, work, view, workers)
                 write_text(work / "bad.jsonl", "".join(json.dumps({"image": n, "reason": r}) + "\n" for n, r in bad))
                 write_json(work / "index.json", {"name": images.name, "bad": [list(entry) for entry in bad]})
-                install(work, place)
+                install(work, place, lambda: open_cache(images, place, place.name) is not None)
     except OSError as error:
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise CompressError(
@@ -190,10 +190,20 @@ def working(place: Path, *, sweep: bool) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def install(work: Path, place: Path) -> None:
-    """Give the finished folder its name. What is not whole there makes way."""
-    if place.exists():
-        shutil.rmtree(place)
-    os.chmod(work, 0o755)
-    os.rename(work, place)
+def install(work: Path, place: Path, whole: Callable[[], bool]) -> None:
+    """Give the finished folder its name. What is there and not whole makes way; what is whole has the same bytes."""
+    os.chmod(work, 0o777 & ~current_umask())
+    while True:
+        try:
+            os.rename(work, place)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if whole():
+            return
+        aside = work.with_name(f"{work.name}.old")
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(place, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     sync_folder(place.parent)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,9 +16,12 @@ from PIL import Image
 
 from compress.data.images import BadImage, Images
 
-CHUNK = 64
-#: bytes of decoded rows that may wait to be written
-WAITING = 256 << 20
+#: bytes of rows that one worker makes at a time, and the most views: one picture with many views keeps all of them busy
+PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
+#: pieces a worker may be ahead of what is written
+AHEAD = 2
+#: number of an image, and which of its views
+Piece = tuple[int, range]
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,19 @@ class View:
     seed: int = 0
     grey: bool = False
 
-    def rows(self, image: Image.Image, i: int) -> np.ndarray:
-        """uint8 [views, h, w, 3] of image number `i`: a pure function of the picture, `i` and these settings."""
+    def rows(self, image: Image.Image, i: int, views: range) -> np.ndarray:
+        """uint8 [len(views), h, w, 3] of image number `i`: a pure function of the picture, `i` and these settings."""
         image = image.convert("L").convert("RGB") if self.grey else image
         if self.views == 1:
             return centred(image, self.image_size, self.resize)[None]
-        return np.stack([crop(image, self.image_size, (self.seed, i, v)) for v in range(self.views)])
+        return np.stack([crop(image, self.image_size, (self.seed, i, v)) for v in views])
+
+    def pieces(self, images: int) -> Iterator[Piece]:
+        """The work in order, each piece small enough for memory; a picture with many views is read once a piece."""
+        most = min(PIECE_VIEWS, max(1, PIECE_BYTES // (math.prod(self.image_size) * 3)))
+        for i in range(images):
+            for start in range(0, self.views, most):
+                yield i, range(start, min(start + most, self.views))
 
 
 def decode_into(images: Images, work: Path, view: View, workers: int | None) -> list[tuple[str, str]]:
@@ -43,29 +54,23 @@ def decode_into(images: Images, work: Path, view: View, workers: int | None) -> 
 
     Raises OSError where they cannot be written.
     """
-    bad: list[tuple[str, str]] = []
+    bad: dict[int, str] = {}
     good: list[np.ndarray] = []
-    workers = workers or os.cpu_count()
-    row = math.prod(view.image_size) * 3 * view.views
-    chunk = max(1, min(CHUNK, WAITING // row))
 
-    def rows(i: int) -> np.ndarray | str:
+    def rows(piece: Piece) -> np.ndarray | str:
         try:
-            return view.rows(images.read(i), i)
+            return view.rows(images.read(piece[0]), *piece)
         except BadImage as error:
             return str(error)
 
-    with warnings.catch_warnings(), open(work / "pixels.npy", "wb") as file, ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")  # filters belong to the process: the threads' own would come back in any order
+    with open(work / "pixels.npy", "wb") as file:
         begun = header(file, (len(images) * view.views, *view.image_size, 3))
-        for start in range(0, len(images), chunk):
-            numbers = range(start, min(start + chunk, len(images)))
-            for i, made in zip(numbers, pool.map(rows, numbers), strict=True):
-                if isinstance(made, str):
-                    bad.append((images.item(i), made))
-                else:
-                    good.append(np.full(view.views, i, dtype=np.int64))
-                    file.write(made.tobytes())
+        for (i, _), made in in_turn(rows, view.pieces(len(images)), workers or os.cpu_count() or 1):
+            if isinstance(made, str):
+                bad.setdefault(i, made)
+            else:
+                good.append(np.full(len(made), i, dtype=np.int64))
+                file.write(made.tobytes())
         origin = np.concatenate(good) if good else np.zeros(0, dtype=np.int64)
         file.seek(0)
         if header(file, (len(origin), *view.image_size, 3)) != begun:
@@ -76,7 +81,26 @@ def decode_into(images: Images, work: Path, view: View, workers: int | None) -> 
         np.save(file, origin, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
-    return bad
+    return [(images.item(i), reason) for i, reason in bad.items()]
+
+
+def in_turn(
+    work: Callable[[Piece], np.ndarray | str], pieces: Iterator[Piece], workers: int
+) -> Iterator[tuple[Piece, np.ndarray | str]]:
+    """Each piece with what `work` made of it, in their order, however many threads work; few wait to be taken."""
+    waiting: deque[tuple[Piece, Future[np.ndarray | str]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for piece in pieces:
+                waiting.append((piece, pool.submit(work, piece)))
+                if len(waiting) > AHEAD * workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def header(file: IO[bytes], shape: tuple[int, ...]) -> int:

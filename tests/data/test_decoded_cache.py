@@ -1,0 +1,331 @@
+"""The decoded cache: the same bytes for any number of workers, whole or absent, shared by processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as vision
+
+from compress.data import cache, decoding, open_images
+from compress.data.cache import Cached, auto_views, build_cache
+from compress.data.decoding import View
+from compress.data.images import Images
+from compress.errors import CompressError
+
+SIZES = [(40, 60), (60, 40), (32, 32), (1, 1), (7, 300), (300, 7), (31, 33), (128, 100)]
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Eight pictures of noise of many shapes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, size in enumerate(SIZES):
+        noise(*size, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+def built(pictures: Path, folder: Path, **options) -> Cached:
+    return build_cache(open_images(str(pictures)), image_size=(32, 32), folder=folder, **options)
+
+
+# What a row is.
+
+
+def test_one_view_is_the_centre_as_torchvision_cuts_it():
+    for size, resize in (((60, 40), 32), ((40, 60), 32), ((64, 64), 40), ((100, 80), 40)):
+        image = Image.fromarray(np.asarray(noise(4, 4).resize(size, Image.Resampling.BICUBIC)))
+        mine = View((32, 32), resize).rows(image, 0, range(1))[0]
+        small = vision.resize(vision.pil_to_tensor(image), [resize], antialias=True)
+        theirs = vision.center_crop(small, [32, 32]).permute(1, 2, 0).numpy()
+        assert np.abs(mine.astype(int) - theirs).mean() < 1.5
+
+
+@pytest.mark.parametrize("image_size", [(32, 32), (24, 48), (48, 24), (1, 1)])
+@pytest.mark.parametrize("views", [1, 5])
+def test_every_shape_of_picture_makes_rows_of_one_shape(image_size, views):
+    for size in [*SIZES, (3001, 2), (333, 333)]:
+        for seed in range(5):
+            rows = View(image_size, None, views, seed).rows(noise(*size), 0, range(views))
+            assert rows.shape == (views, *image_size, 3)
+
+
+def test_a_picture_that_is_too_small_is_enlarged_and_not_bent():
+    image = Image.new("RGB", (10, 20), "black")
+    image.paste("white", (0, 10, 10, 20))
+    row = View((32, 32), 16).rows(image, 0, range(1))[0, :, 0, 0]  # its short side would be 16, half of what is needed
+    assert row[:14].max() == 0
+    assert row[18:].min() == 255
+
+
+def test_crops_have_every_scale_between_the_networks_size_and_the_whole_picture(monkeypatch):
+    found: list[tuple[float, float, float]] = []
+    monkeypatch.setattr(
+        decoding, "cut", lambda image, size, left, top, share: found.append((left, top, share)) or np.zeros((32, 32, 3))
+    )
+    View((32, 32), None, 2000, 7).rows(noise(640, 320), 3, range(2000))
+    left, top, share = np.array(found).T
+    assert share.min() >= 1
+    assert share.max() <= 10
+    assert (left >= 0).all()
+    assert (left + 32 * share <= 640 + 1e-9).all()
+    assert (top + 32 * share <= 320 + 1e-9).all()
+    uniform = np.log(share) / math.log(10)  # uniform in [0, 1] if the side is uniform in log scale
+    assert abs(uniform.mean() - 0.5) < 0.03
+    assert abs(uniform.std() - 12**-0.5) < 0.03
+    assert len({tuple(row) for row in found}) == 2000
+
+
+def test_a_row_depends_on_nothing_but_seed_image_and_view(tmp_path, pictures):
+    all_ = built(pictures, tmp_path / "a", views=6, seed=3)
+    one = View((32, 32), None, 6, 3).rows(open_images(str(pictures)).read(4), 4, range(2, 3))
+    assert np.array_equal(all_.pixels[4 * 6 + 2], one[0])
+    assert all_.origin.tolist() == [i for i in range(8) for _ in range(6)]
+    assert not np.array_equal(all_.pixels, built(pictures, tmp_path / "a", views=6, seed=4).pixels)
+
+
+def test_grey_rows_have_no_colour(tmp_path, pictures):
+    pixels = built(pictures, tmp_path / "a", grey=True).pixels
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels[..., 1] == pixels[..., 2]).all()
+
+
+def test_few_images_are_seen_many_times_and_many_once():
+    assert [auto_views(n) for n in (1, 14, 4999, 5000, 50_000)] == [10_000, 715, 3, 1, 1]
+    assert auto_views(0) == 10_000
+    assert auto_views(7, target=70) == 10
+
+
+# Workers.
+
+
+@pytest.mark.parametrize("views", [1, 7])
+def test_any_number_of_workers_makes_the_same_bytes(tmp_path, pictures, views, monkeypatch):
+    monkeypatch.setattr(decoding, "PIECE_VIEWS", 3)  # several pieces a picture
+    (pictures / "broken.png").write_text("broken")
+    made = []
+    for workers in (1, 2, 5):
+        cached = built(pictures, tmp_path / str(workers), views=views, workers=workers, max_bad=0.5)
+        made.append((Path(cached.pixels.filename).read_bytes(), cached.origin.tolist(), cached.bad))  # type: ignore[attr-defined]
+    assert made[0] == made[1] == made[2]
+
+
+def test_no_more_pieces_wait_than_workers_need():
+    begun, taken = 0, 0
+
+    def work(_):
+        nonlocal begun
+        begun += 1
+        return ""
+
+    for _ in decoding.in_turn(work, View((32, 32), None, 4).pieces(50), 2):
+        taken += 1
+        assert begun - taken <= decoding.AHEAD * 2 + 1
+    assert taken == 50
+
+
+def test_a_piece_fits_in_memory_however_large_the_rows():
+    pieces = list(View((512, 512), None, 100).pieces(1))
+    assert max(len(views) for _, views in pieces) * 512 * 512 * 3 <= decoding.PIECE_BYTES
+    assert [v for _, views in pieces for v in views] == list(range(100))
+
+
+# Bad images.
+
+
+def broken(pictures: Path, *names: str) -> None:
+    for name in names:
+        (pictures / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+
+
+def test_bad_images_are_left_out_counted_and_named(tmp_path, pictures):
+    broken(pictures, "1b.png", "5b.png")
+    cached = built(pictures, tmp_path / "a", max_bad=0.2)
+    assert len(cached) == 8
+    assert cached.origin.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert [Path(name).name for name, _ in cached.bad] == ["1b.png", "5b.png"]
+    (log,) = (tmp_path / "a").glob("*/bad.jsonl")
+    assert [json.loads(line)["image"] for line in log.read_text().splitlines()] == [name for name, _ in cached.bad]
+
+
+def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
+    for i, name in enumerate(["a/0.png", "a/1.png", "b/2.png", "c/3.png"]):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "set" / name)
+    broken(tmp_path / "set", "a/0.png")
+    images = open_images(str(tmp_path / "set"), labelled=True)
+    cached = build_cache(images, image_size=(4, 4), folder=tmp_path / "c", max_bad=0.5)
+    assert cached.labels is not None
+    assert list(zip(cached.pixels[:, 0, 0, 0].tolist(), cached.labels.tolist(), strict=True)) == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+    ]
+
+
+def test_more_bad_images_than_allowed_is_an_error_that_names_the_first_and_the_log(tmp_path, pictures):
+    broken(pictures, "1b.png")
+    for _ in range(2):  # decoded now, then from the cache
+        with pytest.raises(
+            CompressError, match=r"1 of 9 images cannot be read, more than the 1\.0%.*1b\.png.*bad\.jsonl"
+        ):
+            built(pictures, tmp_path / "a")
+    assert len(built(pictures, tmp_path / "a", max_bad=0.12)) == 8
+
+
+def test_no_readable_image_is_an_error_whatever_is_allowed(tmp_path):
+    (tmp_path / "set").mkdir()
+    broken(tmp_path / "set", "1.png", "2.png")
+    with pytest.raises(CompressError, match=r"none of the 2 images can be read; the first is .*1\.png"):
+        built(tmp_path / "set", tmp_path / "a", max_bad=1.0)
+
+
+# The cache as a whole.
+
+
+def test_it_is_announced_with_its_size_and_used_again(tmp_path, pictures):
+    said: list[str] = []
+    first = built(pictures, tmp_path / "a", views=10, say=said.append)
+    again = built(pictures, tmp_path / "a", views=10, say=said.append)
+    assert len(said) == 1
+    assert "80 images of 32x32, 0 MB, into" in said[0]
+    assert np.array_equal(first.pixels, again.pixels)
+    assert first.fingerprint == again.fingerprint
+
+
+def test_other_settings_or_other_data_are_another_cache(tmp_path, pictures):
+    options = [{}, {"views": 2}, {"views": 2, "seed": 1}, {"resize": 40}, {"grey": True}, {"limit": 3}]
+    found = {built(pictures, tmp_path / "a", **option).fingerprint for option in options}
+    noise(9, 9).save(pictures / "9.png")
+    found.add(built(pictures, tmp_path / "a").fingerprint)
+    assert len(found) == 7
+    assert built(pictures, tmp_path / "a", seed=5).fingerprint in found  # the seed is of crops only
+
+
+def test_a_subset_keeps_its_order_its_labels_and_another_fingerprint(tmp_path):
+    images = open_images("embedded/fashion", split="val").spread(50)
+    cached = build_cache(images, image_size=(28, 28), folder=tmp_path)
+    part = cached.subset(np.array([7, 3, 40]))
+    again = part.subset(np.array([2, 0]))
+    assert (len(part), len(again)) == (3, 2)
+    assert np.array_equal(again.gather(np.array([0, 1])), cached.pixels[[40, 7]])
+    assert cached.labels is not None
+    found = again.labels_of(np.array([0, 1]))
+    assert found is not None
+    assert found.tolist() == cached.labels[[40, 7]].tolist()
+    assert len({cached.fingerprint, part.fingerprint, again.fingerprint}) == 3
+
+
+@pytest.mark.parametrize("damage", ["pixels.npy", "origin.npy", "index.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "empty"])
+def test_a_damaged_cache_is_made_again(tmp_path, pictures, damage, how):
+    first = np.array(built(pictures, tmp_path / "a").pixels)
+    (file,) = (tmp_path / "a").glob(f"*/{damage}")
+    content = file.read_bytes()
+    file.unlink()
+    if how != "gone":
+        file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
+    assert np.array_equal(built(pictures, tmp_path / "a").pixels, first)
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, pictures, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "centred", fail)
+        with pytest.raises(RuntimeError, match="a bug"):
+            built(pictures, tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
+    assert len(built(pictures, tmp_path / "a")) == 8
+
+
+def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, pictures, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr(Images, "read", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(CompressError, match=r"the disk is full\); needs 0\.0 MB; make room"):
+        built(pictures, tmp_path / "a")
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path, pictures, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(CompressError, match="the disk is full"):
+            built(pictures, tmp_path / "a")
+    assert [path for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, pictures):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompressError, match=r"cannot hold the decoded images .*COMPRESS_CACHE"):
+        built(pictures, tmp_path / "file" / "a")
+
+
+def test_many_at_once_decode_once(tmp_path, pictures):
+    said: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: built(pictures, tmp_path / "a", views=200, say=said.append), range(4)))
+    assert sum(line.startswith("decoding") for line in said) == 1
+    assert all(np.array_equal(cached.pixels, made[0].pixels) for cached in made)
+
+
+def test_without_locks_several_still_end_with_one_whole_cache(tmp_path, pictures, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", flock)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: built(pictures, tmp_path / "a", views=50), range(4)))
+    assert all(np.array_equal(cached.pixels, made[0].pixels) for cached in made)
+    assert len([path for path in (tmp_path / "a").iterdir() if path.is_dir()]) == 1
+
+
+def test_what_a_killed_process_left_is_cleared_and_made_again(tmp_path, pictures):
+    code = (
+        "import sys; from pathlib import Path; from compress.data import open_images\n"
+        "from compress.data.cache import build_cache\n"
+        "build_cache(open_images(sys.argv[1]), image_size=(32, 32), views=500_000, folder=Path(sys.argv[2]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(pictures), str(tmp_path / "a")])
+    while not list((tmp_path / "a").glob(".*.work*/pixels.npy")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (left,) = (tmp_path / "a").glob(".*.work*")
+    place = tmp_path / "a" / left.name[1:].partition(".work")[0]
+    with cache.alone(place, lambda _: None) as locked, cache.working(place, sweep=locked):
+        assert locked
+        assert not left.exists()
+    assert len(built(pictures, tmp_path / "a")) == 8
+
+
+def test_rows_are_channels_last_and_cannot_be_changed(tmp_path, pictures):
+    cached = built(pictures, tmp_path / "a")
+    assert cached.pixels.dtype == np.uint8
+    assert not cached.pixels.flags.writeable
+    batch = torch.from_numpy(cached.gather(np.array([1, 0]))).permute(0, 3, 1, 2)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
