@@ -99,7 +99,7 @@ def rehearsal(ready: Prepared, place: Place, folder: Path = Path("unused")) -> t
     blank = Blank(card.image_size, card.classes, device)
     run = Run(
         folder=folder, place=place, pace=ready.plan.pace,
-        task=TASKS[ready.plan.task.kind](card.classes, card.image_size),
+        task=TASKS[ready.plan.task.kind](card.classes, card.image_size, card.channels),
         student=on(ready.student), teachers=[Frozen(on(net), place) for net, _ in ready.teachers],
         sources=dict.fromkeys(ready.method.needs, blank), batch_size=ready.plan.pace.batch_size or 1, steps=1,
         display=Display("rehearsal", quiet=True),

@@ -48,6 +48,7 @@ class Task(Protocol):
 
     classes: int
     image_size: tuple[int, int]
+    channels: int
 
     def rows(self, answer: Tensor) -> Tensor: ...
 
@@ -83,11 +84,13 @@ class Run:
 
     def __post_init__(self) -> None:
         first = self.place.rank == 0
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.place, keep=self.pace.keep, say=self.display.say)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", self.place, keep=self.pace.keep, say=self.display.say
+        )
         self.journal = Journal(self.folder) if first else None
         self._begin = self._saved_at = self._spoke_at = time.monotonic()
         self._spoke_step = 0
-        self._average = copy.deepcopy(self.student) if self.pace.ema else None
+        self._average = self.place.settle(copy.deepcopy(self.student)) if self.pace.ema else None
         if self._average is not None:
             self.keep("ema", self._average)
 
@@ -124,7 +127,10 @@ class Run:
         self._pictures[name] = images
 
     def noise(self, n: int, z_dim: int) -> Tensor:
-        """The same standard normal noise [n, z_dim] each time, for pictures that can be compared; draws from no global state."""
+        """The same standard normal noise [n, z_dim] each time, for pictures that can be compared.
+
+        It draws from no global state.
+        """
         return torch.randn(n, z_dim, generator=torch.Generator().manual_seed(0)).to(self.place.device)
 
     # The clock.
@@ -212,7 +218,8 @@ class Run:
         return int(self.progress * EVALUATIONS) > self._evaluations
 
     def evaluate(self) -> None:
-        """Score the student, keep it if it is the best so far, and draw the pictures."""
+        """Score the student, keep it if it is the best so far, draw the pictures. Raises Diverged as `save` does."""
+        self.check()
         self._evaluations = int(self.progress * EVALUATIONS)
         self._evaluated_at = self.step
         if self.place.rank == 0:
@@ -257,11 +264,15 @@ class Run:
             return self.step % self.pace.save == 0
         return self.place.agree(time.monotonic() - self._saved_at) > SECONDS_BETWEEN_SAVES
 
-    def save(self) -> None:
-        """Write a checkpoint of everything handed out. Raises Diverged where a player is not finite: that is not saved."""
+    def check(self) -> None:
+        """Raises Diverged where a player is not finite."""
         broken = [name for name, player in self.players.items() if not player.is_finite()]
         if broken:
             raise Diverged(f"the parameters of {', '.join(broken)} are not finite")
+
+    def save(self) -> None:
+        """Write a checkpoint of everything handed out. Raises Diverged, saving none, where a player is not finite."""
+        self.check()
         shared = {
             "step": self.step,
             "elapsed": self.elapsed,

@@ -4,8 +4,8 @@ Paper: Fang, Bao, Song, Wang, Xie, Shen, Song, "Mosaicking to Distill: Knowledge
 NeurIPS 2021, arXiv 2110.15094; Algorithm 1.
 Code: zju-vipa/MosaicKD a8d8e2c (read for facts).
 Differs: one normalisation, the teacher's own, for real and synthetic images (the code gives real ones that of their own
-set); D sees images scaled to [-1, 1]; while one player is updated the others take no gradients (same result, less work);
-the balance term cannot be NaN; incomplete batches are dropped.
+set); D sees images scaled to [-1, 1]; while one player is updated the others take no gradients (same result, less
+work); the balance term cannot be NaN; incomplete batches are dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.optim import SGD, Adam
 
 from compress.engine.run import Run
 from compress.engine.taps import batchnorm_moments
+from compress.errors import UsageError
 from compress.losses import adversarial, logits, priors
 from compress.models.discriminators import discriminator
 from compress.models.generators import generator
@@ -45,7 +46,7 @@ class MosaicKD:
     align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
     adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
     balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
-    bn: Weight = 0.0  #: weight of the teacher's BatchNorm statistics on mosaics (not in the paper; DeepInversion's Eq. 4)
+    bn: Weight = 0.0  #: weight of the teacher's BatchNorm statistics on mosaics (DeepInversion; not in the paper)
     temperature: Positive = 1.0  #: T of the softened answers that the student imitates
     moves: Count = 5  #: student steps an iteration (k of Algorithm 1)
     ood_share: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: share of out-of-domain images in the student's batches
@@ -61,10 +62,16 @@ class MosaicKD:
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
         self.n, self.device = max(1, run.batch_size // run.place.world), run.place.device
-        size = run.task.image_size[0]
+        size, width = run.task.image_size
+        if size != width:
+            raise UsageError(
+                f"task.image_size: found {size}x{width}, but MosaicKD makes square images; use a square teacher."
+            )
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         adam = partial(Adam, betas=(0.5, 0.999))
-        self.G = run.player("G", generator(size, z_dim=self.z_dim, width=self.width_G), optim=partial(adam, lr=self.lr_G))
+        self.G = run.player(
+            "G", generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels), optim=partial(adam, lr=self.lr_G)
+        )
         self.D = run.player("D", discriminator(self.patch, size, width=self.width_D), optim=partial(adam, lr=self.lr_D))
         self.S = run.player("S", run.student, optim=sgd)
         self.real = run.stream("real", "unlabelled")
@@ -74,7 +81,8 @@ class MosaicKD:
         run.show("mosaics", partial(self.G.look, z))
 
     def mosaic(self) -> Tensor:
-        return self.G(torch.randn(self.n, self.z_dim, device=self.device)).float()
+        x = self.G(torch.randn(self.n, self.z_dim, device=self.device))
+        return x.to(torch.float32, memory_format=torch.channels_last)
 
     def lesson(self) -> Tensor:
         """What the student learns from: fresh mosaics, and out-of-domain images as they are."""

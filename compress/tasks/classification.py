@@ -20,6 +20,7 @@ class Classification:
 
     classes: int
     image_size: tuple[int, int]
+    channels: int = 3  #: that carry information: 1 for grey images
 
     def rows(self, answer: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """One row of logits a decision: here the answer itself."""
