@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from compress.engine.run import Run
     from compress.plan import Prepared
 
+LOCK = ".lock"
+
 
 def train_run(ready: Prepared, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:
     """Play the plan to its end in its folder. None in the processes that only help, and in the one that starts them."""
@@ -92,9 +94,10 @@ def locked(folder: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115 - closed below
+        file = open(folder / LOCK, "a+")  # noqa: SIM115 - closed below
     except OSError as error:
         raise write_failed(folder, error) from error
     with file:
@@ -108,4 +111,9 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
+                (folder / LOCK).unlink()
+                folder.rmdir()

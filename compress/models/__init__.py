@@ -45,7 +45,7 @@ def body(architecture: str, *, classes: int, channels: int = 3) -> nn.Module:
     if prefix == "timm" and name:
         return _timm(name, classes, channels)
     if ":" in architecture:
-        return _own(architecture, classes)
+        return _own(architecture, classes, channels)
     known = [*MODELS, *(f"torchvision/{n}" for n in torchvision_names())]
     hint = nearest(architecture, known)
     raise UsageError(f"{architecture}: no such model{hint} See `compress models`; torchvision/NAME, timm/NAME and package.module:factory work too.")
@@ -93,21 +93,25 @@ def _timm(name: str, classes: int, channels: int) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
 
 
-def _own(path: str, classes: int) -> nn.Module:
-    """The user's own `package.module:factory`, called with `classes=` (or `num_classes=`) where it takes one."""
+def _own(path: str, classes: int, channels: int) -> nn.Module:
+    """The user's own `package.module:factory`, called with the counts of classes and channels where it takes them."""
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))  # an installed script looks only beside itself; `python -m` looks here too
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"{path}: cannot be imported ({error}); expected package.module:factory on the Python path.") from error
+        raise UsageError(
+            f"{path}: cannot be imported ({error}); expected package.module:factory, here or on the Python path."
+        ) from error
+    counts = {"classes": classes, "num_classes": classes}
+    counts |= {"channels": channels, "in_channels": channels, "in_chans": channels}
     parameters = inspect.signature(factory).parameters
-    wanted = next((p for p in ("classes", "num_classes") if p in parameters), None)
-    model = factory(**{wanted: classes}) if wanted else factory()
+    model = factory(**{name: count for name, count in counts.items() if name in parameters})
     if not isinstance(model, nn.Module):
         raise UsageError(f"{path}: found {type(model).__name__}, expected a factory that returns a torch.nn.Module.")
-    return model
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
+    return nn.Sequential(Repeat(), model) if (channels, first) == (1, 3) else model
 
 
 class Repeat(nn.Module):

@@ -32,9 +32,9 @@ class Classification:
 
     def score(self, net: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> dict[str, float]:
         """`accuracy`, and `accuracy_top5` from 50 classes up: shares in [0, 1] over all images of the batches."""
-        meters = {"accuracy": MulticlassAccuracy(self.classes, average="micro")}
+        meters = {"accuracy": MulticlassAccuracy(self.classes, average="micro", sync_on_compute=False)}
         if self.classes >= 50:
-            meters["accuracy_top5"] = MulticlassAccuracy(self.classes, average="micro", top_k=5)
+            meters["accuracy_top5"] = MulticlassAccuracy(self.classes, average="micro", top_k=5, sync_on_compute=False)
         with torch.no_grad():
             for images, labels in batches:
                 answer = net(images).float().cpu()
