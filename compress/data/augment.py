@@ -11,7 +11,7 @@ def crop_flip(pixels: np.ndarray, seed: tuple[int, ...], pad: int = 4) -> np.nda
     Every image has a shift of up to `pad` pixels of its own. Draws from `seed` alone.
     """
     n, height, width, _ = pixels.shape
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
     shift = rng.integers(0, 2 * pad + 1, size=(2, n))
     mirrored = rng.random(n) < 0.5
     mode = "reflect" if min(height, width) > pad else "edge"

@@ -12,6 +12,8 @@ from compress.data.augment import crop_flip
 from compress.data.cache import Cached
 
 Batch = tuple[Tensor, Tensor | None, Tensor]
+#: what is drawn, last in its seed: a SeedSequence does not tell (1, 0) from (1,), so none may end in a zero
+ORDER, AUGMENT = 1, 2
 
 
 class Batches:
@@ -45,7 +47,7 @@ class Batches:
         indices = self.order(epoch)[start : start + self.batch_size]
         pixels = self.cached.gather(indices)
         if self.augment:
-            pixels = crop_flip(pixels, (*self.seed, position, self.rank))
+            pixels = crop_flip(pixels, (*self.seed, position, self.rank, AUGMENT))
         labels = self.cached.labels_of(indices)
         images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
         return images, None if labels is None else torch.from_numpy(labels), torch.from_numpy(indices)
@@ -53,7 +55,7 @@ class Batches:
     def order(self, epoch: int) -> np.ndarray:
         held = self._epoch
         if held is None or held[0] != epoch:
-            rng = np.random.default_rng(np.random.SeedSequence([*self.seed, epoch]))
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([*self.seed, epoch, ORDER])))
             order = rng.permutation(len(self.cached))
             if len(order) < self.wide:
                 order = np.resize(order, self.wide)

@@ -121,7 +121,7 @@ def centred(image: Image.Image, size: tuple[int, int], resize: int | None) -> np
 def crop(image: Image.Image, size: tuple[int, int], seed: tuple[int, ...]) -> np.ndarray:
     """uint8 [h, w, 3]: a random place at a random scale between the network's size and the whole image."""
     height, width = size
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
     whole = min(image.width / width, image.height / height)
     share = math.exp(rng.uniform(0.0, math.log(whole))) if whole > 1 else whole
     left = rng.random() * (image.width - width * share)

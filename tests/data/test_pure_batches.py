@@ -1,0 +1,182 @@
+"""The order of data: a function of (seed, position, rank) and of nothing else."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from compress.data.augment import crop_flip
+from compress.data.batches import Batches, in_order
+from compress.data.cache import Cached
+
+
+def numbered(n: int, *, labels: bool = True) -> Cached:
+    """Images whose every pixel is their number."""
+    pixels = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1).repeat(6, 1).repeat(8, 2).repeat(3, 3)
+    return Cached("numbered", pixels, np.arange(n) % 5 if labels else None, None, np.arange(n), [], "numbered")
+
+
+def indices(batches: Batches, positions) -> list[list[int]]:
+    return [batches.at(position)[2].tolist() for position in positions]
+
+
+def test_a_batch_is_images_labels_and_indices_that_belong_together():
+    images, labels, chosen = Batches(numbered(50), 16, seed=(3, 1)).at(7)
+    assert (images.shape, images.dtype) == ((16, 3, 6, 8), torch.uint8)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels is not None
+    assert images[:, 0, 0, 0].tolist() == chosen.tolist()
+    assert labels.tolist() == [i % 5 for i in chosen.tolist()]
+    assert Batches(numbered(50, labels=False), 16, seed=(0,)).at(0)[1] is None
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before_nor_on_the_state_of_the_world():
+    positions = list(range(40))
+    first = indices(Batches(numbered(50), 16, seed=(3,)), positions)
+    shuffled = positions.copy()
+    random.Random(0).shuffle(shuffled)
+    batches = Batches(numbered(50), 16, seed=(3,))
+    found = {}
+    for position in shuffled:
+        np.random.seed(position)
+        torch.manual_seed(position)
+        found[position] = batches.at(position)[2].tolist()
+    assert [found[position] for position in positions] == first
+
+
+def test_threads_that_share_an_order_see_the_same_batches():
+    batches = Batches(numbered(50), 16, seed=(3,), augment=True)
+    alone = [batches.at(position)[0] for position in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda position: batches.at(position)[0], range(60)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_an_epoch_shows_no_image_twice_and_epochs_differ():
+    batches = Batches(numbered(50), 16, seed=(0,))
+    epochs = [[i for batch in indices(batches, range(3 * e, 3 * e + 3)) for i in batch] for e in range(5)]
+    assert all(len(set(epoch)) == 48 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert set().union(*epochs) == set(range(50))  # what one epoch drops, another shows
+
+
+def test_seeds_give_orders_of_their_own():
+    orders = [indices(Batches(numbered(50), 50, seed=seed), [0])[0] for seed in ((0,), (1,), (0, 0), (0, 1), (1, 0))]
+    assert len({tuple(order) for order in orders}) == 5
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_an_epoch_without_overlap(world):
+    ranks = [Batches(numbered(64), 4, seed=(1,), rank=rank, world=world) for rank in range(world)]
+    for epoch in range(2):
+        positions = range(epoch * ranks[0].per_epoch, (epoch + 1) * ranks[0].per_epoch)
+        shown = [i for rank in ranks for batch in indices(rank, positions) for i in batch]
+        assert len(shown) == len(set(shown)) == 64 // (4 * world) * 4 * world
+
+
+def test_ranks_together_show_what_one_process_shows_with_the_whole_batch():
+    whole = indices(Batches(numbered(64), 8, seed=(1,)), range(20))
+    halves = [indices(Batches(numbered(64), 4, seed=(1,), rank=rank, world=2), range(20)) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_a_batch_larger_than_the_set_repeats_it():
+    batches = Batches(numbered(5), 12, seed=(1,))
+    for batch in indices(batches, range(3)):
+        assert sorted(np.bincount(batch).tolist()) == [2, 2, 2, 3, 3]
+    assert indices(batches, [0]) != indices(batches, [1])
+
+
+def test_a_subset_is_all_that_is_shown():
+    chosen = np.array([40, 3, 17, 8])
+    batches = Batches(numbered(50).subset(chosen), 2, seed=(0,))
+    images = torch.cat([batches.at(position)[0] for position in range(2)])
+    assert sorted(images[:, 0, 0, 0].tolist()) == sorted(chosen.tolist())
+
+
+def test_the_order_is_the_one_of_today():
+    """Recorded once: an order that changed would make old checkpoints resume differently."""
+    assert indices(Batches(numbered(10), 5, seed=(0, 1)), [0, 1, 2]) == [
+        [5, 8, 9, 2, 7],
+        [4, 6, 3, 1, 0],
+        [5, 2, 6, 9, 8],
+    ]
+
+
+# Measuring.
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
+def test_measuring_shows_every_image_once_in_order(n, size):
+    batches = list(in_order(numbered(n), size))
+    assert [i for images, _ in batches for i in images[:, 0, 0, 0].tolist()] == list(range(n))
+    assert [y for _, labels in batches for y in labels.tolist()] == [i % 5 for i in range(n)]
+    assert all(len(images) == size for images, _ in batches[:-1])
+
+
+def test_measuring_without_labels_says_minus_one():
+    ((_, labels),) = in_order(numbered(3, labels=False), 4)
+    assert labels.tolist() == [-1, -1, -1]
+
+
+# Augmentation.
+
+
+def ramp(n: int = 400, height: int = 10, width: int = 12) -> np.ndarray:
+    """Images whose pixels tell where they are: channel 0 the row, 1 the column, 2 the image."""
+    pixels = np.zeros((n, height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(height)[None, :, None]
+    pixels[..., 1] = np.arange(width)[None, None, :]
+    pixels[..., 2] = np.arange(n)[:, None, None] % 256
+    return pixels
+
+
+def reflected(at: np.ndarray, size: int) -> np.ndarray:
+    """Where a mirror at the first and last pixel sends a position."""
+    at = np.abs(at)
+    return np.where(at >= size, 2 * (size - 1) - at, at)
+
+
+def test_a_crop_is_a_shift_of_the_reflected_image_perhaps_mirrored():
+    pixels = ramp()
+    shifts, mirrors = set(), []
+    for number, image in enumerate(crop_flip(pixels, (1, 2), pad=4)):
+        assert (image[..., 2] == number % 256).all()
+        candidates = [
+            (top, left, mirror)
+            for top in range(-4, 5)
+            for left in range(-4, 5)
+            for mirror in (False, True)
+            if np.array_equal(image[:, 0, 0], reflected(np.arange(10) + top, 10))
+            and np.array_equal(image[0, :: -1 if mirror else 1, 1], reflected(np.arange(12) + left, 12))
+        ]
+        assert len(candidates) == 1
+        shifts.add(candidates[0][:2])
+        mirrors.append(candidates[0][2])
+    assert len(shifts) > 70  # of 81
+    assert 0.4 < np.mean(mirrors) < 0.6
+
+
+def test_augmentation_depends_on_its_seed_alone_and_leaves_its_input():
+    pixels = ramp(20)
+    before = pixels.copy()
+    first = crop_flip(pixels, (5, 6))
+    np.random.seed(1)
+    assert np.array_equal(crop_flip(pixels, (5, 6)), first)
+    assert not np.array_equal(crop_flip(pixels, (5, 7)), first)
+    assert np.array_equal(pixels, before)
+
+
+def test_images_smaller_than_the_margin_are_augmented_too():
+    assert crop_flip(ramp(3, 2, 3), (0,), pad=4).shape == (3, 2, 3, 3)
+
+
+def test_augmented_batches_differ_by_position_and_rank():
+    cached = Cached("same", ramp(1).repeat(64, 0), None, None, np.arange(64), [], "same")
+    ranks = [Batches(cached, 8, seed=(0,), rank=rank, world=2, augment=True) for rank in range(2)]
+    made = [batches.at(position)[0].numpy().tobytes() for batches in ranks for position in range(8)]
+    assert len(set(made)) == 16

@@ -1,0 +1,118 @@
+"""What a teacher says of images: entropy and confidence against float64, saturated teachers, the OOD subset."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from compress.data.cache import Cached
+from compress.data.statistics import Answers, answers, highest_entropy
+from compress.errors import CompressError
+
+
+def images(n: int) -> Cached:
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    return Cached("noise", pixels, None, None, np.arange(n), [], "noise")
+
+
+def said(logits: np.ndarray, batch_size: int = 4) -> Answers:
+    """The answers of a teacher that gives these logits, in turn."""
+    rest = iter(torch.from_numpy(logits).split(batch_size))
+    return answers(images(len(logits)), lambda _: next(rest), batch_size)
+
+
+def entropy(logits: np.ndarray) -> np.ndarray:
+    """In nats, in float64, by scipy."""
+    log_p = logits.astype(np.float64) - logsumexp(logits.astype(np.float64), axis=1, keepdims=True)
+    return -(np.exp(log_p) * log_p).sum(1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+def test_entropy_and_confidence_agree_with_float64(scale):
+    logits = (np.random.default_rng(1).normal(size=(23, 7)) * scale).astype(np.float32)
+    found = said(logits)
+    np.testing.assert_allclose(found.entropy, entropy(logits), atol=1e-9)
+    np.testing.assert_allclose(found.confidence, np.exp(logits.max(1) - logsumexp(logits.astype(np.float64), axis=1)))
+    assert found.prediction.tolist() == logits.argmax(1).tolist()
+    assert (found.entropy >= 0).all()
+    assert (found.entropy <= math.log(7) + 1e-9).all()
+
+
+def test_a_saturated_teacher_gives_numbers_not_nan():
+    """p · log p is NaN where p underflows to zero, and NaN sorts first."""
+    logits = np.zeros((6, 5), dtype=np.float32)
+    logits[:, 2] = [0, 50, 200, 1e4, 3e38, 1]
+    found = said(logits)
+    assert np.isfinite(found.entropy).all()
+    assert found.entropy[3] == found.entropy[4] == 0
+    assert highest_entropy(found, 2).tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_an_error(bad):
+    logits = np.zeros((6, 5), dtype=np.float32)
+    logits[5, 1] = bad
+    with pytest.raises(CompressError, match="noise: the teacher's logits are not finite"):
+        said(logits)
+
+
+def test_the_subset_has_the_highest_entropy_in_the_order_of_the_data():
+    logits = (np.random.default_rng(2).normal(size=(50, 4)) * 3).astype(np.float32)
+    found = said(logits)
+    chosen = highest_entropy(found, 12)
+    assert chosen.tolist() == sorted(chosen.tolist())
+    others = np.setdiff1d(np.arange(50), chosen)
+    assert found.entropy[chosen].min() >= found.entropy[others].max()
+    assert highest_entropy(found, 50).tolist() == list(range(50))
+
+
+def test_equal_entropies_are_taken_in_order():
+    assert highest_entropy(said(np.zeros((9, 3), dtype=np.float32)), 4).tolist() == [0, 1, 2, 3]
+
+
+def test_the_teacher_sees_every_image_in_zero_to_one_without_gradients():
+    seen = []
+
+    def teacher(x: torch.Tensor) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        assert x.dtype == torch.float32
+        seen.append(x)
+        return x.mean((2, 3))
+
+    cached = images(10)
+    answers(cached, teacher, batch_size=4)
+    assert [len(x) for x in seen] == [4, 4, 2]
+    expected = torch.from_numpy(cached.pixels).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_half_precision_logits_are_taken_as_they_are():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = answers(images(4), lambda _: logits)
+    np.testing.assert_allclose(found.entropy, entropy(logits.float().numpy()), atol=1e-9)
+
+
+def test_the_summary_counts_what_is_there():
+    logits = np.full((10, 4), -30, dtype=np.float32)
+    logits[np.arange(10), [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]] = 30
+    summary = said(logits).summary()
+    assert summary["class_shares"] == [0.7, 0.3, 0, 0]
+    assert summary["classes_never_predicted"] == 2
+    assert summary["balance"] == pytest.approx(-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)) / math.log(4))
+    assert sum(summary["entropy_histogram"]["counts"]) == sum(summary["confidence_histogram"]["counts"]) == 10
+    assert summary["entropy_histogram"]["counts"][0] == summary["confidence_histogram"]["counts"][-1] == 10
+    assert summary["entropy_histogram"]["edges"][-1] == pytest.approx(math.log(4), abs=1e-6)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_an_even_teacher_is_balanced_and_a_teacher_of_one_class_too():
+    assert said(np.eye(5, dtype=np.float32)).summary()["balance"] == pytest.approx(1)
+    assert said(np.zeros((5, 3), dtype=np.float32)).summary()["balance"] == 0
+    alone = said(np.zeros((3, 1), dtype=np.float32)).summary()
+    assert alone["balance"] == 1
+    json.dumps(alone, allow_nan=False)
