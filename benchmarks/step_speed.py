@@ -9,7 +9,6 @@ every network and leaves gradients there, as in the published code. Both play th
 from __future__ import annotations
 
 import argparse
-
 import json
 import math
 import platform
@@ -91,7 +90,9 @@ class PlainLoop:
             self.optim_S.step()
 
 
-def our_loop(batch_size: int, folder: Path, place: Place, *, compiled: bool = False, **settings: float) -> Callable[[], object]:
+def our_loop(
+    batch_size: int, folder: Path, place: Place, *, compiled: bool = False, **settings: float
+) -> Callable[[], object]:
     """The shipped method's step, set up as a run does it."""
     T, S, _, _ = players()
     if compiled:
@@ -189,15 +190,24 @@ def report(seconds: dict[str, list[float]], peaks: dict[str, int], options: argp
     print("\n".join(lines))
     if options.write:
         facts = {"batch_size": options.batch_size, "rounds": options.rounds, "threads": torch.get_num_threads()}
-        content = {"benchmark": "step_speed", **facts, "rows": rows, "machine": machine.describe(), "torch": torch.__version__}
+        content = {
+            "benchmark": "step_speed",
+            **facts,
+            "rows": rows,
+            "machine": machine.describe(),
+            "torch": torch.__version__,
+        }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "step_speed.json").write_text(json.dumps(content, indent=2) + "\n")
-        head = f"WRN-40-2 -> WRN-16-1, batch {options.batch_size}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        head = f"WRN-40-2 -> WRN-16-1, batch {options.batch_size}, {threads}"
         command = f"python -m benchmarks.step_speed --rounds {options.rounds} --write"
-        text = f"# One MosaicKD iteration\n\n{head}, {platform.machine()}. Made by `{command}`.\n\n" + "\n".join(lines) + "\n"
+        text = (
+            f"# One MosaicKD iteration\n\n{head}, {platform.machine()}. Made by `{command}`.\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
         (RESULTS / "step_speed.md").write_text(text)
-
-
 
 
 if __name__ == "__main__":

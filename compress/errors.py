@@ -1,6 +1,6 @@
 """The two ways a command may end badly for a reason the user can mend.
 
-Whatever carries an `exit_code` is shown as one sentence without a traceback; everything else is a bug of ours and says so.
+Whatever carries an `exit_code` is shown as one sentence without a traceback; all else is a bug of ours.
 `exporters` and `profiles` know nothing of this package: their own errors carry the same attribute.
 """
 
@@ -31,6 +31,6 @@ class Interrupted(CompressError):
 
 
 def nearest(name: str, known: Iterable[str], *, n: int = 1) -> str:
-    """"; did you mean 'x'?" for the known names closest to `name`, or the empty string."""
+    """ "; did you mean 'x'?" for the known names closest to `name`, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -63,7 +63,9 @@ def sync_folder(folder: Path) -> None:
 
 def write_failed(path: Path, error: OSError) -> CompressError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CompressError(f"{path}: the disk is full; what was there before is intact. Free some space and run again.")
+        return CompressError(
+            f"{path}: the disk is full; what was there before is intact. Free some space and run again."
+        )
     return CompressError(f"{path}: cannot be written ({error.strerror or error}); choose another folder with --out.")
 
 

@@ -21,8 +21,12 @@ QUICK_SECONDS = 20.0
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo.")
-@click.option("--time-limit", callback=duration, metavar="220s", help="Training time of each student.  [default: the recipes']")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo."
+)
+@click.option(
+    "--time-limit", callback=duration, metavar="220s", help="Training time of each student.  [default: the recipes']"
+)
 @click.option("--quick", is_flag=True, help="Twenty seconds a student: checks the path, shows no quality.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @common
@@ -42,15 +46,28 @@ def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: b
     teacher, card = load_model(TEACHER)
     records: list[Record] = [one(out / name, recipe, seconds, seed) for name, recipe in RUNS.items()]
     say("Timing the teacher, then writing the report …")
-    records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", timed=True, onnx=out / "teacher.onnx"))
+    records.insert(
+        0,
+        model_record(
+            teacher, card, name=f"Teacher {card.architecture}", role="teacher", timed=True, onnx=out / "teacher.onnx"
+        ),
+    )
     write_records(out, records)
     paths = make_report(out, records, title="Fashion-MNIST from photographs")
     result: dict[str, Any] = {
-        "models": {r.name: {"metrics": r.metrics, "macs": r.macs, "params": r.params, "seconds": r.run.get("wall_s")} for r in records},
+        "models": {r.name: facts_of(r) for r in records},
         "report": {kind: str(path) for kind, path in paths.items()},
     }  # fmt: skip
     lines = [f"{r.name:22s} accuracy {r.metrics['accuracy']:.1%}   {r.macs or 0:,} MACs" for r in records]
     emit(result, as_json=as_json, text="\n".join([*lines, str(paths["html"])]))
+
+
+def facts_of(record: Record) -> dict[str, Any]:
+    last = record.run.get("last")
+    return {
+        "metrics": record.metrics, "last": last, "macs": record.macs, "params": record.params,
+        "seconds": record.run.get("wall_s"),
+    }  # fmt: skip
 
 
 def one(folder: Path, recipe: str, seconds: float | None, seed: int) -> Record:

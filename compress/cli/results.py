@@ -26,12 +26,16 @@ def rehearsed(ready: Prepared) -> tuple[dict[str, Any], str]:
 
     found = estimate(ready)
     result = asdict(found)
+    size = "x".join(map(str, ready.card.image_size))
+    total, a_step = clock(found.seconds), f"{found.seconds_per_step:.3f} s a step"
+    state, kept = f"{found.state_bytes / 1e6:.0f} MB", f"{found.activation_bytes / 1e6:.0f} MB"
+    compute = f"{found.flops_per_step / GIGA:.2f} GFLOP a step, {found.flops_per_step * found.steps / 1e12:.2f} TFLOP"
     lines = [
-        f"{ready.plan.method['name']}: {ready.plan.student.model} on {found.device} in {found.precision}, everything checks out",
-        f"compute    {found.flops_per_step / GIGA:.2f} GFLOP a step, {found.flops_per_step * found.steps / 1e12:.2f} TFLOP in all",
-        f"memory     {found.state_bytes / 1e6:.0f} MB of weights and optimizer states, {found.activation_bytes / 1e6:.0f} MB of activations",
-        f"time       {found.seconds_per_step:.3f} s a step, {found.steps} steps, {clock(found.seconds)} (without decoding and evaluation)",
-        f"data       {found.unlabelled_images} training images at {ready.card.image_size[0]}x{ready.card.image_size[1]}",
+        f"{ready.plan.method['name']}: {ready.plan.student.model} on {found.device} in {found.precision}: all is well",
+        f"compute    {compute} in all",
+        f"memory     {state} of weights and optimizer states, {kept} of activations",
+        f"time       {a_step}, {found.steps} steps, {total} (without decoding and evaluation)",
+        f"data       {found.unlabelled_images} training images at {size}",
     ]
     return result, "\n".join(lines)
 
@@ -70,10 +74,12 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
 
 def summary(result: dict[str, Any]) -> list[str]:
     scores = "  ".join(f"{name} {value:.2%}" for name, value in result["metrics"].items()) or "not measured (no --val)"
+    step = f"step {result['best_step']} of {result['steps']}"
+    macs, flops = result["macs"] / GIGA, result["flops"] / GIGA
     lines = [
-        f"student    {result['student']}  (step {result['best_step']} of {result['steps']}, {clock(result['seconds'])})",
+        f"student    {result['student']}  ({step}, {clock(result['seconds'])})",
         f"score      {scores}",
-        f"cost       {result['macs'] / GIGA:.4f} GMAC = {result['flops'] / GIGA:.4f} GFLOP, {result['params'] / 1e6:.3f} M parameters",
+        f"cost       {macs:.4f} GMAC = {flops:.4f} GFLOP, {result['params'] / 1e6:.3f} M parameters",
     ]
     for operator, calls in result["unsupported"].items():
         lines.append(f"           not counted: {operator}, {calls} times")
@@ -98,19 +104,20 @@ def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, expor
         onnx=run.folder / "student.onnx" if exported else None,
     )  # fmt: skip
     lines = run.journal.lines("evaluation") if run.journal is not None else []
-    history = [{"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in run.metrics}} for line in lines]
+    history = [
+        {"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in run.metrics}} for line in lines
+    ]
     made = {
         "steps": run.step, "wall_s": round(run.elapsed, 2), "seed": plan.pace.seed, "batch_size": plan.pace.batch_size,
-        "precision": run.place.precision, "ood": plan.data.unlabelled or plan.data.labelled, "budget_s": plan.pace.time_limit,
+        "precision": run.place.precision, "ood": plan.data.unlabelled or plan.data.labelled,
+        "budget_s": plan.pace.time_limit,
         "data_wait_share": round(run.data_wait_share, 5), "command": shlex.join(["compress", *sys.argv[1:]]),
         "settings": plan.method, "history": history, "last": run.metrics, "best_step": card.provenance.get("step"),
     }  # fmt: skip
     return replace(record, method=method, run=made)
 
 
-def model_record(
-    net: Any, card: Card, *, name: str, role: str, timed: bool, onnx: Path | None = None
-) -> Record:
+def model_record(net: Any, card: Card, *, name: str, role: str, timed: bool, onnx: Path | None = None) -> Record:
     """Count a network, write it as verified ONNX where a path is given, and time it where asked."""
     from compress.cli.measuring import export_model, time_model
     from compress.models.folder import versions
@@ -118,7 +125,7 @@ def model_record(
     from profiles import flops, machine
     from profiles.record import Record
 
-    example = TASKS[card.task](card.classes, card.image_size).example(1)
+    example = TASKS[card.task](card.classes, card.image_size, card.channels).example(1)
     cost = flops.count(net.cpu().eval(), example)
     export = asdict(export_model(net, card, onnx)) if onnx is not None else None
     latencies = time_model(net, card, onnx=onnx) if timed else []
@@ -134,7 +141,11 @@ def make_report(folder: Path, records: list[Record], *, title: str) -> dict[str,
     """Write the report of some records into `folder`, with the pictures that lie there."""
     from profiles.report import write_report
 
-    pictures = {f"{path.stem} by predicted class, beside out-of-domain images": path for path in sorted(folder.glob("*.png"))}
+    pictures = {
+        f"{path.stem} by predicted class, beside out-of-domain images": path for path in sorted(folder.glob("*.png"))
+    }
     commands = [record.run["command"] for record in records if record.run.get("command")]
     say(f"writing the report into {folder}")
-    return write_report(folder, records, title=title, pictures=pictures, notes=[], commands=list(dict.fromkeys(commands)))
+    return write_report(
+        folder, records, title=title, pictures=pictures, notes=[], commands=list(dict.fromkeys(commands))
+    )

@@ -70,7 +70,9 @@ class MosaicKD:
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         adam = partial(Adam, betas=(0.5, 0.999))
         self.G = run.player(
-            "G", generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels), optim=partial(adam, lr=self.lr_G)
+            "G",
+            generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels),
+            optim=partial(adam, lr=self.lr_G),
         )
         self.D = run.player("D", discriminator(self.patch, size, width=self.width_D), optim=partial(adam, lr=self.lr_D))
         self.S = run.player("S", run.student, optim=sgd)

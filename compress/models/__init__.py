@@ -48,7 +48,9 @@ def body(architecture: str, *, classes: int, channels: int = 3) -> nn.Module:
         return _own(architecture, classes, channels)
     known = [*MODELS, *(f"torchvision/{n}" for n in torchvision_names())]
     hint = nearest(architecture, known)
-    raise UsageError(f"{architecture}: no such model{hint} See `compress models`; torchvision/NAME, timm/NAME and package.module:factory work too.")
+    raise UsageError(
+        f"{architecture}: no such model{hint} See `compress models`; torchvision/…, timm/… and module:factory too."
+    )
 
 
 def network(card: Card) -> Network:

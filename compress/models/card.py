@@ -18,9 +18,9 @@ FORMAT = 1
 
 @dataclass(config=ConfigDict(extra="forbid"))
 class Card:
-    """What a model is and what it expects. Images travel as float RGB in [0, 1], NCHW; the network normalises itself."""
+    """What a model is and expects. Images travel as float RGB in [0, 1], NCHW; the network normalises itself."""
 
-    architecture: str  #: a built-in name, torchvision/NAME, timm/NAME, package.module:factory, or "exported" (a program file)
+    architecture: str  #: built-in name, torchvision/NAME, timm/NAME, package.module:factory, or "exported" (a program)
     classes: int  #: number of classes, the width of the last layer
     image_size: tuple[int, int]  #: (height, width) in pixels
     task: str = "classification"
@@ -50,4 +50,6 @@ def read_card(content: dict[str, Any], where: Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         field_name = ".".join(str(part) for part in first["loc"])
-        raise CompressError(f"{where}: {field_name}: {first['msg'].lower()}; this is not a model card of ours.") from error
+        raise CompressError(
+            f"{where}: {field_name}: {first['msg'].lower()}; this is not a model card of ours."
+        ) from error

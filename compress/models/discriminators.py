@@ -42,12 +42,14 @@ def receptive_field(layers: tuple[Layer, ...]) -> tuple[int, int]:
 
 
 class PatchDiscriminator(nn.Module):
-    """Images [n, 3, h, w] in [0, 1] -> logits [n, 1, a, b], one a patch of `patch` pixels a side; positive means real."""
+    """Images [n, 3, h, w] in [0, 1] -> logits [n, 1, a, b], one a patch of `patch` pixels a side; positive is real."""
 
     def __init__(self, patch: int = 8, width: int = 128) -> None:
         super().__init__()
         if patch not in PATCHES:
-            raise UsageError(f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCHES))} or the image's side.")
+            raise UsageError(
+                f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCHES))} or the image's side."
+            )
         self.layers = stack(PATCHES[patch], width)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
@@ -68,12 +70,17 @@ def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
 
 
 class ImageDiscriminator(nn.Module):
-    """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32). s is a multiple of 16."""
+    """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32).
+
+    Raises UsageError unless s is a multiple of 16.
+    """
 
     def __init__(self, size: int, width: int = 64) -> None:
         super().__init__()
         if size % 16:
-            raise UsageError(f"method.patch: a patch of the whole image needs a side that is a multiple of 16, found {size}.")
+            raise UsageError(
+                f"method.patch: a patch of the whole image needs a side that is a multiple of 16, found {size}."
+            )
         four = Layer(4, 2, 1, norm=True)
         down = stack((Layer(4, 2, 1), four, four, four), width)
         last = nn.Conv2d(8 * width, 1, size // 16)

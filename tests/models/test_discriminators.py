@@ -52,7 +52,7 @@ def test_the_number_of_patches_on_32_pixels(patch, side):
 
 
 def test_parameters_of_the_published_networks():
-    """By hand: kernel² · in · out, biases where no BatchNorm follows, two a channel of BatchNorm. L = 8 at width 128."""
+    """By hand: kernel² · in · out, biases where no BatchNorm follows, two a channel of it. L = 8 at width 128."""
     hidden, last = 4 * 4 * 3 * 128 + 128, 256 + 1
     published = {
         1: 640 + 1,  # the published ones count 640 and have no bias in the last layer; ours has one
@@ -67,7 +67,7 @@ def test_parameters_of_the_published_networks():
 
 @pytest.mark.parametrize("patch", [*PATCHES, 32])
 def test_images_are_judged_around_mid_grey(patch):
-    """Zero padding then looks like mid-grey: a grey image gives interior and border the same judgement, up to biases."""
+    """Zero padding then looks like mid-grey: a grey image is judged alike inside and at the border, up to biases."""
     net = discriminator(patch, 32, width=8).eval()
     judged = net(torch.full((1, 3, 32, 32), 0.5))
     assert torch.isfinite(judged).all()
