@@ -16,12 +16,12 @@ from compress.engine.method import Method
 from compress.engine.play import play
 from compress.engine.run import Run
 
-#: of a checkpoint: the only thing that may differ between two runs of the same recipe is the clock
-CLOCK = ("/shared/elapsed",)
+#: of a checkpoint: all that may differ between two runs of the same recipe is the clock, and the digits written of it
+CLOCK = ("/shared/elapsed", "/shared/journal")
 TIMES = ("seconds", "images_per_s", "data_wait_share")
 
 
-class Killed(Exception):  # noqa: N818
+class Killed(Exception):
     """Stands for a process that is gone."""
 
 

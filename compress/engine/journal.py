@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compress.files import write_text
+from compress.files import write_bytes
 
 
 class Journal:
@@ -17,6 +17,7 @@ class Journal:
         self.path = folder / "metrics.jsonl"
         self._wanted = tensorboard and importlib.util.find_spec("tensorboard") is not None
         self._board = None
+        self._first_step: int | None = None
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -25,16 +26,22 @@ class Journal:
             if self._board is None:
                 from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
 
-                self._board = SummaryWriter(str(self.path.parent / "tensorboard"))
+                self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._first_step)
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was written after `step`: the resumed run writes it again."""
+    @property
+    def length(self) -> int:
+        """Bytes written so far: what a checkpoint remembers of the journal."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def rewind(self, length: int, step: int) -> None:
+        """Forget what was written after the first `length` bytes, at `step`: the resumed run writes it again."""
+        self._first_step = step + 1
         if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            content = self.path.read_bytes()[:length]
+            write_bytes(self.path, content[: content.rfind(b"\n") + 1])
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -279,6 +279,7 @@ class Run:
             "evaluations": (self._evaluations, self._evaluated_at),
             "metrics": self.metrics,
             "best": self.best,
+            "journal": 0 if self.journal is None else self.journal.length,
             "players": {name: player.state_dict() for name, player in self.players.items()},
             "kept": {name: thing.state_dict() for name, (thing, per_rank) in self.kept.items() if not per_rank},
         }
@@ -293,11 +294,13 @@ class Run:
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint, if there is one. Returns whether there was."""
         found = self.checkpoints.load()
-        if self.journal is not None:
-            self.journal.rewind(0 if found is None else found[0])
         if found is None:
+            if self.journal is not None:
+                self.journal.rewind(0, 0)
             return False
         self.step, shared, own = found
+        if self.journal is not None:
+            self.journal.rewind(shared["journal"], self.step)
         self._elapsed_before, self._begin = shared["elapsed"], time.monotonic()
         self._evaluations, self._evaluated_at = shared["evaluations"]
         self.metrics, self.best = shared["metrics"], shared["best"]
