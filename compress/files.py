@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -46,9 +47,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    """The process's file mask, which can only be read by setting it: one thread at a time."""
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+_UMASK = threading.Lock()
 
 
 def sync_folder(folder: Path) -> None:

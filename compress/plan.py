@@ -104,7 +104,7 @@ class Prepared:
     method: Method
     student: nn.Module
     card: Card  #: of the student
-    teachers: list[tuple[nn.Module, Card]]
+    teachers: list[tuple[Network, Card]]
 
 
 def read_plan(document: config.Document) -> tuple[Plan, Method]:
@@ -188,7 +188,7 @@ def colour_statistics(images: Images, *, grey: bool) -> tuple[tuple[float, ...],
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
-def with_student(plan: Plan, method: Method, teachers: list[tuple[nn.Module, Card]], like: Card) -> Prepared:
+def with_student(plan: Plan, method: Method, teachers: list[tuple[Network, Card]], like: Card) -> Prepared:
     """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
     plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey)
     plan.student.model = plan.student.model or default_student(like.image_size)
@@ -265,7 +265,7 @@ def validation_images(
 
 def scorer(cached: Cached, card: Card, place: Place) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
     """A function that scores a network, or any call from images to logits, on `cached`, in float32."""
-    task = TASKS[card.task](card.classes, card.image_size)
+    task = TASKS[card.task](card.classes, card.image_size, card.channels)
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
         batches = ((place.images(x), y) for x, y in in_order(cached, 256))
@@ -307,7 +307,7 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
     first = cached[ready.method.needs[0]] if ready.method.needs else None
     return Run(
         folder=folder, place=place, pace=plan.pace,
-        task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size),
+        task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size, ready.card.channels),
         student=ready.student, teachers=teachers, sources={k: CachedSource(c) for k, c in cached.items()},
         batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
         validate=validate, keep_student=student_keeper(folder, ready),

@@ -29,7 +29,7 @@ BROKEN = (
 )  # fmt: skip
 
 
-class BadImage(Exception):  # noqa: N818 - a thing met, not a failure of the run
+class BadImage(Exception):
     """One image that cannot be read; the message says why. The run skips it, counts it and names it."""
 
 

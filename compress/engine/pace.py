@@ -25,7 +25,7 @@ class Pace:
     save: Count | None = None  #: steps between checkpoints; None: once a minute
     log: Count = 10  #: steps between lines of metrics.jsonl
     keep: Count = 2  #: checkpoints kept
-    seed: int = 0  #: of everything random
+    seed: Annotated[int, Field(ge=0)] = 0  #: of everything random
     precision: Precision = "auto"  #: 32, bf16 or 16; auto: bf16 where the processor computes in it
     device: str = "auto"  #: cpu, cuda or cuda:N
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  #: decay of an averaged student, which is then the one kept; 0: none
