@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 #: optional part -> (what it is for, how to get it)
 OPTIONAL = {
     "timm": ("models timm/NAME", "pip install 'compress[timm]'"),
-    "scikit-image": ("embedded/photos, demo", "pip install 'compress[demo]'"),
     "datasets": ("data hf/NAME", "pip install 'compress[hub]'"),
     "webdataset": ("data in .tar shards", "pip install 'compress[shards]'"),
     "tensorboard": ("curves in TensorBoard", "pip install 'compress[tensorboard]'"),
@@ -29,7 +28,7 @@ OPTIONAL = {
     "tensorrt": ("runtime of NVIDIA", "pip install tensorrt"),
 }
 #: import names of core parts whose distribution is called otherwise
-IMPORTS = {"pillow": "PIL", "pyyaml": "yaml"}
+IMPORTS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
 #: imports what it is told, one by one, and answers name -> error
 TRIAL = """
 import importlib, json, sys

@@ -26,12 +26,13 @@ LOCK = ".lock"
 
 def train_run(ready: Prepared, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:
     """Play the plan to its end in its folder. None in the processes that only help, and in the one that starts them."""
-    if devices > 1 and "WORLD_SIZE" not in os.environ:
-        sys.exit(launch(devices))
     from compress.engine.play import play
-    from compress.plan import open_run
+    from compress.plan import check_folder, open_run
 
     folder = out or Path("runs") / f"{ready.plan.method['name']}-{ready.plan.student.model}".replace("/", "-")
+    if devices > 1 and "WORLD_SIZE" not in os.environ:
+        check_folder(folder, ready.plan, resume=resume)
+        sys.exit(launch(devices))
     with locked(folder):
         run = open_run(ready, folder, resume=resume)
         play(ready.method, run)
@@ -82,6 +83,9 @@ def launch(devices: int) -> int:
             return 128 + error.sigval
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            spoken = error.failures.get(0)
+            if spoken is not None and spoken.exitcode > 0:
+                return spoken.exitcode
             if rank > 0 and not loud:
                 say(f"Error: process {rank} failed first; run again with --debug to see what every process says.")
             return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
