@@ -150,10 +150,10 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a file. Raises CompressError, and runs nothing, where it holds more than tensors and plain values."""
+    """The state in a file. Raises CompressError, running nothing, where it holds more than tensors and values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CompressError(
-            f"{path}: holds more than tensors and plain values, so it is no checkpoint of ours; start again with --fresh."
+            f"{path}: holds more than tensors and values, so it is no checkpoint of ours; start again with --fresh."
         ) from error

@@ -1,8 +1,8 @@
-"""A process that has imported everything once and forks runs that are to be killed, at a time or at a touch of the disk.
+"""A process that has imported everything once and forks runs that are to be killed, at a time or a touch of the disk.
 
 Reads one order a line from standard input, as JSON, and answers each with a line: how the run ended. Orders: `folder`;
-`after` (seconds) or `touch` (a number, with `before`), when it dies; `signal`, what it is sent instead; `hang`, to stay in
-its third step.
+`after` (seconds) or `touch` (a number, with `before`), when it dies; `when` (words of its diary) it is sent `signal`;
+`hang`, to stay in its third step.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def watch(touches: Iterator[int], at: int | None, before: bool) -> None:
 
 
 def bear(order: dict[str, Any]) -> dict[str, Any]:
-    """Fork a run, do to it what the order says, and tell how it ended (as subprocess does: minus the signal) and when."""
+    """Fork a run, do to it what the order says, and tell how it ended (as subprocess does: minus the signal)."""
     begin = time.monotonic()
     pid = os.fork()
     if pid == 0:

@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(two, monkeypatch, cal
 
 
 def test_checkpoints_are_read_without_running_anything_of_theirs(two, tmp_path):
-    """A state with code in it is refused even where its hash is right, as the hash proves only that it was not damaged."""
+    """A state with code in it is refused even where its hash is right: that proves only that it was not damaged."""
     trap = tmp_path / "trap"
 
     class Trap:
@@ -231,6 +231,6 @@ def test_checkpoints_are_read_without_running_anything_of_theirs(two, tmp_path):
     content = json.loads(manifest.read_text())
     content["files"][0]["sha256"] = compress.files.sha256(path)
     manifest.write_text(json.dumps(checkpoint.sealed(content)))
-    with pytest.raises(CompressError, match="holds more than tensors and plain values"):
+    with pytest.raises(CompressError, match="holds more than tensors and values"):
         two.load()
     assert not trap.exists()

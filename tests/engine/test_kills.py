@@ -87,7 +87,7 @@ def check(folder: Path, whole: Path) -> None:
 
 
 def kill_until_done(nursery: Nursery, folder: Path, orders: list[dict]) -> int:
-    """Runs in `folder` killed one after another as ordered, then one that is left alone. Returns how many were killed."""
+    """Runs in `folder` killed one after another as ordered, then one left alone. Returns how many were killed."""
     ended = [nursery.live(folder, **order)["ended"] for order in orders]
     assert set(ended) <= {-signal.SIGKILL, 0}
     assert nursery.live(folder)["ended"] == 0

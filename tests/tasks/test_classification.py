@@ -1,0 +1,56 @@
+"""Classification: how its answers are read and scored, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from compress.tasks import TASKS
+from compress.tasks.classification import Classification
+
+
+def answers(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    return torch.randn(n, classes, generator=generator), torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 60])
+def test_accuracy_counts_images_whatever_the_batches(classes):
+    logits, labels = answers(101, classes)
+    task = Classification(classes, (8, 8))
+    order = np.argsort(-logits.numpy(), 1)
+    expected = {"accuracy": (order[:, 0] == labels.numpy()).mean()}
+    if classes >= 50:
+        expected["accuracy_top5"] = (order[:, :5] == labels.numpy()[:, None]).any(1).mean()
+    for sizes in ([101], [64, 37], [100, 1]):
+        batches = zip(logits.split(sizes), labels.split(sizes), strict=True)
+        assert task.score(lambda x: x, batches) == pytest.approx(expected)
+
+
+def test_scoring_asks_for_no_gradients():
+    seen = []
+
+    def net(x):
+        seen.append(torch.is_grad_enabled())
+        return x.bfloat16()
+
+    Classification(4, (8, 8)).score(net, [answers(5, 4)])
+    assert seen == [False]
+
+
+def test_the_loss_is_cross_entropy_in_nats_in_single_precision():
+    logits, labels = answers(9, 5)
+    p = np.exp(logits.double().numpy())
+    p /= p.sum(1, keepdims=True)
+    task = TASKS["classification"](5, (8, 8))
+    assert task.supervised(logits, labels).item() == pytest.approx(-np.log(p[range(9), labels]).mean(), rel=1e-6)
+    assert task.supervised(logits.bfloat16(), labels).dtype == torch.float32
+
+
+def test_an_answer_is_its_rows_and_an_example_is_a_batch_of_images():
+    task = Classification(5, (8, 6))
+    logits, _ = answers(3, 5)
+    assert task.rows(logits) is logits
+    (images,) = task.example(2)
+    assert images.shape == (2, 3, 8, 6)
