@@ -86,18 +86,20 @@ class Player:
             raise Diverged(f"the loss of {self.name} is {loss.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.move()
+        self.average()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def move_along(self, gradients: list[Tensor]) -> None:
         """One step with gradients made by hand, one for each parameter."""
         for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
             parameter.grad = gradient.detach().clone()
-        self.move()
+        self.average()
+        self.optimizer.step()  # not through the scaler: these gradients were never scaled
 
-    def move(self) -> None:
+    def average(self) -> None:
+        """Make the gradients those of all processes."""
         self.place.average([p.grad for p in self.net.parameters() if p.grad is not None])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
     def align(self) -> None:
         """Average the BatchNorm statistics over the processes, so that replicas stay equal."""

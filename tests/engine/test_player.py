@@ -119,8 +119,9 @@ def test_a_loss_that_is_not_finite_is_refused_before_anything_changes(x, value):
     assert tiny.differences(before["optimizer"], S.state_dict()["optimizer"]) == []
 
 
-def test_move_along_follows_gradients_made_by_hand():
-    S = player(PLACES[0].values[0], partial(SGD, lr=0.5), constant)
+@pytest.mark.parametrize("precision", ["32", "bf16", "16"])
+def test_move_along_follows_gradients_made_by_hand(precision):
+    S = player(Place(tiny.CPU, precision), partial(SGD, lr=0.5), constant)
     before = [p.detach().clone() for p in S.net.parameters()]
     gradients = [torch.full_like(p, 2.0) for p in before]
     S.move_along(gradients)
@@ -170,6 +171,16 @@ def test_a_players_state_is_net_and_optimizer_and_comes_back_whole(x):
     for S in (one, other):
         S.minimize(S(x).float().square().mean())
     assert tiny.differences(one.state_dict(), other.state_dict()) == []
+
+
+def test_in_float16_a_gradient_that_overflows_moves_nothing_and_lowers_the_scale(x):
+    S = player(Place(tiny.CPU, "16"), partial(SGD, lr=0.1))
+    S.minimize(S(x).float().square().mean())
+    before, scale = copy.deepcopy(dict(S.net.named_parameters())), S.scaler.get_scale()
+    S.minimize(S(x).float().square().mean() * 1e30)
+    assert tiny.differences(before, dict(S.net.named_parameters())) == []
+    assert S.scaler.get_scale() == scale / 2
+    assert S.state_dict()["scaler"]["scale"] == scale / 2
 
 
 def test_networks_and_images_are_channels_last():

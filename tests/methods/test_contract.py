@@ -15,7 +15,7 @@ PRECISIONS = ("32", "bf16")
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "16"])  # "16" is for GPUs, but its scaler can be tried here
 def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, name, precision):
     contract.resumes_exactly(tmp_path, name, precision)
 
