@@ -24,9 +24,7 @@ QUICK_SECONDS = 20.0
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo."
 )
-@click.option(
-    "--time-limit", callback=duration, metavar="220s", help="Training time of each student.  [default: 200s]"
-)
+@click.option("--time-limit", callback=duration, metavar="170s", help="Training time of each student.  [default: 170s]")
 @click.option("--quick", is_flag=True, help="Twenty seconds a student: checks the path, shows no quality.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @common
@@ -66,7 +64,7 @@ def facts_of(record: Record) -> dict[str, Any]:
     last = record.run.get("last")
     return {
         "metrics": record.metrics, "last": last, "macs": record.macs, "params": record.params,
-        "seconds": record.run.get("wall_s"),
+        "steps": record.run.get("steps"), "seconds": record.run.get("wall_s"),
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
     from compress.models.folder import load_model_folder
     from profiles.record import write_records
 
-    net, card = load_model_folder(run.folder / "best")
+    net, card = load_model_folder(run.folder / "best", own=ready.card.architecture)
     record = student_record(run, ready, net, card, exported=exported is not None or reported, timed=reported)
     records = [record]
     if reported and ready.teachers:

@@ -73,14 +73,22 @@ def load_card(folder: Path) -> Card:
     return read_card(content, path)
 
 
-def load_model_folder(folder: Path) -> tuple[Network, Card]:
+def load_model_folder(folder: Path, *, own: str | None = None) -> tuple[Network, Card]:
     """The network in `folder`, in eval mode on the CPU, and its card.
+
+    A card may name code of the user's own, `package.module:factory`. It is imported only where `own` says the same: a
+    file alone never makes code run.
 
     Raises CompressError if the weights are not the bytes that were saved (a flipped bit loads without complaint in
     every format, so the hash is checked first), or do not fit the architecture that the card names.
     """
     folder = Path(folder)
     card = load_card(folder)
+    if ":" in card.architecture and own != card.architecture:
+        raise UsageError(
+            f"{folder}: built by code outside this package, {card.architecture}; if you trust it, "
+            f"name it: --teacher-arch {card.architecture}."
+        )
     path = folder / WEIGHTS
     if not path.is_file():
         raise CompressError(f"{folder}: {WEIGHTS} is missing beside {CARD}; copy the whole folder again.")

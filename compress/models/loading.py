@@ -56,7 +56,7 @@ def load_model(
         inner, card = own(spec, wishes)
     else:
         path = find(spec)
-        inner, card = load_folder(path) if path.is_dir() else load_file(path, wishes)
+        inner, card = load_folder(path, wishes) if path.is_dir() else load_file(path, wishes)
     card = settle(card, wishes, spec)
     return Network(inner, card).eval(), card
 
@@ -85,13 +85,13 @@ def embedded_names() -> list[str]:
     return sorted(folder.name for folder in embedded_root().iterdir() if folder.is_dir() and is_model_folder(folder))
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, Card]:
+def load_folder(folder: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
     """The body in a model folder, or of the best model in a run folder."""
     places = (folder, *(folder / part for part in RUN_PARTS))
     found = next((place for place in places if is_model_folder(place)), None)
     if found is None:
         raise UsageError(f"{folder}: neither a model folder (config.json) nor a run with {', '.join(RUN_PARTS)} in it.")
-    model, card = load_model_folder(found)
+    model, card = load_model_folder(found, own=wishes.arch)
     return model.body, card
 
 

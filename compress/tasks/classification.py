@@ -40,7 +40,7 @@ class Classification:
                 answer = net(images).float().cpu()
                 for meter in meters.values():
                     meter.update(answer, labels.cpu())
-        return {name: float(meter.compute()) for name, meter in meters.items()}
+        return {name: round(float(meter.compute()), 6) for name, meter in meters.items()}
 
     def example(self, n: int) -> tuple[Tensor, ...]:
         """Inputs for export, profile and bench."""

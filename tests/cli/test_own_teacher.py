@@ -103,9 +103,12 @@ def test_a_network_of_ones_own_is_student_and_teacher(tmp_path, monkeypatch, pho
     Path("my_nets_for_the_test.py").write_text(FACTORY)
     name = "my_nets_for_the_test:small"
     made = answer(distill("--val", clothes, "--json", ood=photos, out="first", student=name))
-    again = answer(distill("--json", "--val", clothes, teacher="first/best", ood=photos, out="second"))
+    unnamed = distill(teacher="first/best", ood=photos, out="second")
+    assert (unnamed.exit_code, f"--teacher-arch {name}" in unnamed.stderr) == (2, True)
+    named = ["--teacher-arch", name]
+    again = answer(distill("--json", "--val", clothes, *named, teacher="first/best", ood=photos, out="second"))
     assert 0 <= again["metrics"]["accuracy"] <= 1
-    scored = answer(run("eval", made["student"], "--data", clothes, "--json"))
+    scored = answer(run("eval", made["student"], *named, "--data", clothes, "--json"))
     assert scored["metrics"] == made["metrics"]
     bare = answer(run("profile", name, "--classes", 10, "--input-size", "32x32", "--json"))
     assert bare["params"] == made["params"]

@@ -172,3 +172,17 @@ def test_options_override_the_card_and_are_checked(tmp_path):
     ):
         with pytest.raises(UsageError):
             load_model(str(tmp_path), **wrong)
+
+
+def test_code_that_only_a_card_names_is_not_imported(tmp_path, monkeypatch):
+    module = tmp_path / "sly_factory.py"
+    module.write_text("import pathlib\npathlib.Path('tripwire').touch()\ndef make(classes=10):\n    raise SystemExit\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = Card("wrn16_1", 10, (32, 32))
+    save_model(tmp_path / "model", network(card), card)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"wrn16_1"', '"sly_factory:make"'))
+    with pytest.raises(UsageError, match="--teacher-arch sly_factory:make"):
+        load_model(str(tmp_path / "model"))
+    assert not (tmp_path / "tripwire").exists()
