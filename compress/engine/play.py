@@ -40,6 +40,8 @@ def play(method: Method, run: Run) -> None:
             run.finish()
         except Diverged as error:
             raise explain(error, run, step) from error
+        finally:
+            run.close()
 
 
 def stop(run: Run, signum: int) -> None:

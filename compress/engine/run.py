@@ -324,5 +324,8 @@ class Run:
                 self.keep_student("last", student, self.metrics, self.step)
                 if not self.best:
                     self.keep_student("best", student, self.metrics, self.step)
+
+    def close(self) -> None:
+        """Let go of what is open, however the run ended."""
         if self.journal is not None:
             self.journal.close()

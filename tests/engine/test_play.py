@@ -93,7 +93,7 @@ def test_the_best_and_the_last_student_are_kept(tmp_path):
     for name, step, accuracy in (("best", 2, 0.7), ("last", 4, 0.3)):
         card = load_card(tmp_path / name)
         assert (card.provenance, card.metrics) == ({"step": step}, {"accuracy": accuracy})
-        net, _ = load_model_folder(tmp_path / name)
+        net, _ = load_model_folder(tmp_path / name, own="tiny:small")
         assert tiny.differences(net.state_dict(), students[step - 1]) == []
     assert run.best == {"metrics": {"accuracy": 0.7}, "step": 2}
 
@@ -184,7 +184,7 @@ def test_an_averaged_student_is_the_decayed_sum_of_all_students_and_the_one_that
         expected = {
             k: 0.75 * v + 0.25 * student[k] if "num_batches" not in k else student[k] for k, v in expected.items()
         }  # fmt: skip
-    net, _ = load_model_folder(tmp_path / "last")
+    net, _ = load_model_folder(tmp_path / "last", own="tiny:small")
     for key, value in net.state_dict().items():
         assert torch.allclose(value.double(), expected[key], atol=1e-6), key
     assert tiny.differences(net.state_dict(), run.student.state_dict())
@@ -207,3 +207,14 @@ def test_noise_for_pictures_is_the_same_each_time_and_draws_from_no_global_state
     run, before = tiny_run(tmp_path), torch.get_rng_state()
     assert torch.equal(run.noise(5, 3), run.noise(5, 3))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_tensorboard_has_all_that_was_logged_also_where_a_run_breaks(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Diverged):
+        play(Poisoner(tiny_method("kd"), 3, "S"), tiny_run(tmp_path, "kd", steps=9, log=1, evaluate=100))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/S")] == [1, 2, 3]
