@@ -18,6 +18,7 @@ TEACHER = "embedded/fashion_wrn16_2"
 #: folder of the run -> recipe, in the order of the demo
 RUNS = {"kd": "demo-kd", "mosaic": "demo-mosaic"}
 QUICK_SECONDS = 20.0
+ONNX = "student.onnx"
 
 
 @click.command()
@@ -35,7 +36,9 @@ def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: b
     Example:
       compress demo --quick --out runs/quick
     """
-    from compress.cli.results import make_report, model_record
+    from compress.cli.measuring import Timed
+    from compress.cli.results import make_report, model_record, timed
+    from compress.models.folder import load_model_folder
     from compress.models.loading import load_model
     from profiles.record import write_records
 
@@ -43,13 +46,13 @@ def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: b
     say(f"The teacher is {TEACHER}; its training data are not used. Both students see natural photographs only.")
     teacher, card = load_model(TEACHER)
     records: list[Record] = [one(out / name, recipe, seconds, seed) for name, recipe in RUNS.items()]
-    say("Timing the teacher, then writing the report …")
-    records.insert(
-        0,
-        model_record(
-            teacher, card, name=f"Teacher {card.architecture}", role="teacher", timed=True, onnx=out / "teacher.onnx"
-        ),
-    )
+    nets = {
+        r.name: Timed(*load_model_folder(out / n / "best"), out / n / ONNX) for n, r in zip(RUNS, records, strict=True)
+    }
+    onnx = out / "teacher.onnx"
+    records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", onnx=onnx))
+    say("timing teacher and students in turns")
+    records = timed(records, {records[0].name: Timed(teacher, card, onnx), **nets})
     write_records(out, records)
     paths = make_report(out, records, title="Fashion-MNIST from photographs")
     result: dict[str, Any] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,34 +96,42 @@ def export_quickly(opened: Opened, path: Path) -> Path:
     return path
 
 
-def time_model(
-    net: nn.Module | None,
-    card: Card,
-    *,
-    onnx: Path | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    duration_s: float = 1.0,
-) -> list[dict[str, Any]]:
-    """Latencies of a network in PyTorch and of its ONNX file in ONNX Runtime, in turns: one a runtime and batch size.
+@dataclass(frozen=True)
+class Timed:
+    """A model to time: its network, its card, and its ONNX file where there is one."""
 
-    On the CPU with all cores, and on CUDA where PyTorch sees it (ONNX Runtime there only with its CUDA provider).
+    net: nn.Module
+    card: Card
+    onnx: Path | None = None
+
+
+def time_models(
+    models: Mapping[str, Timed], *, batch_sizes: Sequence[int] = BATCH_SIZES, duration_s: float = 1.0
+) -> dict[str, list[dict[str, Any]]]:
+    """Latencies of networks in PyTorch and of their ONNX files in ONNX Runtime, all in turns: their ratios hold.
+
+    One entry a runtime and batch size, by the model's name. On the CPU with all cores, and on CUDA where PyTorch sees
+    it (ONNX Runtime there only with its CUDA provider).
     """
     import torch
 
     from profiles.latency import measure_alternated
 
-    found: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     places: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for place in places:
-        named: dict[str, Candidate[Tensor]] = {}
+        named: dict[tuple[str, str, int], Candidate[Tensor]] = {}
         for size in batch_sizes:
-            for model in (net, onnx if runs_onnx(place) else None):
-                if model is not None:
-                    named[f"{type(model).__name__} {size}"] = candidate(model, card, size, provider=place)
+            for name, model in models.items():
+                named[name, "torch", size] = candidate(model.net, model.card, size, provider=place)
+                if model.onnx is not None and runs_onnx(place):
+                    named[name, "onnx", size] = candidate(model.onnx, model.card, size, provider=place)
         with threads_kept():
-            found += [asdict(latency) for latency in measure_alternated(named, duration_s=duration_s).values()]
-    if net is not None:
-        net.cpu()
+            measured = measure_alternated(named, duration_s=duration_s)
+        for (name, _, _), latency in measured.items():
+            found[name].append(asdict(latency))
+    for model in models.values():
+        model.net.cpu()
     return found
 
 

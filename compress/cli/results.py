@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compress.cli.output import say
 
 if TYPE_CHECKING:
+    from compress.cli.measuring import Timed
     from compress.engine.run import Run
     from compress.models.card import Card
     from compress.models.network import Network
@@ -48,21 +50,27 @@ def clock(seconds: float) -> str:
 
 def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool) -> tuple[dict[str, Any], str]:
     """Measure the best student, write record.json (and the export, and the report), and say what came out."""
+    from compress.cli.measuring import Timed
     from compress.models.folder import load_model_folder
     from profiles.record import write_records
 
     net, card = load_model_folder(run.folder / "best", own=ready.card.architecture)
-    record = student_record(run, ready, net, card, exported=exported is not None or reported, timed=reported)
-    records = [record]
-    if reported and ready.teachers:
-        teacher, teacher_card = ready.teachers[0]
-        records.insert(0, model_record(teacher, teacher_card, name="Teacher", role="teacher", timed=True))
+    onnx = run.folder / "student.onnx" if exported is not None or reported else None
+    records = [student_record(run, ready, net, card, onnx=onnx)]
+    if reported:
+        models = {records[0].name: Timed(net, card, onnx)}
+        if ready.teachers:
+            teacher, teacher_card = ready.teachers[0]
+            records.insert(0, model_record(teacher, teacher_card, name="Teacher", role="teacher"))
+            models["Teacher"] = Timed(teacher, teacher_card)
+        records = timed(records, models)
+    record = records[-1]
     write_records(run.folder, records)
     result: dict[str, Any] = {
         "run": str(run.folder), "student": str(run.folder / "best"), "metrics": card.metrics, "last": run.metrics,
         "best_step": card.provenance.get("step"), "steps": run.step, "seconds": record.run["wall_s"],
         "macs": record.macs, "flops": record.flops, "params": record.params, "unsupported": record.unsupported,
-        "export": record.export,
+        "export": record.export, "latencies": record.latencies,
     }  # fmt: skip
     lines = summary(result)
     if reported:
@@ -70,6 +78,16 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
         result["report"] = {kind: str(path) for kind, path in paths.items()}
         lines.append(f"report     {paths['html']}")
     return result, "\n".join(lines)
+
+
+def timed(records: Sequence[Record], models: Mapping[str, Timed]) -> list[Record]:
+    """The records with the latencies of their models, measured in turns within one run."""
+    from dataclasses import replace
+
+    from compress.cli.measuring import time_models
+
+    latencies = time_models(models)
+    return [replace(record, latencies=latencies[record.name]) for record in records]
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -92,7 +110,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, exported: bool, timed: bool) -> Record:
+def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, onnx: Path | None) -> Record:
     """The record of a run's student: what it scored, costs, and how it was made."""
     from dataclasses import replace
 
@@ -100,8 +118,7 @@ def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, expor
     names = {"mosaic": "MosaicKD", "kd": "KD", "supervised": "Supervised"}
     method = names.get(plan.method["name"], plan.method["name"])
     record = model_record(
-        net, card, name=f"{method} {card.architecture}", role="student" if ready.teachers else "model", timed=timed,
-        onnx=run.folder / "student.onnx" if exported else None,
+        net, card, name=f"{method} {card.architecture}", role="student" if ready.teachers else "model", onnx=onnx,
     )  # fmt: skip
     lines = run.journal.lines("evaluation") if run.journal is not None else []
     history = [
@@ -117,9 +134,9 @@ def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, expor
     return replace(record, method=method, run=made)
 
 
-def model_record(net: Any, card: Card, *, name: str, role: str, timed: bool, onnx: Path | None = None) -> Record:
-    """Count a network, write it as verified ONNX where a path is given, and time it where asked."""
-    from compress.cli.measuring import export_model, time_model
+def model_record(net: Any, card: Card, *, name: str, role: str, onnx: Path | None = None) -> Record:
+    """Count a network, and write it as verified ONNX where a path is given."""
+    from compress.cli.measuring import export_model
     from compress.models.folder import versions
     from compress.tasks import TASKS
     from profiles import flops, machine
@@ -128,12 +145,11 @@ def model_record(net: Any, card: Card, *, name: str, role: str, timed: bool, onn
     example = TASKS[card.task](card.classes, card.image_size, card.channels).example(1)
     cost = flops.count(net.cpu().eval(), example)
     export = asdict(export_model(net, card, onnx)) if onnx is not None else None
-    latencies = time_model(net, card, onnx=onnx) if timed else []
     return Record(
         name=name, role=role, architecture=card.architecture, task=card.task, image_size=card.image_size,  # pyright: ignore[reportArgumentType]
         metrics=card.metrics, macs=cost.macs, flops=cost.flops, params=cost.params, macs_torch=cost.macs_torch,
         unsupported=cost.unsupported, size_bytes=onnx.stat().st_size if onnx is not None else None,
-        latencies=latencies, export=export, machine=machine.describe(), versions=versions(),
+        export=export, machine=machine.describe(), versions=versions(),
     )  # fmt: skip
 
 
@@ -142,7 +158,8 @@ def make_report(folder: Path, records: list[Record], *, title: str) -> dict[str,
     from profiles.report import write_report
 
     pictures = {
-        f"{path.stem} by predicted class, beside out-of-domain images": path for path in sorted(folder.glob("*.png"))
+        f"{path.relative_to(folder).with_suffix('')} by predicted class, beside out-of-domain images": path
+        for path in sorted([*folder.glob("*.png"), *folder.glob("*/mosaics.png")])
     }
     commands = [record.run["command"] for record in records if record.run.get("command")]
     say(f"writing the report into {folder}")
