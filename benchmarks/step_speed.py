@@ -12,8 +12,10 @@ import argparse
 import json
 import math
 import platform
+import resource
 import statistics
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,45 +113,48 @@ def our_loop(
     return method.step
 
 
-class PeakMemory(threading.Thread):
-    """The most resident memory above what it was at the start, in bytes, sampled every 5 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.start_bytes = self.peak = resident()
-        self.going = True
-
-    def run(self) -> None:
-        while self.going:
-            self.peak = max(self.peak, resident())
-            time.sleep(0.005)
-
-    def stop(self) -> int:
-        self.going = False
-        self.join()
-        return self.peak - self.start_bytes
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most resident memory that two steps add to this process, by the system's own high-water mark."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+def peaks(names: list[str], batch_size: int) -> dict[str, int]:
+    """Each loop's peak, alone in a fresh process: a process does not give back what an earlier loop took."""
+    found = {}
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.step_speed", "--batch-size", str(batch_size), "--peak-of", name]
+        found[name] = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
-def alternate(loops: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each step in turns, after a first step of each; and each loop's peak of memory above its start."""
-    peaks = {}
-    for name, step in loops.items():
-        watch = PeakMemory()
-        watch.start()
+def alternate(loops: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in turns, after a first step of each."""
+    for step in loops.values():
         step()
-        peaks[name] = watch.stop()
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, step in loops.items():
             begin = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - begin)
-    return seconds, peaks
+    return seconds
+
+
+def makers(batch_size: int, folder: Path, *, compiled: bool) -> dict[str, Callable[[], Callable[[], object]]]:
+    """The loops by name, not yet made: what is measured for its memory is made alone."""
+    full, fast = Place(torch.device("cpu"), "32"), open_place("cpu", "auto")
+    loops: dict[str, Callable[[], Callable[[], object]]] = {
+        "plain float32 loop": lambda: PlainLoop(batch_size).step,
+        "ours, float32": lambda: our_loop(batch_size, folder / "a", full),
+        f"ours, {fast.precision} (default)": lambda: our_loop(batch_size, folder / "b", fast),
+    }
+    if compiled:
+        name = f"ours, {fast.precision}, torch.compile"
+        loops[name] = lambda: our_loop(batch_size, folder / "c", fast, compiled=True)
+    return loops
 
 
 def main() -> None:
@@ -158,19 +163,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile (minutes of compiling)")
     parser.add_argument("--write", action="store_true", help="write results/step_speed.json and .md")
+    parser.add_argument("--peak-of", metavar="LOOP", help="print the peak memory of one loop in bytes, and stop")
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        root, n = Path(folder), options.batch_size
-        full, fast = Place(torch.device("cpu"), "32"), open_place("cpu", "auto")
-        loops: dict[str, Callable[[], object]] = {
-            "plain float32 loop": PlainLoop(n).step,
-            "ours, float32": our_loop(n, root / "a", full),
-            f"ours, {fast.precision} (default)": our_loop(n, root / "b", fast),
-        }
-        if options.compile:
-            loops[f"ours, {fast.precision}, torch.compile"] = our_loop(n, root / "c", fast, compiled=True)
-        seconds, peaks = alternate(loops, options.rounds)
-    report(seconds, peaks, options)
+        loops = makers(options.batch_size, Path(folder), compiled=options.compile)
+        if options.peak_of:
+            print(peak_bytes(loops[options.peak_of]()))
+            return
+        memory = peaks(list(loops), options.batch_size)
+        seconds = alternate({name: make() for name, make in loops.items()}, options.rounds)
+    report(seconds, memory, options)
 
 
 def report(seconds: dict[str, list[float]], peaks: dict[str, int], options: argparse.Namespace) -> None:
