@@ -22,7 +22,8 @@ SCRIPT = Path(sys.executable).with_name("compress")
 
 def start(*arguments: object, cwd: Path, script: bool = False) -> subprocess.Popen[str]:
     command = [str(SCRIPT)] if script else [sys.executable, "-m", "compress"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # As many threads as here: their number decides the order of sums, and so the last bits.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*command, *map(str, arguments)], cwd=cwd, text=True, env=environment, **pipes)
 
