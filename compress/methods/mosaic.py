@@ -5,8 +5,8 @@ NeurIPS 2021, arXiv 2110.15094; Algorithm 1.
 Code: zju-vipa/MosaicKD a8d8e2c (read for facts).
 Differs: one normalisation, the teacher's own, for real and synthetic images (the code gives real ones that of their own
 set); D sees images scaled to [-1, 1]; while one player is updated the others take no gradients (same result, less
-work); the balance term cannot be NaN; incomplete batches are dropped; every patch size is D's true receptive field, and small
-patches see no padding (`models/discriminators.py`).
+work); the balance term cannot be NaN; incomplete batches are dropped; every patch size is D's true receptive
+field, and small patches see no padding (`models/discriminators.py`).
 """
 
 from __future__ import annotations
