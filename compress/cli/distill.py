@@ -31,21 +31,16 @@ def distill(as_json: bool, devices: int, out: Path | None, resume: bool | None, 
       compress distill --teacher embedded/fashion_wrn16_2 --ood embedded/photos \\
           --student wrn16_1 --val embedded/fashion --steps 20 --out runs/first
     """
-    from compress.cli.results import finished, rehearsed
-    from compress.cli.running import train_run
-    from compress.plan import prepare
+    from compress.cli.running import carry_out
 
     teacher = {key: options.pop(name) for name, key in TEACHER.items()}
     plan, method = read_options(options.pop("recipe"), options.pop("sets"), options, teacher=teacher)
-    ready = prepare(plan, method)
-    if dry_run:
-        result, text = rehearsed(ready)
-        emit(result, as_json=as_json, text=text)
-        return
-    run = train_run(ready, out, devices=devices, resume=resume)
-    if run is not None:
-        result, text = finished(run, ready, exported=options["exported"], reported=options["reported"])
-        emit(result, as_json=as_json, text=text)
+    said = carry_out(
+        plan, method, out, devices=devices, resume=resume, dry_run=dry_run,
+        exported=options["exported"], reported=options["reported"],
+    )  # fmt: skip
+    if said is not None:
+        emit(said[0], as_json=as_json, text=said[1])
 
 
 #: option -> key of the first teacher in the recipe

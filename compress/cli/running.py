@@ -10,18 +10,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.cli.output import say
 from compress.errors import UsageError
 from compress.files import write_failed
 
 if TYPE_CHECKING:
+    from compress.engine.method import Method
     from compress.engine.place import Place
     from compress.engine.run import Run
-    from compress.plan import Prepared
+    from compress.plan import Plan, Prepared
 
 LOCK = ".lock"
+
+
+def carry_out(
+    plan: Plan, method: Method, out: Path | None, *, devices: int, resume: bool | None, dry_run: bool,
+    exported: str | None, reported: bool,
+) -> tuple[dict[str, Any], str] | None:  # fmt: skip
+    """A plan from its networks to what came of it, for machines and for people; its estimate with `dry_run`.
+
+    None in the processes that only help.
+    """
+    from compress.cli.results import finished, rehearsed
+    from compress.plan import prepare
+
+    ready = prepare(plan, method)
+    if dry_run:
+        return rehearsed(ready)
+    run = train_run(ready, out, devices=devices, resume=resume)
+    return None if run is None else finished(run, ready, exported=exported, reported=reported)
 
 
 def train_run(ready: Prepared, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:

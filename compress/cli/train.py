@@ -26,18 +26,13 @@ def train(as_json: bool, devices: int, out: Path | None, resume: bool | None, dr
       compress train --student wrn16_2 --data embedded/fashion --val embedded/fashion \\
           --grey --steps 20 --batch-size 64 --out runs/teacher
     """
-    from compress.cli.results import finished, rehearsed
-    from compress.cli.running import train_run
-    from compress.plan import prepare
+    from compress.cli.running import carry_out
 
     options["method"] = "supervised"
     plan, method = read_options(options.pop("recipe"), options.pop("sets"), options)
-    ready = prepare(plan, method)
-    if dry_run:
-        result, text = rehearsed(ready)
-        emit(result, as_json=as_json, text=text)
-        return
-    run = train_run(ready, out, devices=devices, resume=resume)
-    if run is not None:
-        result, text = finished(run, ready, exported=options["exported"], reported=False)
-        emit(result, as_json=as_json, text=text)
+    said = carry_out(
+        plan, method, out, devices=devices, resume=resume, dry_run=dry_run,
+        exported=options["exported"], reported=False,
+    )  # fmt: skip
+    if said is not None:
+        emit(said[0], as_json=as_json, text=said[1])
