@@ -25,7 +25,7 @@ ONNX = "student.onnx"
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo."
 )
-@click.option("--time-limit", callback=duration, metavar="170s", help="Training time of each student.  [default: 170s]")
+@click.option("--time-limit", callback=duration, metavar="240s", help="Training time of each student.  [default: 240s]")
 @click.option("--quick", is_flag=True, help="Twenty seconds a student: checks the path, shows no quality.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @common
