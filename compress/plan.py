@@ -19,7 +19,8 @@ from compress import config
 from compress.data import open_images
 from compress.data.batches import Batches, in_order
 from compress.data.cache import Cached, auto_views, build_cache
-from compress.data.images import Images
+from compress.data.decoding import scaled
+from compress.data.images import IGNORE, Images
 from compress.data.statistics import answers, highest_entropy
 from compress.engine.display import Display
 from compress.engine.method import Method
@@ -34,7 +35,7 @@ from compress.models.card import Card
 from compress.models.folder import WEIGHTS, save_model, versions
 from compress.models.loading import load_model, new_model
 from compress.models.network import Network
-from compress.tasks import TASKS
+from compress.tasks import TASKS, task_of
 
 Size = tuple[int, int]
 Positive = Annotated[int, Field(gt=0)]
@@ -44,7 +45,7 @@ Positive = Annotated[int, Field(gt=0)]
 class TaskPlan:
     """What is answered. Taken from the teacher where there is one."""
 
-    kind: str = "classification"  #: a name in TASKS
+    kind: str = "classification"  #: a name in TASKS; taken from the teacher or the labelled data
     classes: Positive | None = None  #: number of classes; None: as the teacher or the labelled data say
     image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says, or 32x32
     grey: bool | None = None  #: networks turn pictures grey first; None: as the teacher says
@@ -140,9 +141,16 @@ def check(plan: Plan, method: Method) -> None:
         raise UsageError(f"pace: found {found}, expected one of --steps, --epochs and --time-limit.")
 
 
-def default_student(size: Size) -> str:
-    """A small network that suits the images: the paper's smallest below 64 pixels, MobileNetV2 above."""
-    return "wrn16_1" if max(size) <= 64 else "torchvision/mobilenet_v2"
+#: task -> the student of images up to 64 pixels, and of larger ones
+STUDENTS = {
+    "classification": ("wrn16_1", "torchvision/mobilenet_v2"),
+    "segmentation": ("deeplab_wrn16_1", "deeplabv3_mobilenet_v2"),
+}
+
+
+def default_student(task: str, size: Size) -> str:
+    """A small network that suits the task and the images: the paper's smallest up to 64 pixels, MobileNetV2 above."""
+    return STUDENTS[task][max(size) > 64]
 
 
 def prepare(plan: Plan, method: Method) -> Prepared:
@@ -164,18 +172,29 @@ def card_from_labels(plan: Plan) -> Card:
     spec = plan.data.labelled
     assert spec is not None  # `check` saw to it
     images = open_images(spec, root=plan.data.root, split="train", labelled=True)
-    if images.labels is None:
-        raise UsageError(
-            f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class."
-        )
-    names = images.class_names
-    classes = len(names) if names else int(images.labels.max()) + 1
+    classes = count_classes(images, spec)
     if plan.task.classes not in (None, classes):
         raise UsageError(f"{spec}: found {classes} classes, expected {plan.task.classes} (task.classes).")
     grey = bool(plan.task.grey)
     mean, std = colour_statistics(images, grey=grey)
-    size = plan.task.image_size or (32, 32)
-    return Card("", classes, size, task=plan.task.kind, mean=mean, std=std, grey=grey, class_names=names)
+    task = "classification" if images.masks is None else "segmentation"
+    size = plan.task.image_size or ((32, 32) if images.masks is None else (64, 64))
+    return Card("", classes, size, task=task, mean=mean, std=std, grey=grey, class_names=images.class_names)
+
+
+def count_classes(images: Images, spec: str) -> int:
+    """How many classes labelled images have. Raises UsageError where they are not labelled."""
+    if images.class_names:
+        return len(images.class_names)
+    if images.masks is not None:
+        known = [mask[mask != IGNORE] for mask in (images.mask(i) for i in range(len(images)))]
+        return 1 + max(int(mask.max(initial=-1)) for mask in known)
+    if images.labels is None:
+        raise UsageError(
+            f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class, or "
+            f"the folders images and masks."
+        )
+    return int(images.labels.max()) + 1
 
 
 def colour_statistics(images: Images, *, grey: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -191,7 +210,7 @@ def colour_statistics(images: Images, *, grey: bool) -> tuple[tuple[float, ...],
 def with_student(plan: Plan, method: Method, teachers: list[tuple[Network, Card]], like: Card) -> Prepared:
     """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
     plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey)
-    plan.student.model = plan.student.model or default_student(like.image_size)
+    plan.student.model = plan.student.model or default_student(like.task, like.image_size)
     torch.manual_seed(plan.pace.seed)
     student, card = new_model(plan.student.model, like=like)
     if plan.student.weights is not None:
@@ -236,42 +255,67 @@ def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None
     """The unlabelled or labelled images of the plan, decoded once into the cache at the size the networks read."""
     spec = getattr(plan.data, kind)
     images = open_images(spec, root=plan.data.root, split="train", labelled=kind == "labelled")
-    views = 1 if kind == "labelled" else plan.data.views or auto_views(len(images))
+    if kind != "labelled":
+        images = images.bare()
     return build_cache(
-        images, image_size=card.image_size, resize=card.resize, views=views, seed=plan.pace.seed,
+        images, image_size=card.image_size, resize=card.resize, views=views_of(plan, images), seed=plan.pace.seed,
         grey=card.grey, folder=cache_folder(plan.data.cache), max_bad=plan.data.max_bad, say=say,
     )  # fmt: skip
+
+
+def views_of(plan: Plan, images: Images) -> int:
+    """Crops of each training image: one where it has one label, which a corner of the picture may not show."""
+    return 1 if images.labels is not None else plan.data.views or auto_views(len(images))
 
 
 def validation_images(
     spec: str, card: Card, *, root: Path | None, folder: Path, max_bad: float, say: Callable[[str], None]
 ) -> Cached:
-    """Labelled images for measuring. Raises UsageError where their labels are not the model's classes."""
+    """Labelled images for measuring, each its centre, or whole for segmentation.
+
+    Raises UsageError where their labels or masks are not of the model's task and classes.
+    """
     images = open_images(spec, root=root, split="val", labelled=True)
+    dense = card.task == "segmentation"
+    if (images.masks if dense else images.labels) is None:
+        kind, layout = ("masks", "the folders images and masks") if dense else ("labels", "one folder a class")
+        raise UsageError(f"{spec}: these images have no {kind}, and measuring needs them; a folder must hold {layout}.")
+    resize = card.resize or (min(card.image_size) if dense else None)
     cached = build_cache(
-        images, image_size=card.image_size, resize=card.resize, views=1, folder=folder, max_bad=max_bad, say=say
-    )
-    if cached.labels is None:
-        raise UsageError(
-            f"{spec}: these images have no labels, and measuring needs them; a folder must hold one folder a class."
-        )
-    found = len(cached.class_names) if cached.class_names else int(cached.labels.max()) + 1
-    if found != card.classes:
+        images, image_size=canvas(images, resize) if dense and resize else card.image_size, resize=resize, views=1,
+        folder=folder, max_bad=max_bad, whole=dense, say=say,
+    )  # fmt: skip
+    found = cached.count_classes()
+    wrong = found > card.classes if dense and not cached.class_names else found != card.classes
+    if wrong:
         raise UsageError(
             f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?"
         )
     return cached
 
 
+def canvas(images: Images, resize: int) -> Size:
+    """(height, width) that holds every image whole, its short side made `resize`."""
+    sizes = {scaled(size, min(size) / resize) for size in images.sizes()}
+    widths, heights = zip(*sizes, strict=True) if sizes else ((resize,), (resize,))
+    return max(heights), max(widths)
+
+
 def scorer(cached: Cached, card: Card, place: Place) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
     """A function that scores a network, or any call from images to logits, on `cached`, in float32."""
-    task = TASKS[card.task](card.classes, card.image_size, card.channels)
+    task = task_of(card)
+    height, width = cached.pixels.shape[1:3]
+    size = max(1, min(256, SCORED_PIXELS // (height * width)))
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        batches = ((place.images(x), y) for x, y in in_order(cached, 256))
+        batches = ((place.images(x), y) for x, y in in_order(cached, size))
         return task.score(net, batches)
 
     return score
+
+
+#: pixels of the images that are scored at a time: 256 of 64x64
+SCORED_PIXELS = 1 << 20
 
 
 # The run.
@@ -307,7 +351,7 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
     first = cached[ready.method.needs[0]] if ready.method.needs else None
     return Run(
         folder=folder, place=place, pace=plan.pace,
-        task=TASKS[plan.task.kind](ready.card.classes, ready.card.image_size, ready.card.channels),
+        task=task_of(ready.card),
         student=ready.student, teachers=teachers, sources={k: CachedSource(c) for k, c in cached.items()},
         batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
         validate=validate, keep_student=student_keeper(folder, ready),

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.data import open_images
-from compress.data.cache import auto_views
 from compress.engine.display import Display
 from compress.engine.place import Place, open_place
 from compress.engine.player import Frozen
 from compress.engine.run import Run
-from compress.plan import Plan, Prepared, steps_of
-from compress.tasks import TASKS
+from compress.plan import Plan, Prepared, steps_of, views_of
+from compress.tasks import task_of
 
 TIMED_STEPS = 2
 
@@ -43,8 +42,8 @@ class Estimate:
 class Blank:
     """A source of random images, or of none at all on the meta device."""
 
-    def __init__(self, size: tuple[int, int], classes: int, device: torch.device) -> None:
-        self.shape, self.classes, self.device = (3, *size), classes, device
+    def __init__(self, size: tuple[int, int], target: tuple[int, ...], device: torch.device) -> None:
+        self.shape, self.target, self.device = (3, *size), target, device
 
     def __len__(self) -> int:
         return 1 << 16
@@ -63,7 +62,8 @@ class BlankBatches:
         pixels = torch.randint(
             0, 256, (self.n, *self.source.shape), dtype=torch.uint8, device=device, generator=generator
         )
-        return pixels, torch.zeros(self.n, dtype=torch.int64, device=device), torch.zeros(self.n, dtype=torch.int64)
+        targets = torch.zeros(self.n, *self.source.target, dtype=torch.int64, device=device)
+        return pixels, targets, torch.zeros(self.n, dtype=torch.int64)
 
 
 def estimate(ready: Prepared) -> Estimate:
@@ -88,7 +88,7 @@ def estimate(ready: Prepared) -> Estimate:
 def images_of(plan: Plan, kind: str) -> int:
     """How many images the cache will hold."""
     images = open_images(getattr(plan.data, kind), root=plan.data.root, split="train", labelled=kind == "labelled")
-    views = 1 if kind == "labelled" else plan.data.views or auto_views(len(images))
+    views = views_of(plan, images if kind == "labelled" else images.bare())
     return min(len(images) * views, plan.data.subset or len(images) * views)
 
 
@@ -96,10 +96,10 @@ def rehearsal(ready: Prepared, place: Place, folder: Path = Path("unused")) -> t
     """The method and a run of it with copies of the networks and blank images."""
     card, device = ready.card, place.device
     on = (lambda net: copy.deepcopy(net).to(device)) if device.type == "meta" else copy.deepcopy
-    blank = Blank(card.image_size, card.classes, device)
+    blank = Blank(card.image_size, card.image_size if card.task == "segmentation" else (), device)
     run = Run(
         folder=folder, place=place, pace=ready.plan.pace,
-        task=TASKS[ready.plan.task.kind](card.classes, card.image_size, card.channels),
+        task=task_of(card),
         student=on(ready.student), teachers=[Frozen(on(net), place) for net, _ in ready.teachers],
         sources=dict.fromkeys(ready.method.needs, blank), batch_size=ready.plan.pace.batch_size or 1, steps=1,
         display=Display("rehearsal", quiet=True),

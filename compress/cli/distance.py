@@ -107,6 +107,7 @@ def sample(images: Images, most: int) -> Images:
         opened=lambda i: images.opened(chosen[i]),
         identity=f"{images.identity} {most} of {len(images)}",
         labels=None,
+        masks=None,
     )
 
 

@@ -138,11 +138,11 @@ def model_record(net: Any, card: Card, *, name: str, role: str, onnx: Path | Non
     """Count a network, and write it as verified ONNX where a path is given."""
     from compress.cli.measuring import export_model
     from compress.models.folder import versions
-    from compress.tasks import TASKS
+    from compress.tasks import task_of
     from profiles import flops, machine
     from profiles.record import Record
 
-    example = TASKS[card.task](card.classes, card.image_size, card.channels).example(1)
+    example = task_of(card).example(1)
     cost = flops.count(net.cpu().eval(), example)
     export = asdict(export_model(net, card, onnx)) if onnx is not None else None
     return Record(

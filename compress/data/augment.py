@@ -6,9 +6,10 @@ import numpy as np
 
 
 def crop_flip(pixels: np.ndarray, seed: tuple[int, ...], pad: int = 4) -> np.ndarray:
-    """Random crops of the reflected-padded images, half of them mirrored; uint8 [n, h, w, c] in and out.
+    """Random crops of the reflected-padded images, half of them mirrored; [n, h, w, c] in and out.
 
-    Every image has a shift of up to `pad` pixels of its own. Draws from `seed` alone.
+    Every image has a shift of up to `pad` pixels of its own. Draws from `seed` alone, so that a mask goes
+    where its image goes.
     """
     n, height, width, _ = pixels.shape
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))

@@ -41,16 +41,22 @@ class Batches:
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def at(self, position: int) -> Batch:
-        """(uint8 [n, 3, h, w] channels last in memory, labels int64 [n] or None, indices int64 [n])."""
+        """(uint8 [n, 3, h, w] channels last in memory, targets int64 or None, indices int64 [n]).
+
+        Targets are labels [n] or masks [n, h, w].
+        """
         epoch, number = divmod(position, self.per_epoch)
         start = number * self.wide + self.rank * self.batch_size
         indices = self.order(epoch)[start : start + self.batch_size]
         pixels = self.cached.gather(indices)
+        targets = self.cached.targets_of(indices)
         if self.augment:
-            pixels = crop_flip(pixels, (*self.seed, position, self.rank, AUGMENT))
-        labels = self.cached.labels_of(indices)
+            seed = (*self.seed, position, self.rank, AUGMENT)
+            pixels = crop_flip(pixels, seed)
+            if targets is not None and targets.ndim == 3:
+                targets = crop_flip(targets[..., None], seed)[..., 0]
         images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-        return images, None if labels is None else torch.from_numpy(labels), torch.from_numpy(indices)
+        return images, None if targets is None else torch.from_numpy(targets), torch.from_numpy(indices)
 
     def order(self, epoch: int) -> np.ndarray:
         held = self._epoch
@@ -64,9 +70,12 @@ class Batches:
 
 
 def in_order(cached: Cached, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, for measuring: (uint8 [n, 3, h, w], labels int64 [n], -1 where there are none)."""
+    """Every image once, in order, for measuring: (uint8 [n, 3, h, w], targets int64).
+
+    Targets are labels [n], -1 where there are none, or masks [n, h, w].
+    """
     for start in range(0, len(cached), batch_size):
         indices = np.arange(start, min(start + batch_size, len(cached)))
-        labels = cached.labels_of(indices)
+        targets = cached.targets_of(indices)
         images = torch.from_numpy(cached.gather(indices)).permute(0, 3, 1, 2)
-        yield images, torch.from_numpy(labels) if labels is not None else torch.full((len(indices),), -1)
+        yield images, torch.from_numpy(targets) if targets is not None else torch.full((len(indices),), -1)

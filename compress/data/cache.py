@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from compress.data.decoding import View, decode_into
-from compress.data.images import Images
+from compress.data.images import IGNORE, Images
 from compress.errors import CompressError
 from compress.files import current_umask, sync_folder, write_json, write_text
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Cached:
     bad: list[tuple[str, str]]  #: (name, reason) of what could not be read
     fingerprint: str  #: changes with the pixels and with the rows in use
     rows: np.ndarray | None = None  #: the rows in use; None: all
+    masks: np.ndarray | None = None  #: uint8 [n, h, w], memory-mapped; the class of every pixel, 255 where none
 
     def __len__(self) -> int:
         return len(self.pixels) if self.rows is None else len(self.rows)
@@ -49,10 +50,18 @@ class Cached:
         """uint8 [len(indices), h, w, 3]."""
         return self.pixels[indices if self.rows is None else self.rows[indices]]
 
-    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        if self.labels is None:
-            return None
-        return self.labels[indices if self.rows is None else self.rows[indices]]
+    def targets_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """What is right: labels int64 [len(indices)], masks int64 [len(indices), h, w], or None."""
+        known = self.labels if self.masks is None else self.masks
+        return None if known is None else known[indices if self.rows is None else self.rows[indices]].astype(np.int64)
+
+    def count_classes(self) -> int:
+        """How many classes there are: by their names, else by the largest number that occurs; 0 where none does."""
+        if self.class_names:
+            return len(self.class_names)
+        if self.masks is not None:
+            return 1 + max((int(mask[mask != IGNORE].max(initial=-1)) for mask in self.masks), default=-1)
+        return 0 if self.labels is None else int(self.labels.max(initial=-1)) + 1
 
     def subset(self, indices: np.ndarray) -> Cached:
         """Only these rows, in this order."""
@@ -79,17 +88,19 @@ def build_cache(
     max_bad: float = 0.01,
     workers: int | None = None,
     limit: int | None = None,
+    whole: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Cached:
     """The decoded images, from `folder` if they are there. `limit` takes that many images, evenly spread.
 
     One view: the short side is resized to `resize` (default: the longer of `image_size`), then the centre cropped.
     More: random crops of every scale between the network's size and the whole image. `grey` drops their colour, for
-    networks that do not see it. Unreadable images are left out and named in `bad.jsonl`. Raises CompressError where
+    networks that do not see it. `whole` crops nothing: the short side becomes `resize`, and the rest of `image_size` is
+    padded. Unreadable images are left out and named in `bad.jsonl`. Raises CompressError where
     they are more than the share `max_bad` of all, or where the disk is full.
     """
     images = images if limit is None else images.spread(limit)
-    view = View(image_size, resize, views, seed if views > 1 else 0, grey)
+    view = View(image_size, resize, views, seed if views > 1 else 0, grey, whole)
     facts = [FORMAT, images.fingerprint(), *astuple(view)]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     place = folder / key
@@ -109,13 +120,14 @@ def open_cache(images: Images, place: Path, key: str) -> Cached | None:
         index = json.loads((place / "index.json").read_text(encoding="utf-8"))
         pixels = np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False)
         origin = np.load(place / "origin.npy", allow_pickle=False)
+        masks = None if images.masks is None else np.load(place / "masks.npy", mmap_mode="r", allow_pickle=False)
         bad = [(str(name), str(reason)) for name, reason in index["bad"]]
     except (OSError, EOFError, ValueError, LookupError, TypeError):
         return None
-    if len(pixels) != len(origin):
+    if len(pixels) != len(origin) or (masks is not None and len(masks) != len(origin)):
         return None
     labels = None if images.labels is None else images.labels[origin]
-    return Cached(images.name, pixels, labels, images.class_names, origin, bad, key)
+    return Cached(images.name, pixels, labels, images.class_names, origin, bad, key, masks=masks)
 
 
 def refuse_many_bad(cached: Cached, total: int, max_bad: float, place: Path) -> None:
@@ -136,7 +148,7 @@ def decode(images: Images, place: Path, view: View, workers: int | None, say: Ca
     """Write the cache of `images` to `place`, whole or not at all; one process does it, others wait for it."""
     height, width = view.image_size
     count = len(images) * view.views
-    size = count * height * width * 3
+    size = count * height * width * (3 if images.masks is None else 4)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with alone(place, say) as locked:

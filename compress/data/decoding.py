@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,7 +15,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from compress.data.images import BadImage, Images
+from compress.data.images import IGNORE, BadImage, Images
+from compress.errors import CompressError
 
 #: bytes of rows that one worker makes at a time, and the most views: one picture with many views keeps all of them busy
 PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
@@ -22,6 +24,10 @@ PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
 AHEAD = 2
 #: number of an image, and which of its views
 Piece = tuple[int, range]
+#: uint8 [views, h, w, 3], and the masks [views, h, w] where there are some
+Rows = tuple[np.ndarray, np.ndarray | None]
+#: left and top in pixels of the source, and how many of them become one
+Box = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,28 @@ class View:
     views: int = 1
     seed: int = 0
     grey: bool = False
+    whole: bool = False  #: nothing is cropped: the short side is made `resize`, what is missing to `image_size` padded
 
-    def rows(self, image: Image.Image, i: int, views: range) -> np.ndarray:
-        """uint8 [len(views), h, w, 3] of image number `i`: a pure function of the picture, `i` and these settings."""
+    def rows(self, image: Image.Image, i: int, views: range, mask: Image.Image | None = None) -> Rows:
+        """The rows of image number `i`: a pure function of the picture, `i` and these settings."""
         image = image.convert("L").convert("RGB") if self.grey else image
-        if self.views == 1:
-            return centred(image, self.image_size, self.resize)[None]
-        return np.stack([crop(image, self.image_size, (self.seed, i, v)) for v in views])
+        boxes = [self.box(image.size, (self.seed, i, v)) for v in views]
+        pixels = np.stack([self.cut(image, box, Image.Resampling.BILINEAR) for box in boxes])
+        if mask is None:
+            return pixels, None
+        return pixels, np.stack([self.cut(mask, box, Image.Resampling.NEAREST) for box in boxes])
+
+    def box(self, size: tuple[int, int], seed: tuple[int, ...]) -> Box:
+        if self.whole:
+            return 0.0, 0.0, whole_share(size, self.image_size, self.resize)
+        return centred(size, self.image_size, self.resize) if self.views == 1 else crop(size, self.image_size, seed)
+
+    def cut(self, image: Image.Image, box: Box, resample: Image.Resampling) -> np.ndarray:
+        return (
+            padded(image, self.image_size, box[2], resample)
+            if self.whole
+            else cut(image, self.image_size, *box, resample)
+        )
 
     def pieces(self, images: int) -> Iterator[Piece]:
         """The work in order, each piece small enough for memory; a picture with many views is read once a piece."""
@@ -50,45 +71,86 @@ class View:
 
 
 def decode_into(images: Images, work: Path, view: View, workers: int | None) -> list[tuple[str, str]]:
-    """Fill `pixels.npy` and `origin.npy` in `work`; returns the name of and the reason for what could not be read.
+    """Fill `pixels.npy`, `origin.npy` and, where there are masks, `masks.npy` in `work`.
 
-    Raises OSError where they cannot be written.
+    Returns the name of and the reason for what could not be read. Raises OSError where they cannot be written,
+    CompressError for a mask that does not fit its image.
     """
     bad: dict[int, str] = {}
     good: list[np.ndarray] = []
 
-    def rows(piece: Piece) -> np.ndarray | str:
+    def rows(piece: Piece) -> Rows | str:
         try:
-            return view.rows(images.read(piece[0]), *piece)
+            image = images.read(piece[0])
+            return view.rows(image, *piece, mask_of(images, piece[0], image.size))
         except BadImage as error:
             return str(error)
 
-    with open(work / "pixels.npy", "wb") as file:
-        begun = header(file, (len(images) * view.views, *view.image_size, 3))
+    most = len(images) * view.views
+    with ExitStack() as files:
+        pixels = files.enter_context(Growing(work / "pixels.npy", (most, *view.image_size, 3)))
+        masks = None
+        if images.masks is not None:
+            masks = files.enter_context(Growing(work / "masks.npy", (most, *view.image_size)))
         for (i, _), made in in_turn(rows, view.pieces(len(images)), workers or os.cpu_count() or 1):
             if isinstance(made, str):
                 bad.setdefault(i, made)
-            else:
-                good.append(np.full(len(made), i, dtype=np.int64))
-                file.write(made.tobytes())
-        origin = np.concatenate(good) if good else np.zeros(0, dtype=np.int64)
-        file.seek(0)
-        if header(file, (len(origin), *view.image_size, 3)) != begun:
-            raise ValueError("the header of pixels.npy changed its length")
-        file.flush()
-        os.fsync(file.fileno())
+                continue
+            good.append(np.full(len(made[0]), i, dtype=np.int64))
+            pixels.add(made[0])
+            if masks is not None and made[1] is not None:
+                masks.add(made[1])
     with open(work / "origin.npy", "wb") as file:
-        np.save(file, origin, allow_pickle=False)
+        np.save(file, np.concatenate(good) if good else np.zeros(0, dtype=np.int64), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     return [(images.item(i), reason) for i, reason in bad.items()]
 
 
+def mask_of(images: Images, i: int, size: tuple[int, int]) -> Image.Image | None:
+    """The mask of image `i`, None where the set has none. Raises CompressError unless it is as large as its image."""
+    if images.masks is None:
+        return None
+    mask = Image.fromarray(images.mask(i))
+    if mask.size != size:
+        (w, h), (wide, high) = mask.size, size
+        raise CompressError(
+            f"{images.name}: the mask of {images.item(i)} is {w}x{h} pixels, its image {wide}x{high}; expected the same."
+        )
+    return mask
+
+
+class Growing:
+    """A .npy file of uint8 rows whose number is known at the end; at most that of `shape`."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape, self.count = path, shape, 0
+
+    def __enter__(self) -> Growing:
+        self.file = open(self.path, "wb")  # noqa: SIM115 - closed by __exit__
+        self.begun = header(self.file, self.shape)
+        return self
+
+    def add(self, rows: np.ndarray) -> None:
+        self.count += len(rows)
+        self.file.write(rows.tobytes())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self.file as file:
+            if kind is not None:
+                return
+            file.seek(0)
+            if header(file, (self.count, *self.shape[1:])) != self.begun:
+                raise ValueError(f"the header of {self.path.name} changed its length")
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def in_turn(
-    work: Callable[[Piece], np.ndarray | str], pieces: Iterator[Piece], workers: int
-) -> Iterator[tuple[Piece, np.ndarray | str]]:
+    work: Callable[[Piece], Rows | str], pieces: Iterator[Piece], workers: int
+) -> Iterator[tuple[Piece, Rows | str]]:
     """Each piece with what `work` made of it, in their order, however many threads work; few wait to be taken."""
-    waiting: deque[tuple[Piece, Future[np.ndarray | str]]] = deque()
+    waiting: deque[tuple[Piece, Future[Rows | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for piece in pieces:
@@ -110,28 +172,51 @@ def header(file: IO[bytes], shape: tuple[int, ...]) -> int:
     return file.tell()
 
 
-def centred(image: Image.Image, size: tuple[int, int], resize: int | None) -> np.ndarray:
-    """uint8 [h, w, 3]: the short side made `resize`, the centre taken. What is then too small is enlarged, not bent."""
-    height, width = size
-    share = min(min(image.size) / (resize or max(size)), image.width / width, image.height / height)
-    left, top = (image.width - width * share) / 2, (image.height - height * share) / 2
-    return cut(image, size, left, top, share)
+def centred(size: tuple[int, int], wanted: tuple[int, int], resize: int | None) -> Box:
+    """The short side made `resize`, the centre taken. What is then too small is enlarged, not bent."""
+    (wide, high), (height, width) = size, wanted
+    share = min(min(size) / (resize or max(wanted)), wide / width, high / height)
+    return (wide - width * share) / 2, (high - height * share) / 2, share
 
 
-def crop(image: Image.Image, size: tuple[int, int], seed: tuple[int, ...]) -> np.ndarray:
-    """uint8 [h, w, 3]: a random place at a random scale between the network's size and the whole image."""
-    height, width = size
+def crop(size: tuple[int, int], wanted: tuple[int, int], seed: tuple[int, ...]) -> Box:
+    """A random place at a random scale between the network's size and the whole image."""
+    (wide, high), (height, width) = size, wanted
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-    whole = min(image.width / width, image.height / height)
+    whole = min(wide / width, high / height)
     share = math.exp(rng.uniform(0.0, math.log(whole))) if whole > 1 else whole
-    left = rng.random() * (image.width - width * share)
-    top = rng.random() * (image.height - height * share)
-    return cut(image, size, left, top, share)
+    left = rng.random() * (wide - width * share)
+    top = rng.random() * (high - height * share)
+    return left, top, share
 
 
-def cut(image: Image.Image, size: tuple[int, int], left: float, top: float, share: float) -> np.ndarray:
-    """uint8 [h, w, 3]: `share` source pixels a pixel, smoothed. Rounding never leads outside, which Pillow refuses."""
+def cut(
+    image: Image.Image, size: tuple[int, int], left: float, top: float, share: float, resample: Image.Resampling
+) -> np.ndarray:
+    """uint8 [h, w, …]: `share` source pixels a pixel. Rounding never leads outside, which Pillow refuses."""
     height, width = size
     left, top = max(0.0, left), max(0.0, top)
     box = (left, top, min(left + width * share, image.width), min(top + height * share, image.height))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(image.resize((width, height), resample, box=box))
+
+
+def whole_share(size: tuple[int, int], canvas: tuple[int, int], resize: int | None) -> float:
+    """Source pixels a pixel where the short side becomes `resize`; more where the image would not fit the canvas."""
+    (wide, high), (height, width) = size, canvas
+    return max(min(size) / (resize or min(canvas)), wide / (width + 0.5), high / (height + 0.5))
+
+
+def padded(image: Image.Image, canvas: tuple[int, int], share: float, resample: Image.Resampling) -> np.ndarray:
+    """uint8 [h, w, …]: the whole image at the top left; the rest repeats its edge, or is IGNORE in a mask."""
+    height, width = canvas
+    small = image.resize(scaled(image.size, share), resample)
+    pixels = np.asarray(small)
+    rest = ((0, height - small.height), (0, width - small.width))
+    if pixels.ndim == 2:
+        return np.pad(pixels, rest, constant_values=IGNORE)
+    return np.pad(pixels, (*rest, (0, 0)), mode="edge")
+
+
+def scaled(size: tuple[int, int], share: float) -> tuple[int, int]:
+    """(width, height) of an image of which `share` pixels become one."""
+    return max(1, round(size[0] / share)), max(1, round(size[1] / share))

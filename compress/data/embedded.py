@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from compress.data.images import Images
+from compress.data.scenes import scenes
 from compress.errors import CompressError
 
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
@@ -62,6 +63,11 @@ def fashion(split: str) -> Images:
     )
 
 
+def fashion_scenes(split: str) -> Images:
+    """Garments of `fashion` on smooth grounds, 128x128, with a class for every pixel."""
+    return scenes(split, fashion_arrays(), FASHION_CLASSES)
+
+
 def photos(split: str) -> Images:
     """The photographs that scikit-image ships, the same for every split. Raises CompressError where it is missing."""
     found = importlib.util.find_spec("skimage")
@@ -79,5 +85,9 @@ def photos(split: str) -> Images:
 
 EMBEDDED: dict[str, tuple[Callable[[str], Images], str]] = {
     "fashion": (fashion, "Fashion-MNIST, 10,000 training and 2,000 test images, 10 classes (MIT)"),
+    "fashion-scenes": (
+        fashion_scenes,
+        "garments on smooth grounds, 10,000 training and 1,000 test scenes with masks, 10 classes and background (MIT)",
+    ),
     "photos": (photos, "fourteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops"),
 }

@@ -10,7 +10,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -18,10 +18,16 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from compress.errors import CompressError
+
 #: pixels above which an image is taken for a decompression bomb (Pillow's own limit)
 MAX_PIXELS = 89_478_485
 #: what Pillow knows by name only, or hands to another program: EPS would run Ghostscript on the user's files
 NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+#: EXIF's key; 5 and above lie on their side
+ORIENTATION = 0x0112
+#: in a mask: nobody judges this pixel
+IGNORE = 255
 #: what Pillow's decoders raise on broken files, besides `OSError`
 BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
@@ -35,7 +41,11 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images. `opened(i)` gives a Pillow image, a path or a binary file; `read(i)` the picture in RGB."""
+    """A set of images. `opened(i)` gives a Pillow image, a path or a binary file; `read(i)` the picture in RGB.
+
+    For segmentation, `masks(i)` gives the classes of its pixels: a Pillow image of one channel, a path to one, or an
+    array [h, w].
+    """
 
     name: str
     items: Sequence[str]  #: a name for each image, for people
@@ -43,12 +53,17 @@ class Images:
     identity: str  #: what changes when the content does
     labels: np.ndarray | None = None  #: int64 [n]
     class_names: list[str] | None = None
+    masks: Callable[[int], Image.Image | Path | np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def item(self, i: int) -> str:
         return self.items[i]
+
+    def bare(self) -> Images:
+        """The images alone, without what is known of them."""
+        return replace(self, labels=None, class_names=None, masks=None)
 
     def spread(self, limit: int) -> Images:
         """At most `limit` of the images, evenly spread through the set."""
@@ -57,14 +72,19 @@ class Images:
         chosen = np.linspace(0, len(self) - 1, limit).astype(np.int64)
         labels = None if self.labels is None else self.labels[chosen]
         items = [self.items[int(i)] for i in chosen]
-        opened, identity = self.opened, f"{self.identity} {limit}"
-        return Images(self.name, items, lambda i: opened(int(chosen[i])), identity, labels, self.class_names)
+        opened, masks, identity = self.opened, self.masks, f"{self.identity} {limit}"
+        return Images(
+            self.name, items, lambda i: opened(int(chosen[i])), identity, labels, self.class_names,
+            None if masks is None else lambda i: masks(int(chosen[i])),
+        )  # fmt: skip
 
     def fingerprint(self) -> str:
         """A hash of what identifies the content: names, sizes, dates."""
         digest = hashlib.sha256(f"{self.name}\n{self.identity}\n{len(self)}".encode(errors="surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
+        if self.masks is not None:
+            digest.update(f"masks {self.class_names}".encode())
         return digest.hexdigest()
 
     def read(self, i: int) -> Image.Image:
@@ -84,6 +104,60 @@ class Images:
                 raise BadImage(" ".join(str(error).split())) from error
             except BROKEN as error:
                 raise BadImage(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """(width, height) of every image that can be opened, upright, from its header where it has one."""
+        for i in range(len(self)):
+            with quiet(), contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError, *BROKEN):
+                source = self.opened(i)
+                if isinstance(source, Image.Image):
+                    yield source.size
+                    continue
+                with Image.open(source, formats=formats()) as image:
+                    turned = image.getexif().get(ORIENTATION, 1) >= 5
+                    yield image.size[::-1] if turned else image.size
+
+    def mask(self, i: int) -> np.ndarray:
+        """uint8 [h, w]: the class of every pixel of image `i`, IGNORE where nobody judges.
+
+        Raises BadImage where it cannot be read, CompressError where it holds what is no class.
+        """
+        assert self.masks is not None
+        with quiet():
+            try:
+                source = self.masks(i)
+                if isinstance(source, Path):
+                    refuse_devices(source)
+                    with Image.open(source, formats=formats()) as image:
+                        values = indices(within_limit(image))
+                else:
+                    values = indices(source) if isinstance(source, Image.Image) else source
+            except UnidentifiedImageError as error:
+                raise BadImage("its mask is not an image that Pillow reads") from error
+            except Image.DecompressionBombError as error:
+                raise BadImage(" ".join(str(error).split())) from error
+            except BROKEN as error:
+                raise BadImage("its mask: " + (" ".join(str(error).split())[:200] or type(error).__name__)) from error
+        self.refuse_strange(values, i)
+        return values.astype(np.uint8)
+
+    def refuse_strange(self, values: np.ndarray, i: int) -> None:
+        """Raises CompressError for a mask with a value that is neither a class nor IGNORE."""
+        top = len(self.class_names) if self.class_names else IGNORE
+        strange = values[((values < 0) | (values >= top)) & (values != IGNORE)]
+        if strange.size:
+            raise CompressError(
+                f"{self.name}: the mask of {self.item(i)} holds {int(strange.flat[0])}; expected classes 0 to {top - 1}, "
+                f"and {IGNORE} where nothing is judged."
+            )
+
+
+def indices(image: Image.Image) -> np.ndarray:
+    """[h, w] of a label map: grey values or palette indices as they are. Raises BadImage for colour."""
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise BadImage(f"its mask has mode {image.mode}; expected one channel of class indices (mode L or P)")
+    values = np.asarray(image)
+    return values.astype(np.uint8) if image.mode == "1" else values
 
 
 @cache

@@ -28,9 +28,3 @@ def save_grid(path: Path, halves: list[Float[Tensor, "n 3 h w"]]) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
-
-
-def by_class(images: Tensor, logits: Float[Tensor, "n c"]) -> Tensor:
-    """The images ordered by the class of their largest logit, the surest first within a class."""
-    confidence, label = logits.float().softmax(1).max(1)
-    return images[torch.argsort(label.float() - confidence * 0.999, stable=True)]

@@ -54,6 +54,8 @@ class Task(Protocol):
 
     def supervised(self, answer: Tensor, target: Tensor) -> Tensor: ...
 
+    def picture(self, images: Tensor, answer: Tensor) -> Tensor: ...
+
 
 @dataclass
 class Run:
@@ -123,7 +125,7 @@ class Run:
         self.kept[name] = (thing, per_rank)
 
     def show(self, name: str, images: Callable[[], Tensor]) -> None:
-        """At every evaluation, draw `images()` [n, 3, h, w], sorted by predicted class, beside real ones."""
+        """At every evaluation, draw `images()` [n, 3, h, w] with what the teacher sees in them, beside real ones."""
         self._pictures[name] = images
 
     def noise(self, n: int, z_dim: int) -> Tensor:
@@ -249,7 +251,7 @@ class Run:
         for name, images in self._pictures.items():
             made = images()[:PICTURES]
             with torch.no_grad():
-                halves = [gallery.by_class(made, self.task.rows(self.teacher(made)))]
+                halves = [self.task.picture(made, self.teacher(made))]
             unlabelled = self.sources.get("unlabelled")
             if unlabelled is not None:
                 batches = unlabelled.batches(PICTURES, seed=(0,), rank=0, world=1, augment=False)

@@ -22,8 +22,8 @@ class Batches(Protocol):
 class Stream:
     """`next(stream)` gives the images of the next batch, [n, 3, h, w] in [0, 1], on the device.
 
-    `labels` and `indices` of the last batch stay readable, for the methods that need them. `waited` is the time in
-    seconds that the loop has spent here. On a GPU the next batch is read while this one is computed on.
+    `targets` (labels [n] or masks [n, h, w]) and `indices` of the last batch stay readable, for the methods that need
+    them. `waited` is the time in seconds that the loop has spent here. On a GPU the next batch is read while this one is computed on.
     """
 
     def __init__(self, batches: Batches, place: Place) -> None:
@@ -31,7 +31,7 @@ class Stream:
         self.place = place
         self.position = 0
         self.waited = 0.0
-        self.labels: Int64[Tensor, " n"] | None = None
+        self.targets: Int64[Tensor, "n ..."] | None = None
         self.indices: Int64[Tensor, " n"] = torch.empty(0, dtype=torch.int64)
         self._reader = ThreadPoolExecutor(1) if place.device.type == "cuda" else None
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor | None, Tensor]]] | None = None
@@ -41,10 +41,10 @@ class Stream:
 
     def __next__(self) -> Float[Tensor, "n 3 h w"]:
         begin = time.perf_counter()
-        pixels, labels, self.indices = self._read(self.position)
+        pixels, targets, self.indices = self._read(self.position)
         self.position += 1
         x = self.place.images(pixels)
-        self.labels = None if labels is None else labels.to(self.place.device, non_blocking=True)
+        self.targets = None if targets is None else targets.to(self.place.device, non_blocking=True)
         self.waited += time.perf_counter() - begin
         return x
 

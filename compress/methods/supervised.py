@@ -37,7 +37,7 @@ class Supervised:
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)
-        assert self.data.labels is not None
-        loss_S = self.loss(self.S(x), self.data.labels)
+        assert self.data.targets is not None
+        loss_S = self.loss(self.S(x), self.data.targets)
         self.S.minimize(loss_S)
         return {"S": loss_S}

@@ -21,6 +21,7 @@ class Classification:
     classes: int
     image_size: tuple[int, int]
     channels: int = 3  #: that carry information: 1 for grey images
+    class_names: list[str] | None = None
 
     def rows(self, answer: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """One row of logits a decision: here the answer itself."""
@@ -41,6 +42,11 @@ class Classification:
                 for meter in meters.values():
                     meter.update(answer, labels.cpu())
         return {name: round(float(meter.compute()), 6) for name, meter in meters.items()}
+
+    def picture(self, images: Float[Tensor, "n 3 h w"], answer: Float[Tensor, "n c"]) -> Float[Tensor, "n 3 h w"]:
+        """The images ordered by the class of their largest logit, the surest first within a class."""
+        confidence, label = answer.float().softmax(1).max(1)
+        return images[torch.argsort(label.float() - confidence * 0.999, stable=True)]
 
     def example(self, n: int) -> tuple[Tensor, ...]:
         """Inputs for export, profile and bench."""

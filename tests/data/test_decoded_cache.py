@@ -54,7 +54,7 @@ def built(pictures: Path, folder: Path, **options) -> Cached:
 def test_one_view_is_the_centre_as_torchvision_cuts_it():
     for size, resize in (((60, 40), 32), ((40, 60), 32), ((64, 64), 40), ((100, 80), 40)):
         image = Image.fromarray(np.asarray(noise(4, 4).resize(size, Image.Resampling.BICUBIC)))
-        mine = View((32, 32), resize).rows(image, 0, range(1))[0]
+        mine = View((32, 32), resize).rows(image, 0, range(1))[0][0]
         small = vision.resize(vision.pil_to_tensor(image), [resize], antialias=True)
         theirs = vision.center_crop(small, [32, 32]).permute(1, 2, 0).numpy()
         assert np.abs(mine.astype(int) - theirs).mean() < 1.5
@@ -65,14 +65,16 @@ def test_one_view_is_the_centre_as_torchvision_cuts_it():
 def test_every_shape_of_picture_makes_rows_of_one_shape(image_size, views):
     for size in [*SIZES, (3001, 2), (333, 333)]:
         for seed in range(5):
-            rows = View(image_size, None, views, seed).rows(noise(*size), 0, range(views))
+            rows, _ = View(image_size, None, views, seed).rows(noise(*size), 0, range(views))
             assert rows.shape == (views, *image_size, 3)
 
 
 def test_a_picture_that_is_too_small_is_enlarged_and_not_bent():
     image = Image.new("RGB", (10, 20), "black")
     image.paste("white", (0, 10, 10, 20))
-    row = View((32, 32), 16).rows(image, 0, range(1))[0, :, 0, 0]  # its short side would be 16, half of what is needed
+    row = View((32, 32), 16).rows(image, 0, range(1))[0][
+        0, :, 0, 0
+    ]  # its short side would be 16, half of what is needed
     assert row[:14].max() == 0
     assert row[18:].min() == 255
 
@@ -80,7 +82,9 @@ def test_a_picture_that_is_too_small_is_enlarged_and_not_bent():
 def test_crops_have_every_scale_between_the_networks_size_and_the_whole_picture(monkeypatch):
     found: list[tuple[float, float, float]] = []
     monkeypatch.setattr(
-        decoding, "cut", lambda image, size, left, top, share: found.append((left, top, share)) or np.zeros((32, 32, 3))
+        decoding,
+        "cut",
+        lambda image, size, left, top, share, _: found.append((left, top, share)) or np.zeros((32, 32, 3)),
     )
     View((32, 32), None, 2000, 7).rows(noise(640, 320), 3, range(2000))
     left, top, share = np.array(found).T
@@ -97,7 +101,7 @@ def test_crops_have_every_scale_between_the_networks_size_and_the_whole_picture(
 
 def test_a_row_depends_on_nothing_but_seed_image_and_view(tmp_path, pictures):
     all_ = built(pictures, tmp_path / "a", views=6, seed=3)
-    one = View((32, 32), None, 6, 3).rows(open_images(str(pictures)).read(4), 4, range(2, 3))
+    one, _ = View((32, 32), None, 6, 3).rows(open_images(str(pictures)).read(4), 4, range(2, 3))
     assert np.array_equal(all_.pixels[4 * 6 + 2], one[0])
     assert all_.origin.tolist() == [i for i in range(8) for _ in range(6)]
     assert not np.array_equal(all_.pixels, built(pictures, tmp_path / "a", views=6, seed=4).pixels)
@@ -229,7 +233,7 @@ def test_a_subset_keeps_its_order_its_labels_and_another_fingerprint(tmp_path):
     assert (len(part), len(again)) == (3, 2)
     assert np.array_equal(again.gather(np.array([0, 1])), cached.pixels[[40, 7]])
     assert cached.labels is not None
-    found = again.labels_of(np.array([0, 1]))
+    found = again.targets_of(np.array([0, 1]))
     assert found is not None
     assert found.tolist() == cached.labels[[40, 7]].tolist()
     assert len({cached.fingerprint, part.fingerprint, again.fingerprint}) == 3

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from compress.engine.display import Display
-from compress.engine.gallery import by_class, save_grid
+from compress.engine.gallery import save_grid
 from compress.engine.journal import Journal
 from compress.engine.place import Place
 from compress.engine.stream import Stream
@@ -76,22 +76,6 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path):
     assert points == {1: 1.1, 2: 2.1, 3: 3.3, 4: 4.3, 5: 5.3}
 
 
-def test_images_are_sorted_by_class_the_surest_first():
-    classes = [2, 0, 1, 0, 2, 1]
-    sizes = [1.0, 2.0, 3.0, 9.0, 8.0, 0.5]
-    logits = torch.zeros(6, 3)
-    logits[range(6), classes] = torch.tensor(sizes)
-    images = torch.arange(6).float().view(6, 1, 1, 1).expand(6, 3, 2, 2)
-    assert by_class(images, logits)[:, 0, 0, 0].tolist() == [3, 1, 2, 5, 4, 0]
-
-
-def test_all_sure_images_of_a_class_come_before_those_of_the_next():
-    """A confidence of exactly 1 must not carry an image into the class before."""
-    logits = torch.tensor([[0.0, 1e4], [1e4, 0.0], [0.1, 0.0], [0.0, 1e4]])
-    images = torch.arange(4).float().view(4, 1, 1, 1)
-    assert by_class(images, logits)[:, 0, 0, 0].tolist() == [1, 2, 0, 3]
-
-
 def test_the_grid_shows_every_image_as_it_is(tmp_path):
     left, right = torch.zeros(12, 3, 8, 8), torch.ones(25, 3, 8, 8) * 0.5
     left[:, 0] = 1
@@ -120,8 +104,8 @@ def test_a_stream_is_a_pure_function_of_its_position():
     other.load_state_dict({"position": 3})
     assert torch.equal(next(other), read[3])
     assert other.state_dict() == {"position": 4}
-    assert other.labels is not None
-    assert torch.equal(other.labels, source.labels[other.indices])
+    assert other.targets is not None
+    assert torch.equal(other.targets, source.labels[other.indices])
     assert one.waited > 0
     assert iter(one) is one
 

@@ -54,3 +54,19 @@ def test_an_answer_is_its_rows_and_an_example_is_a_batch_of_images():
     assert task.rows(logits) is logits
     (images,) = task.example(2)
     assert images.shape == (2, 3, 8, 6)
+
+
+def test_images_are_sorted_by_class_the_surest_first():
+    classes = [2, 0, 1, 0, 2, 1]
+    sizes = [1.0, 2.0, 3.0, 9.0, 8.0, 0.5]
+    logits = torch.zeros(6, 3)
+    logits[range(6), classes] = torch.tensor(sizes)
+    images = torch.arange(6).float().view(6, 1, 1, 1).expand(6, 3, 2, 2)
+    assert Classification(logits.shape[1], (2, 2)).picture(images, logits)[:, 0, 0, 0].tolist() == [3, 1, 2, 5, 4, 0]
+
+
+def test_all_sure_images_of_a_class_come_before_those_of_the_next():
+    """A confidence of exactly 1 must not carry an image into the class before."""
+    logits = torch.tensor([[0.0, 1e4], [1e4, 0.0], [0.1, 0.0], [0.0, 1e4]])
+    images = torch.arange(4).float().view(4, 1, 1, 1)
+    assert Classification(logits.shape[1], (2, 2)).picture(images, logits)[:, 0, 0, 0].tolist() == [1, 2, 0, 3]
