@@ -115,7 +115,8 @@ def mask_of(images: Images, i: int, size: tuple[int, int]) -> Image.Image | None
     if mask.size != size:
         (w, h), (wide, high) = mask.size, size
         raise CompressError(
-            f"{images.name}: the mask of {images.item(i)} is {w}x{h} pixels, its image {wide}x{high}; expected the same."
+            f"{images.name}: the mask of {images.item(i)} is {w}x{h} pixels and its image {wide}x{high}; expected the "
+            f"same size."
         )
     return mask
 
@@ -127,7 +128,7 @@ class Growing:
         self.path, self.shape, self.count = path, shape, 0
 
     def __enter__(self) -> Growing:
-        self.file = open(self.path, "wb")  # noqa: SIM115 - closed by __exit__
+        self.file = open(self.path, "wb")
         self.begun = header(self.file, self.shape)
         return self
 

@@ -147,8 +147,8 @@ class Images:
         strange = values[((values < 0) | (values >= top)) & (values != IGNORE)]
         if strange.size:
             raise CompressError(
-                f"{self.name}: the mask of {self.item(i)} holds {int(strange.flat[0])}; expected classes 0 to {top - 1}, "
-                f"and {IGNORE} where nothing is judged."
+                f"{self.name}: the mask of {self.item(i)} holds {int(strange.flat[0])}; expected classes 0 to "
+                f"{top - 1}, and {IGNORE} where nothing is judged."
             )
 
 

@@ -23,7 +23,8 @@ class Stream:
     """`next(stream)` gives the images of the next batch, [n, 3, h, w] in [0, 1], on the device.
 
     `targets` (labels [n] or masks [n, h, w]) and `indices` of the last batch stay readable, for the methods that need
-    them. `waited` is the time in seconds that the loop has spent here. On a GPU the next batch is read while this one is computed on.
+    them. `waited` is the time in seconds that the loop has spent here. On a GPU the next batch is read while this one
+    is computed on.
     """
 
     def __init__(self, batches: Batches, place: Place) -> None:

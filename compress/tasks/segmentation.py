@@ -18,7 +18,7 @@ PICTURES = 25
 
 @dataclass
 class Segmentation:
-    """Logits [n, classes, h, w] for images [n, 3, h, w] in [0, 1]; a pixel whose target is `ignore_index` is nobody's."""
+    """Logits [n, classes, h, w] for images [n, 3, h, w] in [0, 1]. `ignore_index`: nobody judges this pixel."""
 
     classes: int
     image_size: tuple[int, int]

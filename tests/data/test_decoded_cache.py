@@ -72,9 +72,8 @@ def test_every_shape_of_picture_makes_rows_of_one_shape(image_size, views):
 def test_a_picture_that_is_too_small_is_enlarged_and_not_bent():
     image = Image.new("RGB", (10, 20), "black")
     image.paste("white", (0, 10, 10, 20))
-    row = View((32, 32), 16).rows(image, 0, range(1))[0][
-        0, :, 0, 0
-    ]  # its short side would be 16, half of what is needed
+    pixels, _ = View((32, 32), 16).rows(image, 0, range(1))  # its short side would be 16, half of what is needed
+    row = pixels[0, :, 0, 0]
     assert row[:14].max() == 0
     assert row[18:].min() == 255
 
