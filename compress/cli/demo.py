@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +14,48 @@ from compress.cli.output import common, emit, say
 if TYPE_CHECKING:
     from profiles.record import Record
 
-TEACHER = "embedded/fashion_wrn16_2"
-#: folder of the run -> recipe, in the order of the demo
-RUNS = {"kd": "demo-kd", "mosaic": "demo-mosaic"}
+
+@dataclass(frozen=True)
+class Show:
+    """What is shown of one task."""
+
+    teacher: str
+    runs: dict[str, str]  #: folder of the run -> recipe, in their order
+    title: str
+    folder: str
+
+
+SHOWS = {
+    "classification": Show(
+        "embedded/fashion_wrn16_2", {"kd": "demo-kd", "mosaic": "demo-mosaic"},
+        "Fashion-MNIST from photographs", "runs/demo",
+    ),
+    "segmentation": Show(
+        "embedded/scenes_deeplab", {"kd": "demo-segmentation-kd", "mosaic": "demo-segmentation-mosaic"},
+        "Garments found by a student of photographs", "runs/demo-segmentation",
+    ),
+}  # fmt: skip
 QUICK_SECONDS = 20.0
 ONNX = "student.onnx"
 
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder of the demo."
+    "--task",
+    type=click.Choice(list(SHOWS)),
+    default="classification",
+    show_default=True,
+    help="What the models answer.",
 )
-@click.option("--time-limit", callback=duration, metavar="240s", help="Training time of each student.  [default: 240s]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the demo.  [default: runs/demo, with its task]")
+@click.option(
+    "--time-limit", callback=duration, metavar="240s", help="Training time of each student, not the recipe's."
+)
 @click.option("--quick", is_flag=True, help="Twenty seconds a student: checks the path, shows no quality.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @common
-def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: bool) -> None:
-    """Distil a Fashion-MNIST teacher from photographs, with MosaicKD and with plain KD, and report.
+def demo(task: str, out: Path | None, time_limit: float | None, quick: bool, seed: int, as_json: bool) -> None:
+    """Distil an embedded teacher from photographs, with MosaicKD and with plain KD, and report.
 
     \b
     Example:
@@ -42,25 +67,33 @@ def demo(out: Path, time_limit: float | None, quick: bool, seed: int, as_json: b
     from compress.models.loading import load_model
     from profiles.record import write_records
 
-    seconds = time_limit or (QUICK_SECONDS if quick else None)
-    say(f"The teacher is {TEACHER}; its training data are not used. Both students see natural photographs only.")
-    teacher, card = load_model(TEACHER)
-    records: list[Record] = [one(out / name, recipe, seconds, seed) for name, recipe in RUNS.items()]
+    show = SHOWS[task]
+    out = out or Path(show.folder)
+    options = {"time_limit": time_limit or (QUICK_SECONDS if quick else None), "seed": seed}
+    say(f"The teacher is {show.teacher}; its training data are not used. Both students see natural photographs only.")
+    teacher, card = load_model(show.teacher)
+    records: list[Record] = [one(out / name, recipe, show.teacher, options) for name, recipe in show.runs.items()]
     nets = {
-        r.name: Timed(*load_model_folder(out / n / "best"), out / n / ONNX) for n, r in zip(RUNS, records, strict=True)
+        r.name: Timed(*load_model_folder(out / name / "best"), out / name / ONNX)
+        for name, r in zip(show.runs, records, strict=True)
     }
     onnx = out / "teacher.onnx"
     records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", onnx=onnx))
     say("timing teacher and students in turns")
     records = timed(records, {records[0].name: Timed(teacher, card, onnx), **nets})
     write_records(out, records)
-    paths = make_report(out, records, title="Fashion-MNIST from photographs")
+    paths = make_report(out, records, title=show.title)
     result: dict[str, Any] = {
         "models": {r.name: facts_of(r) for r in records},
         "report": {kind: str(path) for kind, path in paths.items()},
     }  # fmt: skip
-    lines = [f"{r.name:22s} accuracy {r.metrics['accuracy']:.1%}   {r.macs or 0:,} MACs" for r in records]
+    lines = [f"{r.name:28s} {score_of(r)}   {r.macs or 0:,} MACs" for r in records]
     emit(result, as_json=as_json, text="\n".join([*lines, str(paths["html"])]))
+
+
+def score_of(record: Record) -> str:
+    """The first of its metrics, which is the task's own."""
+    return next((f"{name} {value:.1%}" for name, value in record.metrics.items()), "not measured")
 
 
 def facts_of(record: Record) -> dict[str, Any]:
@@ -71,7 +104,7 @@ def facts_of(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def one(folder: Path, recipe: str, seconds: float | None, seed: int) -> Record:
+def one(folder: Path, recipe: str, teacher: str, options: dict[str, Any]) -> Record:
     """Distil, export, verify and time one student by a shipped recipe; its record."""
     from compress.cli.options import read_options
     from compress.cli.results import finished
@@ -79,8 +112,7 @@ def one(folder: Path, recipe: str, seconds: float | None, seed: int) -> Record:
     from compress.plan import prepare
     from profiles.record import read_records
 
-    options = {"time_limit": seconds, "seed": seed}
-    plan, method = read_options(Path(recipe), (), options, teacher={"model": TEACHER})
+    plan, method = read_options(Path(recipe), (), options, teacher={"model": teacher})
     say(f"\n{recipe}: {plan.pace.time_limit:.0f} s")
     ready = prepare(plan, method)
     run = train_run(ready, folder, devices=1, resume=False)
