@@ -25,6 +25,13 @@ def folder_images(folder: Path, *, split: str = "train", labelled: bool = False)
     paths = sorted(found, key=lambda path: natural(path.relative_to(folder)))
     if not paths:
         raise UsageError(f"{folder}: no images in this folder or below; expected files such as .jpg or .png.")
+    labels, names = class_folders(folder, paths) if labelled else (None, None)
+    items = [str(path) for path in paths]
+    return Images(str(folder), items, lambda i: paths[i], stamp(folder, paths), labels, names)
+
+
+def stamp(folder: Path, paths: list[Path]) -> str:
+    """A hash of the files' names below `folder`, sizes and dates."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -33,9 +40,7 @@ def folder_images(folder: Path, *, split: str = "train", labelled: bool = False)
             continue  # a link to nowhere: reading it will say so
         line = f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))
-    labels, names = class_folders(folder, paths) if labelled else (None, None)
-    items = [str(path) for path in paths]
-    return Images(str(folder), items, lambda i: paths[i], digest.hexdigest(), labels, names)
+    return digest.hexdigest()
 
 
 def by_split(folder: Path, split: str) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.data import dense
+from compress.data.dense import Dense, dense_images
 from compress.data.folders import folder_images
 from compress.data.images import Images
 from compress.errors import CompressError, UsageError
@@ -27,6 +29,7 @@ class Named:
     folder: str = ""  #: below the data root
     labels: str = "targets"  #: attribute
     files: str = ""  #: attribute that holds the images' paths, where they are files
+    dense: Dense | None = None  #: its masks, for segmentation
 
 
 def flag() -> Splits:
@@ -72,6 +75,19 @@ NAMED: dict[str, Named] = {
     "caltech101": Named(
         "Caltech101", "Caltech-101, 8,677 images, 101 classes; no part for --val", {"train": {}}, labels="y"
     ),
+    "voc": Named(
+        "VOCSegmentation", "Pascal VOC 2012 for segmentation, 1,464 images, 21 classes",
+        {"train": {"image_set": "train"}, "val": {"image_set": "val"}}, dense=dense.VOC,
+    ),
+    "sbd": Named(
+        "SBDataset", "semantic boundaries (VOC's classes) for segmentation, 8,498 images, 21 classes",
+        {part: {"image_set": part, "mode": "segmentation"} for part in ("train", "val")}, folder="sbd", dense=dense.SBD,
+    ),
+    "cityscapes": Named(
+        "Cityscapes", "Cityscapes, streets for segmentation, 2,975 finely marked images, 19 classes",
+        parts("train", "val", mode="fine", target_type="semantic"), downloads=False, folder="cityscapes",
+        dense=dense.CITYSCAPES,
+    ),
 }  # fmt: skip
 
 
@@ -90,9 +106,12 @@ def named_images(name: str, *, root: Path | None, split: str, labelled: bool = F
     try:
         dataset = opened(name, one, folder, part)
     except CompressError:
-        if one.folder and (folder / "train").is_dir() and any(folder.glob("train/*/*")):
+        if one.folder and one.dense is None and (folder / "train").is_dir() and any(folder.glob("train/*/*")):
             return folder_images(folder, split=split, labelled=True)  # unpacked by hand, one folder a class
         raise
+    identity = f"{folder} {part} {len(dataset)}"
+    if one.dense is not None:
+        return dense_images(name, dataset, one.dense, identity, labelled=labelled)
     paths = [Path(entry[0] if isinstance(entry, tuple) else entry) for entry in getattr(dataset, one.files or "-", [])]
     items = [str(path) for path in paths] or [f"{name}/{part}/{i}" for i in range(len(dataset))]
 
@@ -100,7 +119,7 @@ def named_images(name: str, *, root: Path | None, split: str, labelled: bool = F
         return paths[i] if paths else dataset[i][0]
 
     labels, names = labels_of(dataset, one)
-    return Images(name, items, image, f"{folder} {part} {len(dataset)}", labels, names)
+    return Images(name, items, image, identity, labels, names)
 
 
 def labels_of(dataset: Any, one: Named) -> tuple[np.ndarray | None, list[str] | None]:
