@@ -41,7 +41,7 @@ KEPT = 64 << 20
 
 NYU: dict[str, tuple[int, str]] = {
     "nyuv2": (13, "NYUv2, indoor scenes of 640x480 for segmentation, 795 for training and 654 to measure, 13 classes"),
-    "nyuv2-40": (40, "NYUv2 with 40 classes"),
+    "nyuv2-40": (40, "the same indoor scenes for segmentation with 40 classes"),
 }
 
 

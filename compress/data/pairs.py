@@ -119,7 +119,8 @@ def check(image: Path, mask: Path) -> None:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of the picture as its camera was held. A PNG without EXIF would be decoded to look for it."""
     known = image.format != "PNG" or "exif" in image.info
-    return image.size[::-1] if known and image.getexif().get(ORIENTATION, 1) >= 5 else image.size
+    turned = known and image.getexif().get(ORIENTATION, 1) >= 5
+    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def refuse_colours(path: Path, mask: Image.Image) -> None:
@@ -135,7 +136,7 @@ def index_mask(path: Path) -> np.ndarray:
     refuse_devices(path)
     with Image.open(path, formats=("PNG",)) as image:
         refuse_colours(path, image)
-        step = STRETCHED.get(image.tile[0][3], 1) if image.tile else 1
+        step = STRETCHED.get(str(image.tile[0][3]), 1) if image.tile else 1
         return np.asarray(within_limit(image)).astype(np.uint8) // step
 
 

@@ -210,7 +210,7 @@ def test_a_file_of_another_structure_is_refused_by_what_was_found(tmp_path):
     import h5py
 
     write_nyu(tmp_path)
-    images, labels = frames(3)
+    images, labels = frames(7)
 
     def refused(said: str, **content: np.ndarray) -> None:
         with h5py.File(tmp_path / FRAMES, "w") as file:
@@ -221,9 +221,9 @@ def test_a_file_of_another_structure_is_refused_by_what_was_found(tmp_path):
 
     good = {"images": images.transpose(0, 3, 2, 1), "labels": labels.transpose(0, 2, 1)}
     refused(r"images: found nothing of that name, expected uint8")
-    refused(r"images: found uint8 \[3, 48, 64, 3\], expected uint8", images=images)
+    refused(r"images: found uint8 \[7, 48, 64, 3\], expected uint8", images=images)
     refused(r"images: found float64", images=good["images"] / 255)
-    refused(r"labels: found uint16 \[3, 48, 64\], expected uint16 \[3, 64, 48\]", **{**good, "labels": labels})
+    refused(r"labels: found uint16 \[7, 48, 64\], expected uint16 \[7, 64, 48\]", **{**good, "labels": labels})
     refused(r"names: found nothing", **good)
     refused(r"names: found uint16 \[3\], expected a cell array", **good, names=np.zeros(3, dtype=np.uint16))
 
