@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from compress import config
 from compress.data import open_images
-from compress.data.batches import Batches, in_order
-from compress.data.cache import Cached, auto_views, build_cache
-from compress.data.decoding import scaled
-from compress.data.images import IGNORE, Images
-from compress.data.statistics import answers, highest_entropy
 from compress.engine.display import Display
 from compress.engine.method import Method
 from compress.engine.pace import Pace
-from compress.engine.place import Place, open_place
+from compress.engine.place import open_place
 from compress.engine.player import Frozen
 from compress.engine.run import Run
 from compress.errors import UsageError, nearest
@@ -35,6 +28,17 @@ from compress.models.card import Card
 from compress.models.folder import WEIGHTS, save_model, versions
 from compress.models.loading import load_model, new_model
 from compress.models.network import Network
+from compress.sources import (
+    CachedSource,
+    DataPlan,
+    cache_folder,
+    colour_statistics,
+    count_classes,
+    ood_subset,
+    scorer,
+    training_images,
+    validation_images,
+)
 from compress.tasks import TASKS, task_of
 
 Size = tuple[int, int]
@@ -69,20 +73,6 @@ class StudentPlan:
 
     model: str | None = None  #: architecture; None: a small one that suits the image size
     weights: str | None = None  #: start from this model instead of random weights
-
-
-@dataclass
-class DataPlan:
-    """Where the images come from."""
-
-    unlabelled: str | None = None  #: out-of-domain images: a folder, a name, hf/NAME, or .tar shards
-    labelled: str | None = None  #: labelled images to train on
-    validation: str | None = None  #: labelled images to measure on; never trained on
-    root: Path | None = None  #: where data sets known by name lie
-    views: Positive | None = None  #: crops cached of each unlabelled image; None: 1, or more where there are few images
-    subset: Positive | None = None  #: keep only the images of highest teacher entropy (the paper's OOD subsets)
-    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01  #: share of unreadable images above which the run stops
-    cache: Path | None = None  #: folder of the decoded images; None: the user's cache folder
 
 
 @dataclass
@@ -182,31 +172,6 @@ def card_from_labels(plan: Plan) -> Card:
     return Card("", classes, size, task=task, mean=mean, std=std, grey=grey, class_names=images.class_names)
 
 
-def count_classes(images: Images, spec: str) -> int:
-    """How many classes labelled images have. Raises UsageError where they are not labelled."""
-    if images.class_names:
-        return len(images.class_names)
-    if images.masks is not None:
-        known = [mask[mask != IGNORE] for mask in (images.mask(i) for i in range(len(images)))]
-        return 1 + max(int(mask.max(initial=-1)) for mask in known)
-    if images.labels is None:
-        raise UsageError(
-            f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class, or "
-            f"the folders images and masks."
-        )
-    return int(images.labels.max()) + 1
-
-
-def colour_statistics(images: Images, *, grey: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel of values in [0, 1], over up to 500 images spread through the set."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), 500)).astype(int)
-    mode = "L" if grey else "RGB"
-    pixels = [np.asarray(images.read(int(i)).convert(mode).resize((32, 32)), dtype=np.float64) / 255 for i in chosen]
-    values = np.stack(pixels).reshape(-1, 1 if grey else 3)
-    mean, std = values.mean(0), values.std(0).clip(1e-3)
-    return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
-
-
 def with_student(plan: Plan, method: Method, teachers: list[tuple[Network, Card]], like: Card) -> Prepared:
     """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
     plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey)
@@ -230,94 +195,6 @@ def provenance(teacher: TeacherPlan, card: Card) -> dict[str, Any]:
     return {"model": teacher.model, "architecture": card.architecture, "sha256": digest}
 
 
-# Data.
-
-
-def cache_folder(chosen: Path | None = None) -> Path:
-    """Where decoded images are kept: the folder chosen, else $COMPRESS_CACHE, else the user's cache."""
-    return chosen or Path(os.environ.get("COMPRESS_CACHE", Path.home() / ".cache" / "compress")) / "images"
-
-
-class CachedSource:
-    """Cached images as the engine reads them: any number of independent, endless orders."""
-
-    def __init__(self, cached: Cached) -> None:
-        self.cached = cached
-
-    def __len__(self) -> int:
-        return len(self.cached)
-
-    def batches(self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool) -> Batches:
-        return Batches(self.cached, batch_size, seed=seed, rank=rank, world=world, augment=augment)
-
-
-def training_images(plan: Plan, card: Card, kind: str, say: Callable[[str], None]) -> Cached:
-    """The unlabelled or labelled images of the plan, decoded once into the cache at the size the networks read."""
-    spec = getattr(plan.data, kind)
-    images = open_images(spec, root=plan.data.root, split="train", labelled=kind == "labelled")
-    if kind != "labelled":
-        images = images.bare()
-    return build_cache(
-        images, image_size=card.image_size, resize=card.resize, views=views_of(plan, images), seed=plan.pace.seed,
-        grey=card.grey, folder=cache_folder(plan.data.cache), max_bad=plan.data.max_bad, say=say,
-    )  # fmt: skip
-
-
-def views_of(plan: Plan, images: Images) -> int:
-    """Crops of each training image: one where it has one label, which a corner of the picture may not show."""
-    return 1 if images.labels is not None else plan.data.views or auto_views(len(images))
-
-
-def validation_images(
-    spec: str, card: Card, *, root: Path | None, folder: Path, max_bad: float, say: Callable[[str], None]
-) -> Cached:
-    """Labelled images for measuring, each its centre, or whole for segmentation.
-
-    Raises UsageError where their labels or masks are not of the model's task and classes.
-    """
-    images = open_images(spec, root=root, split="val", labelled=True)
-    dense = card.task == "segmentation"
-    if (images.masks if dense else images.labels) is None:
-        kind, layout = ("masks", "the folders images and masks") if dense else ("labels", "one folder a class")
-        raise UsageError(f"{spec}: these images have no {kind}, and measuring needs them; a folder must hold {layout}.")
-    resize = card.resize or (min(card.image_size) if dense else None)
-    cached = build_cache(
-        images, image_size=canvas(images, resize) if dense and resize else card.image_size, resize=resize, views=1,
-        folder=folder, max_bad=max_bad, whole=dense, say=say,
-    )  # fmt: skip
-    found = cached.count_classes()
-    wrong = found > card.classes if dense and not cached.class_names else found != card.classes
-    if wrong:
-        raise UsageError(
-            f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?"
-        )
-    return cached
-
-
-def canvas(images: Images, resize: int) -> Size:
-    """(height, width) that holds every image whole, its short side made `resize`."""
-    sizes = {scaled(size, min(size) / resize) for size in images.sizes()}
-    widths, heights = zip(*sizes, strict=True) if sizes else ((resize,), (resize,))
-    return max(heights), max(widths)
-
-
-def scorer(cached: Cached, card: Card, place: Place) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
-    """A function that scores a network, or any call from images to logits, on `cached`, in float32."""
-    task = task_of(card)
-    height, width = cached.pixels.shape[1:3]
-    size = max(1, min(256, SCORED_PIXELS // (height * width)))
-
-    def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        batches = ((place.images(x), y) for x, y in in_order(cached, size))
-        return task.score(net, batches)
-
-    return score
-
-
-#: pixels of the images that are scored at a time: 256 of 64x64
-SCORED_PIXELS = 1 << 20
-
-
 # The run.
 
 
@@ -338,7 +215,10 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
             max_bad=plan.data.max_bad, say=display.say,
         )  # fmt: skip
         validate = scorer(found, ready.card, place)
-    cached = {kind: training_images(plan, ready.card, kind, display.say) for kind in ready.method.needs}
+    cached = {
+        kind: training_images(plan.data, ready.card, kind, seed=plan.pace.seed, say=display.say)
+        for kind in ready.method.needs
+    }
     teachers = [Frozen(net, place) for net, _ in ready.teachers]
     if plan.data.subset is not None and "unlabelled" in cached:
         cached["unlabelled"] = ood_subset(cached["unlabelled"], teachers[0], plan.data.subset, place)
@@ -356,13 +236,6 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
         batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
         validate=validate, keep_student=student_keeper(folder, ready),
     )  # fmt: skip
-
-
-def ood_subset(cached: Cached, teacher: Frozen, n: int, place: Place) -> Cached:
-    """The `n` images of highest teacher entropy. Raises UsageError where there are fewer."""
-    if n > len(cached):
-        raise UsageError(f"--ood-subset {n}: there are only {len(cached)} images in {cached.name}.")
-    return cached.subset(highest_entropy(answers(cached, lambda x: teacher(x.to(place.device)).float().cpu()), n))
 
 
 def steps_of(pace: Pace, images: int) -> int | None:

@@ -18,7 +18,8 @@ from compress.engine.display import Display
 from compress.engine.place import Place, open_place
 from compress.engine.player import Frozen
 from compress.engine.run import Run
-from compress.plan import Plan, Prepared, steps_of, views_of
+from compress.plan import Plan, Prepared, steps_of
+from compress.sources import views_of
 from compress.tasks import task_of
 
 TIMED_STEPS = 2
@@ -88,7 +89,7 @@ def estimate(ready: Prepared) -> Estimate:
 def images_of(plan: Plan, kind: str) -> int:
     """How many images the cache will hold."""
     images = open_images(getattr(plan.data, kind), root=plan.data.root, split="train", labelled=kind == "labelled")
-    views = views_of(plan, images if kind == "labelled" else images.bare())
+    views = views_of(plan.data, images if kind == "labelled" else images.bare())
     return min(len(images) * views, plan.data.subset or len(images) * views)
 
 

@@ -38,9 +38,10 @@ FLOOR_1_AND_2 = set(MAY)
 IN_HOUSE = {part for part in FLOOR_1_AND_2 if part.startswith("compress")}
 # floor 3, and 4: the only place where compress, exporters and profiles meet
 MAY |= {
-    "compress.plan": IN_HOUSE,
-    "compress.rehearsal": IN_HOUSE | {"compress.plan"},
-    "compress.cli": FLOOR_1_AND_2 | {"compress.plan", "compress.rehearsal"},
+    "compress.sources": IN_HOUSE,
+    "compress.plan": IN_HOUSE | {"compress.sources"},
+    "compress.rehearsal": IN_HOUSE | {"compress.sources", "compress.plan"},
+    "compress.cli": FLOOR_1_AND_2 | {"compress.sources", "compress.plan", "compress.rehearsal"},
     "compress.__main__": {"compress.cli"},
 }
 #: the only file that may import each optional package
@@ -49,6 +50,8 @@ OPTIONAL = {
     "datasets": "compress/data/hub.py",
     "webdataset": "compress/data/shards.py",
     "tensorboard": "compress/engine/journal.py",
+    "segmentation_models_pytorch": "compress/models",
+    "h5py": "compress/data/nyu.py",
 }
 BARE_LOAD = "compress/models/weights.py"  #: where --trust-pickle is honoured, and nowhere else
 

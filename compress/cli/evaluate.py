@@ -39,7 +39,7 @@ def eval_(model: str, data: str, data_root: Path | None, max_bad: float, as_json
       compress eval embedded/fashion_wrn16_2 --data embedded/fashion
     """
     from compress.engine.place import open_place
-    from compress.plan import cache_folder, scorer, validation_images
+    from compress.sources import cache_folder, scorer, validation_images
 
     opened = open_model(model, **wishes)
     images = validation_images(data, opened.card, root=data_root, folder=cache_folder(), max_bad=max_bad, say=say)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.data.decoding import View, decode_into
-from compress.data.images import IGNORE, Images
+from compress.data.images import Images, classes_in
 from compress.errors import CompressError
 from compress.files import current_umask, sync_folder, write_json, write_text
 
@@ -60,7 +60,7 @@ class Cached:
         if self.class_names:
             return len(self.class_names)
         if self.masks is not None:
-            return 1 + max((int(mask[mask != IGNORE].max(initial=-1)) for mask in self.masks), default=-1)
+            return classes_in(self.masks)
         return 0 if self.labels is None else int(self.labels.max(initial=-1)) + 1
 
     def subset(self, indices: np.ndarray) -> Cached:

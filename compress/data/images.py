@@ -9,7 +9,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -150,6 +150,11 @@ class Images:
                 f"{self.name}: the mask of {self.item(i)} holds {int(strange.flat[0])}; expected classes 0 to "
                 f"{top - 1}, and {IGNORE} where nothing is judged."
             )
+
+
+def classes_in(masks: Iterable[np.ndarray]) -> int:
+    """One more than the largest class that occurs; 0 where none does."""
+    return max((1 + int(mask[mask != IGNORE].max()) for mask in masks if (mask != IGNORE).any()), default=0)
 
 
 def indices(image: Image.Image) -> np.ndarray:

@@ -19,11 +19,10 @@ INK = 40  #: grey value from which a pixel is the garment's
 def scenes(split: str, arrays: dict[str, np.ndarray], names: list[str]) -> Images:
     """10,000 scenes of training garments, or 1,000 of test garments; class 0 is the background.
 
-    `arrays` holds Fashion-MNIST as `SPLIT_images` and `SPLIT_labels`, with SPLIT train or test.
+    `arrays` holds Fashion-MNIST as `SPLIT_images` and `SPLIT_labels`, with SPLIT train or val.
     """
     split = "train" if split == "train" else "val"
-    part = "train" if split == "train" else "test"
-    garments, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64)
+    garments, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
 
     def drawn(i: int) -> tuple[np.ndarray, np.ndarray]:
         return scene(garments, labels, np.random.Generator(np.random.PCG64([SEEDS[split], i])))
