@@ -40,8 +40,8 @@ SAME = ("wall", "floor", "chair", "ceiling")
 KEPT = 64 << 20
 
 NYU: dict[str, tuple[int, str]] = {
-    "nyuv2": (13, "NYUv2, indoor scenes of 640x480 for segmentation, 795 for training and 654 to measure, 13 classes"),
-    "nyuv2-40": (40, "the same indoor scenes for segmentation with 40 classes"),
+    "nyuv2": (13, "NYUv2, indoor scenes for segmentation, 795 images of 640x480, 13 classes (extra `nyu`)"),
+    "nyuv2-40": (40, "NYUv2 for segmentation with 40 classes (extra `nyu`)"),
 }
 
 
