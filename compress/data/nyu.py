@@ -50,7 +50,7 @@ def nyu_images(name: str, root: Path, *, split: str, labelled: bool) -> Images:
 
     Raises CompressError where a file is missing or is not what it should be, UsageError without the extra.
     """
-    places = found(name, root, (FRAMES, SPLITS, TO_40) if labelled else (FRAMES, SPLITS))
+    places = located(name, root, (FRAMES, SPLITS, TO_40) if labelled else (FRAMES, SPLITS))
     frames = Frames(places[FRAMES])
     count = frames.check(labelled=labelled)
     chosen = part(places[SPLITS], "trainNdxs" if split == "train" else "testNdxs", count)
@@ -77,7 +77,7 @@ def nyu_images(name: str, root: Path, *, split: str, labelled: bool) -> Images:
     return Images(name, items, opened, identity.hexdigest(), class_names=names, masks=mask)
 
 
-def found(name: str, root: Path, wanted: tuple[str, ...]) -> dict[str, Path]:
+def located(name: str, root: Path, wanted: tuple[str, ...]) -> dict[str, Path]:
     """Where each file lies, the mapping to 13 too if it is there. Raises CompressError naming what is missing."""
     folders = [root, root / "nyuv2"]
     places = {file: folder / file for file in (*wanted, TO_13) for folder in folders[::-1] if (folder / file).is_file()}
