@@ -155,7 +155,7 @@ def test_an_error_of_listing_is_told(monkeypatch, tmp_path):
     ("spec", "said"),
     [
         ("cifra10", "did you mean 'cifar10'"),
-        ("embedded/foto", r"embedded/foto: no such embedded data.*Known: fashion, photos\."),
+        ("embedded/foto", r"embedded/foto: no such embedded data.*Known: fashion, fashion-scenes, photos\."),
         ("qqqqqqqq", r"no such folder or data set\. See `compress datasets`\."),
         ("embedded/qqqqqqq", r"no such embedded data\. Known"),
     ],
