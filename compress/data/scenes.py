@@ -11,8 +11,8 @@ SIDE = 128  #: pixels; networks read them smaller
 COUNTS = {"train": 10_000, "val": 1_000}
 SEEDS = {"train": 1, "val": 2}
 BACKGROUND = "background"
-MOST = 4  #: garments a scene
-SCALES = (0.35, 0.65)  #: side of a garment's square, as a share of the scene's
+MOST = 3  #: garments a scene
+SCALES = (0.4, 0.75)  #: side of a garment's square, as a share of the scene's
 INK = 40  #: grey value from which a pixel is the garment's
 
 
@@ -35,7 +35,7 @@ def scenes(split: str, arrays: dict[str, np.ndarray], names: list[str]) -> Image
 
 
 def scene(garments: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [SIDE, SIDE, 3], uint8 mask [SIDE, SIDE]): one to four tinted garments, the later before the earlier."""
+    """(uint8 [SIDE, SIDE, 3], uint8 mask [SIDE, SIDE]): one to three tinted garments, the later before the earlier."""
     picture, mask = ground(rng), np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(rng.integers(1, MOST + 1)):
         which = rng.integers(len(garments))
