@@ -29,7 +29,7 @@ def scenes(split: str, arrays: dict[str, np.ndarray], names: list[str]) -> Image
 
     items = [f"fashion-scenes/{split}/{i}" for i in range(COUNTS[split])]
     return Images(
-        "embedded/fashion-scenes", items, lambda i: Image.fromarray(drawn(i)[0]), f"1 {split}",
+        "embedded/fashion-scenes", items, lambda i: Image.fromarray(drawn(i)[0]), f"2 {split}",
         class_names=[BACKGROUND, *names], masks=lambda i: drawn(i)[1],
     )  # fmt: skip
 
