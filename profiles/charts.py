@@ -24,6 +24,7 @@ DASHES = (0, (4, 3))
 MARKERS = "osD^vP"
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {pair: f"series-{i + 1}" for i, pair in enumerate(SERIES)}
 SIZE = (6.4, 4.2)  #: inches
+BAR, SPACE, MARGINS = 0.16, 0.14, 1.0  #: inches: a bar, between groups of bars, above and below all
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Curve:
     name: str
     seconds: Sequence[float]
     scores: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One model's shares in a bar chart, one a group; None where it has none."""
+
+    name: str
+    values: Sequence[float | None]
+    teacher: bool = False
 
 
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str, salt: str) -> bytes:
@@ -79,6 +89,32 @@ def curves(lines: Sequence[Curve], *, level: tuple[str, float] | None, y_label: 
         return as_svg(figure)
 
 
+def bars(groups: Sequence[str], rows: Sequence[Bars], *, x_label: str, salt: str) -> bytes:
+    """Shares side by side as an SVG file: for each group, from the top, a bar of every row."""
+    with drawing(salt):
+        figure, axes = canvas(x_label, "", height=MARGINS + len(groups) * (len(rows) * BAR + SPACE))
+        students = 0
+        thick = BAR / (len(rows) * BAR + SPACE)
+        for i, row in enumerate(rows):
+            known = [(j, value) for j, value in enumerate(row.values) if value is not None]
+            places = [j + (i - (len(rows) - 1) / 2) * thick for j, _ in known]
+            color = FAINT[0] if row.teacher else SERIES[students % len(SERIES)][0]
+            students += not row.teacher
+            drawn = axes.barh(places, [value for _, value in known], height=0.9 * thick, color=color)
+            drawn.set_label(clean(row.name))
+        axes.set_yticks(range(len(groups)), [clean(name, 24) for name in groups], parse_math=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 1), ylim=(len(groups) - 0.5, -0.5))
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(percent))
+        legend(figure, axes)
+        return as_svg(figure)
+
+
+def percent(share: float, _: int) -> str:
+    return f"{100 * share:.4g} %"
+
+
 @contextlib.contextmanager
 def drawing(salt: str) -> Iterator[None]:
     """Matplotlib set up for one chart: text stays text, names are the same every time, no complaints about glyphs."""
@@ -94,8 +130,8 @@ def dots(axes: Axes, points: Sequence[Point], color: str, marker: str, size: flo
         drawn.set(linewidth=0, zorder=3, label=label)
 
 
-def canvas(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
+def canvas(x_label: str, y_label: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -107,7 +143,7 @@ def canvas(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.set_xlabel(clean(x_label, 90), color=INK[0], parse_math=False)
     axes.set_ylabel(clean(y_label, 90), color=INK[0], parse_math=False)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(percent))
     return figure, axes
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from profiles.record import Record
 
 MAIN_METRICS = ("accuracy", "miou", "f1")  #: the first that is there is compared
-METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1"}
+METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
+CLASS_IOU = "iou/"  #: before the name of a class: its intersection over union
 RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
 
@@ -62,6 +63,16 @@ class Comparison:
     @property
     def metric_name(self) -> str:
         return METRIC_NAMES.get(self.metric, self.metric)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of which some record knows the IoU, in their order there."""
+        names = [name for record in self.records for name in record.metrics if name.startswith(CLASS_IOU)]
+        return list(dict.fromkeys(name.removeprefix(CLASS_IOU) for name in names))
+
+    def class_iou(self, record: Record, name: str) -> float | None:
+        """Intersection over union of one class, a share in [0, 1]."""
+        return number(record.metrics.get(CLASS_IOU + name))
 
     def score(self, record: Record) -> float | None:
         """The main metric, a share in [0, 1]."""
@@ -170,4 +181,5 @@ def ratio(above: Any, below: Any) -> float | None:
 
 
 def heading(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    """A name at the beginning of a line: `accuracy` -> `Accuracy`; one with capitals of its own, as mIoU, stays."""
+    return name[:1].upper() + name[1:] if name.islower() else name

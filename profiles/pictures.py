@@ -13,6 +13,7 @@ from PIL import Image
 
 LARGEST = 1400  #: pixels of the longer side, in the page
 SMALL = 700  #: pixels of the longer side below which a picture is enlarged without smoothing
+LONGEST = 4000  #: characters of a description
 HEAVY = 1_500_000  #: bytes above which a PNG is replaced by a JPEG
 
 
@@ -28,6 +29,11 @@ class Picture:
     source: str
     path: Path
     pixelated: bool = False
+    description: str = ""  #: what a picture that was drawn says of itself
+
+    @property
+    def alt(self) -> str:
+        return self.description or self.caption
 
 
 def embed(pictures: Mapping[str, Path]) -> tuple[list[Picture], list[str]]:
@@ -37,24 +43,25 @@ def embed(pictures: Mapping[str, Path]) -> tuple[list[Picture], list[str]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                kind, content, small = shrink(Path(path))
+                kind, content, small, description = shrink(Path(path))
         except UNREADABLE as error:
             failures.append(f"The picture “{caption}” could not be read ({type(error).__name__}: {Path(path).name}).")
             continue
         uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        shown.append(Picture(caption, uri, Path(path), small))
+        shown.append(Picture(caption, uri, Path(path), small, description))
     return shown, failures
 
 
-def shrink(path: Path) -> tuple[str, bytes, bool]:
-    """(kind, bytes, whether it is small) of a picture, without the metadata that its file may carry."""
+def shrink(path: Path) -> tuple[str, bytes, bool, str]:
+    """(kind, bytes, whether it is small, its description) of a picture, without the metadata that its file carries."""
     with Image.open(path) as opened:
         image = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
+        description = " ".join(str(opened.info.get("Description", "")).split())[:LONGEST]
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     if file.tell() <= HEAVY:
-        return "png", file.getvalue(), max(image.size) < SMALL
+        return "png", file.getvalue(), max(image.size) < SMALL and not description, description
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=85)
-    return "jpeg", file.getvalue(), False
+    return "jpeg", file.getvalue(), False, description

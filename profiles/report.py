@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from markupsafe import Markup
 
 from profiles import charts, tables
 from profiles.comparison import Comparison, heading
-from profiles.pictures import Picture, embed
+from profiles.pictures import embed
 from profiles.record import Record, as_json, finite, write_atomically
 from profiles.wording import caveats, cell, change, count, fenced, share, summary
 
 SCHEMA = 1
+MOST_MODELS = 6  #: in the charts of classes
+MOST_BARS = 30  #: in one of them
 TITLE = "Compression report"
 
 
@@ -54,13 +56,15 @@ def write_report(
     folder = Path(folder)
     comparison = Comparison(records)
     shown, failures = embed(pictures or {})
-    drawn = draw(comparison)
+    drawn, by_class = draw(comparison), draw_classes(comparison)
     content = {
         "title": title,
         "summary": summary(comparison),
         "tiles": tiles(comparison),
         "tables": tables.all_tables(comparison),
         "charts": drawn,
+        "class_charts": by_class,
+        "class_table": tables.classes(comparison),
         "pictures": shown,
         "commands": list(dict.fromkeys([*commands, *(str(r.run["command"]) for r in records if r.run.get("command"))])),
         "caveats": [*notes, *caveats(comparison), *failures],
@@ -68,9 +72,9 @@ def write_report(
     }
     paths = {"html": folder / "report.html", "markdown": folder / "report.md", "json": folder / "report.json"}
     write_atomically(paths["html"], render("report.html.jinja", content).encode("utf-8", "replace"))
-    for chart in drawn:
+    for chart in [*drawn, *by_class]:
         write_atomically(folder / chart.file, charts.standalone(chart.svg))
-    beside = [Picture(p.caption, relative(p.path, folder), p.path, p.pixelated) for p in shown]
+    beside = [replace(p, source=relative(p.path, folder)) for p in shown]
     markdown = render("report.md.jinja", content | {"pictures": beside})
     write_atomically(paths["markdown"], markdown.encode("utf-8", "replace"))
     write_atomically(paths["json"], (json.dumps(machine_readable(content, comparison), indent=2) + "\n").encode())
@@ -138,6 +142,37 @@ def draw(comparison: Comparison) -> list[Chart]:
         description = f"{heading(metric)} over training time. {words}."
         drawn.append(Chart("report_learning.svg", "Learning curves", description, svg))
     return drawn
+
+
+def draw_classes(comparison: Comparison) -> list[Chart]:
+    """IoU of each class, teacher and best students side by side, in as many charts as keep the names readable."""
+    names = comparison.classes
+    scored = [r for r in comparison.records if any(comparison.class_iou(r, name) is not None for name in names)]
+    best = sorted(scored, key=lambda r: (r.role != "teacher", -(comparison.score(r) or 0.0)))[:MOST_MODELS]
+    models = [record for record in scored if any(record is one for one in best)]
+    if not models:
+        return []
+    parts = -(-len(names) // max(4, MOST_BARS // len(models)))
+    drawn = []
+    for i in range(parts):
+        part = names[i * len(names) // parts : (i + 1) * len(names) // parts]
+        rows = [
+            charts.Bars(r.name, [comparison.class_iou(r, name) for name in part], r.role == "teacher") for r in models
+        ]
+        title = "IoU of each class" + (f", {i + 1} of {parts}" if parts > 1 else "")
+        file = "report_classes.svg" if i == 0 else f"report_classes_{i + 1}.svg"
+        svg = charts.bars(part, rows, x_label="intersection over union", salt=f"classes {i}")
+        drawn.append(Chart(file, title, f"{title}. {' '.join(map(extremes, rows, [part] * len(rows)))}", svg))
+    return drawn
+
+
+def extremes(row: charts.Bars, names: Sequence[str]) -> str:
+    """A row of bars in words: its lowest and its highest."""
+    known = sorted((value, name) for value, name in zip(row.values, names, strict=True) if value is not None)
+    if not known:
+        return f"{row.name}: not known."
+    (low, worst), (high, best) = known[0], known[-1]
+    return f"{row.name}: from {share(low, 1)} ({worst}) to {share(high, 1)} ({best})."
 
 
 def points_of(comparison: Comparison, cost: str) -> list[charts.Point]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from profiles.comparison import METRIC_NAMES, Comparison, heading, number, positive, setting
+from profiles.comparison import CLASS_IOU, METRIC_NAMES, Comparison, heading, number, positive, setting
 from profiles.record import Record
 from profiles.wording import count, seconds, share, three, times
 
@@ -51,7 +51,8 @@ def all_tables(comparison: Comparison) -> list[Table]:
 
 
 def results(comparison: Comparison) -> Table | None:
-    other = [name for record in comparison.records for name in record.metrics if name != comparison.metric]
+    names = [name for record in comparison.records for name in record.metrics if not name.startswith(CLASS_IOU)]
+    other = [name for name in names if name != comparison.metric]
     columns: Columns = {
         "Model": lambda r: r.name,
         "Role": lambda r: r.role,
@@ -78,6 +79,17 @@ def metric_text(value: Any) -> str:
     """A further metric: a percentage where it is a share, else the number itself."""
     known = number(value)
     return share(known) if known is not None and 0 <= known <= 1 else three(known)
+
+
+def classes(comparison: Comparison) -> Table | None:
+    """The IoU of each class: one row a class, one column a model."""
+    models = [
+        r for r in comparison.records if any(comparison.class_iou(r, name) is not None for name in comparison.classes)
+    ]
+    rows = [
+        [name, *(share(comparison.class_iou(r, name), 1) or MISSING for r in models)] for name in comparison.classes
+    ]
+    return Table("Intersection over union of each class.", ["Class", *(r.name for r in models)], rows) if rows else None
 
 
 def latencies(comparison: Comparison) -> Table | None:

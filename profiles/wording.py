@@ -8,6 +8,8 @@ from typing import Any
 from profiles.comparison import Comparison, number, setting
 from profiles.record import Record
 
+FOUND = 0.01  #: IoU from which a class counts as found at all
+MOST_NAMED = 8  #: classes in one sentence
 TOLERATED_DISAGREEMENT = 0.05  #: between the two counters of MACs, before the report says so
 
 
@@ -105,6 +107,7 @@ def caveats(comparison: Comparison) -> list[str]:
             apart = abs(record.macs_torch - record.macs) / record.macs
             if apart > TOLERATED_DISAGREEMENT:
                 found.append(f"{record.name}: the two counters of MACs differ by {share(apart, 1)}.")
+    found += [words for record in records if (words := hardly_found(comparison, record))]
     unscored = [record.name for record in records if comparison.score(record) is None]
     if unscored and len(unscored) < len(records):
         found.append(f"Not evaluated on {comparison.metric_name}: {', '.join(unscored)}.")
@@ -121,6 +124,16 @@ def caveats(comparison: Comparison) -> list[str]:
     if len(comparison.teachers) > 1 and any(comparison.teacher(r) is None for r in records if r.role == "student"):
         found.append("There are several teachers; a student whose run does not name its own is compared with none.")
     return found
+
+
+def hardly_found(comparison: Comparison, record: Record) -> str:
+    """The classes that a model does not find, in a sentence; empty where it finds them all."""
+    known = [(name, comparison.class_iou(record, name)) for name in comparison.classes]
+    missed = [name for name, iou in known if iou is not None and iou < FOUND]
+    if not missed:
+        return ""
+    more = [f"{len(missed) - MOST_NAMED} more"] if len(missed) > MOST_NAMED else []
+    return f"{record.name} hardly finds {listed(missed[:MOST_NAMED] + more)} (IoU below {share(FOUND, 0)})."
 
 
 def is_busy(latency: dict[str, Any], record: Record) -> bool:

@@ -51,6 +51,7 @@ def clock(seconds: float) -> str:
 def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool) -> tuple[dict[str, Any], str]:
     """Measure the best student, write record.json (and the export, and the report), and say what came out."""
     from compress.cli.measuring import Timed
+    from compress.cli.overlays import show_overlays
     from compress.models.folder import load_model_folder
     from profiles.record import write_records
 
@@ -66,13 +67,17 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
         records = timed(records, models)
     record = records[-1]
     write_records(run.folder, records)
+    shown = {"teacher": ready.teachers[0][0]} if ready.teachers else {}
+    overlays = show_overlays(run.folder, {**shown, record.name: net}, card, ready.plan.data)
     result: dict[str, Any] = {
         "run": str(run.folder), "student": str(run.folder / "best"), "metrics": card.metrics, "last": run.metrics,
         "best_step": card.provenance.get("step"), "steps": run.step, "seconds": record.run["wall_s"],
         "macs": record.macs, "flops": record.flops, "params": record.params, "unsupported": record.unsupported,
-        "export": record.export, "latencies": record.latencies,
+        "export": record.export, "latencies": record.latencies, "overlays": None if overlays is None else str(overlays),
     }  # fmt: skip
     lines = summary(result)
+    if overlays is not None:
+        lines.append(f"overlays   {overlays}")
     if reported:
         paths = make_report(run.folder, records, title=f"{ready.plan.method['name']}: {card.architecture}")
         result["report"] = {kind: str(path) for kind, path in paths.items()}
@@ -91,7 +96,7 @@ def timed(records: Sequence[Record], models: Mapping[str, Timed]) -> list[Record
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    scores = "  ".join(f"{name} {value:.2%}" for name, value in result["metrics"].items()) or "not measured (no --val)"
+    scores = "  ".join(f"{k} {v:.2%}" for k, v in of_all(result["metrics"]).items()) or "not measured (no --val)"
     step = f"step {result['best_step']} of {result['steps']}"
     macs, flops = result["macs"] / GIGA, result["flops"] / GIGA
     lines = [
@@ -110,6 +115,11 @@ def summary(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def of_all(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without those of single classes."""
+    return {name: value for name, value in metrics.items() if "/" not in name}
+
+
 def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, onnx: Path | None) -> Record:
     """The record of a run's student: what it scored, costs, and how it was made."""
     from dataclasses import replace
@@ -122,7 +132,8 @@ def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, onnx:
     )  # fmt: skip
     lines = run.journal.lines("evaluation") if run.journal is not None else []
     history = [
-        {"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in run.metrics}} for line in lines
+        {"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in of_all(run.metrics)}}
+        for line in lines
     ]
     made = {
         "steps": run.step, "wall_s": round(run.elapsed, 2), "seed": plan.pace.seed, "batch_size": plan.pace.batch_size,
@@ -154,15 +165,25 @@ def model_record(net: Any, card: Card, *, name: str, role: str, onnx: Path | Non
 
 
 def make_report(folder: Path, records: list[Record], *, title: str) -> dict[str, Path]:
-    """Write the report of some records into `folder`, with the pictures that lie there."""
+    """Write the report of some records into `folder`, with the pictures that lie there and in its runs."""
+    from profiles import overlays
     from profiles.report import write_report
 
-    pictures = {
-        f"{path.relative_to(folder).with_suffix('')} by predicted class, beside out-of-domain images": path
+    places = [folder, *sorted(path.parent for path in folder.glob(f"*/{overlays.ARRAYS}"))]
+    pictures, notes = overlays.collect(places, folder)
+    pictures |= {
+        grid_caption(path.relative_to(folder), records[-1].task): path
         for path in sorted([*folder.glob("*.png"), *folder.glob("*/mosaics.png")])
+        if path.name != overlays.PICTURE
     }
     commands = [record.run["command"] for record in records if record.run.get("command")]
     say(f"writing the report into {folder}")
     return write_report(
-        folder, records, title=title, pictures=pictures, notes=[], commands=list(dict.fromkeys(commands))
+        folder, records, title=title, pictures=pictures, notes=notes, commands=list(dict.fromkeys(commands))
     )
+
+
+def grid_caption(picture: Path, task: str) -> str:
+    """What a grid that a run showed of itself is."""
+    what = "with their predicted classes" if task == "segmentation" else "by predicted class"
+    return f"{picture.with_suffix('')} {what}, beside out-of-domain images"

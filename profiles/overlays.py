@@ -1,0 +1,240 @@
+"""Images with their classes in colour: what is right beside what models answer, one image a row, as a picture."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from profiles.palette import colours
+from profiles.record import write_atomically
+
+ARRAYS, PICTURE = "overlays.npz", "overlays.png"
+IGNORE = 255  #: in a label map: nobody judges this pixel
+TRUTH = "truth"
+OPAQUE = 0.68  #: share of a class's colour in its pixels; the rest is the image, in grey
+MOST_ANSWERS = 6  #: columns beside the image and the truth
+TILE = 184  #: pixels of a tile's longer side
+GAP, TEXT, STRIPE = 8, 22, 6  #: pixels
+INK, PAPER, LIGHT, DARK = "#1b1f24", "#ffffff", 235, 150
+#: what NumPy raises for files that are missing or not what `save` wrote
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """A few images, what is right on them, and what models answer. Label maps are class indices, 255 for none."""
+
+    images: np.ndarray  #: uint8 [n, h, w, 3]
+    truth: np.ndarray  #: uint8 [n, h, w]
+    answers: Mapping[str, np.ndarray]  #: name of a model -> uint8 [n, h, w]
+    class_names: Sequence[str]
+
+    @property
+    def caption(self) -> str:
+        return f"{len(self.images)} validation images: what is right, and what each model answers"
+
+    @property
+    def description(self) -> str:
+        """The picture in words."""
+        judged = self.truth != IGNORE
+        total = max(1, int(judged.sum()))
+        right = [f"{name} {((a == self.truth) & judged).sum() / total:.1%}" for name, a in self.answers.items()]
+        names = ", ".join(self.class_names[c] for c in self.seen())
+        columns = ", ".join(["the image", TRUTH, *self.answers])
+        return f"{self.caption}. Columns: {columns}. Classes: {names}. Pixels answered right: {', '.join(right)}."
+
+    def seen(self) -> list[int]:
+        """The classes that are in the picture."""
+        found = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.answers.values())]))
+        return [int(c) for c in found if c < len(self.class_names)]
+
+
+# On disk.
+
+
+def save(folder: Path, overlays: Overlays) -> Path:
+    """Write the arrays, and the picture of them, into `folder`; the picture's path. Raises RecordError."""
+    file = io.BytesIO()
+    answers = list(overlays.answers.values())
+    np.savez_compressed(
+        file, images=overlays.images, truth=overlays.truth, names=np.array(list(overlays.answers), dtype=np.str_),
+        answers=np.stack(answers) if answers else np.zeros((0, *overlays.truth.shape), np.uint8),
+        class_names=np.array(overlays.class_names, dtype=np.str_),
+    )  # fmt: skip
+    write_atomically(Path(folder) / ARRAYS, file.getvalue())
+    return save_picture(folder, overlays)
+
+
+def save_picture(folder: Path, overlays: Overlays) -> Path:
+    """Write the picture alone, with its caption and description in it."""
+    words = PngInfo()
+    words.add_itxt("Title", overlays.caption)
+    words.add_itxt("Description", overlays.description)
+    file = io.BytesIO()
+    strip(overlays).save(file, "PNG", optimize=True, pnginfo=words)
+    write_atomically(Path(folder) / PICTURE, file.getvalue())
+    return Path(folder) / PICTURE
+
+
+def load(folder: Path) -> Overlays:
+    """What `save` wrote. Raises one of UNREADABLE where the file is missing, damaged or something else."""
+    with np.load(Path(folder) / ARRAYS, allow_pickle=False) as file:
+        images, truth, answers = file["images"], file["truth"], file["answers"]
+        names, class_names = [str(n) for n in file["names"]], [str(n) for n in file["class_names"]]
+    kinds = {images.dtype, truth.dtype, answers.dtype}
+    shapes = images.shape == (*truth.shape, 3) and answers.shape == (len(names), *truth.shape) and truth.ndim == 3
+    if kinds != {np.dtype(np.uint8)} or not shapes or truth.size == 0:
+        raise ValueError("not arrays of overlays")
+    return Overlays(images, truth, dict(zip(names, answers, strict=True)), class_names)
+
+
+def collect(places: Sequence[Path], into: Path) -> tuple[dict[str, Path], list[str]]:
+    """The overlays that lie in `places`, drawn into the folder `into`: pictures by caption, and what failed.
+
+    Runs that were shown the same images share one picture. Raises RecordError where `into` cannot be written.
+    """
+    found, failures = [], []
+    for place in places:
+        if not (place / ARRAYS).is_file():
+            continue
+        try:
+            found.append((place.resolve().name, load(place)))
+        except UNREADABLE as error:
+            failures.append(f"The overlays of {place.name} could not be read ({type(error).__name__}: {ARRAYS}).")
+    pictures = {}
+    for i, overlays in enumerate(join(found)):
+        path = save_picture(into, overlays) if i == 0 else save_picture(into / f"overlays-{i + 1}", overlays)
+        pictures[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
+    return pictures, failures
+
+
+def join(found: Sequence[tuple[str, Overlays]]) -> list[Overlays]:
+    """Overlays of the same images as one, each model once; models of one name that differ get their folder's behind."""
+    joined: list[Overlays] = []
+    for place, new in found:
+        twin = next((i for i, old in enumerate(joined) if same_images(old, new)), None)
+        if twin is None:
+            joined.append(new)
+            continue
+        answers = dict(joined[twin].answers)
+        for name, answer in new.answers.items():
+            if name not in answers:
+                answers[name] = answer
+            elif not np.array_equal(answers[name], answer):
+                answers[f"{name} ({place})"] = answer
+        joined[twin] = replace(joined[twin], answers=answers)
+    return joined
+
+
+def same_images(one: Overlays, other: Overlays) -> bool:
+    alike = one.truth.shape == other.truth.shape and list(one.class_names) == list(other.class_names)
+    return alike and np.array_equal(one.truth, other.truth) and np.array_equal(one.images, other.images)
+
+
+# As a picture.
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """`image` uint8 [h, w, 3] in grey under the colours of `labels` [h, w]; stripes where there is no class."""
+    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    known = labels < len(palette)
+    tint = palette[np.where(known, labels, 0)]
+    mixed = (1 - OPAQUE) * grey[..., None] + OPAQUE * tint
+    rows, columns = np.indices(labels.shape)
+    stripes = np.where((rows + columns) // STRIPE % 2, LIGHT, DARK)[..., None]
+    return np.where(known[..., None], mixed, stripes).round().astype(np.uint8)
+
+
+def strip(overlays: Overlays) -> Image.Image:
+    """Rows: image, truth, and up to six answers under their names; below them the classes with their colours."""
+    palette = colours(overlays.class_names)
+    answers = list(overlays.answers.items())[:MOST_ANSWERS]
+    height, width = overlays.truth.shape[1:]
+    scale = TILE / max(height, width)
+    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = [("image", None), (TRUTH, overlays.truth), *answers]
+    page_width = len(columns) * (tile[0] + GAP) - GAP
+    head = [wrapped(name, tile[0]) for name, _ in columns]
+    top = TEXT * 5 // 4 * max(len(lines) for lines in head) + GAP
+    bottom = top + len(overlays.images) * (tile[1] + GAP) + GAP
+    ignored = bool((overlays.truth >= len(palette)).any())
+    entries = [(overlays.class_names[c], palette[c]) for c in overlays.seen()] + [("not judged", None)] * ignored
+    places, page_height = flowed([name for name, _ in entries], page_width, bottom)
+    page = Image.new("RGB", (page_width, page_height), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, (lines, (_, labels)) in enumerate(zip(head, columns, strict=True)):
+        left = i * (tile[0] + GAP)
+        write(draw, (left, 0), "\n".join(lines))
+        for j, image in enumerate(overlays.images):
+            shown = tile_of(image, None if labels is None else labels[j], tile, palette)
+            page.paste(shown, (left, top + j * (tile[1] + GAP)))
+    for (name, colour), place in zip(entries, places, strict=True):
+        page.paste(swatch(colour), place)
+        write(draw, (place[0] + TEXT + GAP, place[1]), name)
+    return page
+
+
+def tile_of(image: np.ndarray, labels: np.ndarray | None, size: tuple[int, int], palette: np.ndarray) -> Image.Image:
+    """One tile of the picture at its (width, height): the image alone, or under the colours of its classes."""
+    large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    if labels is None:
+        return large
+    cut = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(overlay(np.asarray(large), np.asarray(cut), palette))
+
+
+def swatch(colour: np.ndarray | None) -> Image.Image:
+    """A square of a class's colour as the overlays have it on middle grey; striped where nobody judges."""
+    grey = np.full((TEXT, TEXT, 3), 128, np.uint8)
+    known = np.zeros((1, 3), np.uint8) if colour is None else colour[None]
+    return Image.fromarray(overlay(grey, np.full((TEXT, TEXT), IGNORE if colour is None else 0), known))
+
+
+def font() -> ImageFont.FreeTypeFont:
+    """A font that knows most alphabets, from the package that draws the charts."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT - 4)
+
+
+def write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
+    draw.multiline_text(place, text, fill=INK, font=font(), spacing=TEXT // 4)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A heading in at most three lines of `width` pixels, broken between words, cut where a word is too long."""
+    lines: list[str] = []
+    for word in text.replace("_", "_ ").split() or [""]:
+        glue = "" if lines and lines[-1].endswith("_") else " "
+        if lines and font().getlength(lines[-1] + glue + word) <= width:
+            lines[-1] += glue + word
+        else:
+            lines.append(word)
+    kept = lines[:3]
+    if len(lines) > 3:
+        kept[-1] += "…"
+    return [fitted(line, width) for line in kept]
+
+
+def fitted(text: str, width: int) -> str:
+    """`text`, cut so that it is no wider than `width` pixels."""
+    if font().getlength(text) <= width:
+        return text
+    while text and font().getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def flowed(names: Sequence[str], width: int, top: int) -> tuple[list[tuple[int, int]], int]:
+    """Where each entry of the legend goes, in columns as wide as the longest needs, and where the legend ends."""
+    widest = max((font().getlength(name) for name in names), default=0)
+    across = max(1, width // (TEXT + 3 * GAP + int(widest)))
+    step, high = width // across, TEXT + GAP
+    places = [(i % across * step, top + i // across * high) for i in range(len(names))]
+    return places, top + -(-len(names) // across) * high
