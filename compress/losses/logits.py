@@ -1,4 +1,7 @@
-"""Losses between rows of logits: a row a decision (an image, a pixel, a sentence), a column a class. All in nats."""
+"""Losses between rows of logits: a row a decision (an image, a pixel, a sentence), classes along dim 1. All in nats.
+
+Where there are further dimensions, each of their places is a row of its own: [n, c, m] are n · m rows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Rows = Float[Tensor, "n c"]
+Rows = Float[Tensor, "n c *m"]
 Scalar = Float[Tensor, ""]
 
 
@@ -35,5 +38,5 @@ def marginal_entropy(rows: Rows) -> Scalar:
 
     MosaicKD, appendix (the balance term, with its sign turned). 0 · log 0 counts as 0.
     """
-    mean = rows.float().softmax(1).mean(0)
+    mean = rows.float().softmax(1).transpose(0, 1).flatten(1).mean(1)
     return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()

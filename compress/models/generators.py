@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import UsageError
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Channels last in memory, as the convolutions want it: here it is small, after each doubling it is not."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Generator(nn.Module):
@@ -38,7 +44,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
-        return self.grow(self.bn(self.linear(z).unflatten(1, self.start))).expand(-1, 3, -1, -1)
+        return self.grow(self.bn(laid_out(self.linear(z).unflatten(1, self.start)))).expand(-1, 3, -1, -1)
 
 
 class DeepGenerator(nn.Module):
@@ -66,7 +72,7 @@ class DeepGenerator(nn.Module):
         self.grow = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, 1, 1), nn.Sigmoid())
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
-        return self.grow(self.linear(z).unflatten(1, self.start)).expand(-1, 3, -1, -1)
+        return self.grow(laid_out(self.linear(z).unflatten(1, self.start))).expand(-1, 3, -1, -1)
 
 
 def generator(size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3) -> nn.Module:

@@ -71,8 +71,8 @@ def test_a_class_that_nobody_mentions_has_no_iou():
 def test_rows_are_pixels():
     answer, _ = answers(2, 3, 4)
     rows = Segmentation(CLASSES, (3, 4)).rows(answer)
-    assert rows.shape == (2 * 3 * 4, CLASSES)
-    assert torch.equal(rows[5], answer[0, :, 1, 1])
+    assert rows.shape == (2, CLASSES, 3 * 4)
+    assert torch.equal(rows[0, :, 5], answer[0, :, 1, 1])
 
 
 def test_losses_over_rows_are_means_over_pixels():
