@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 
 #: colours that stand for the page's; the second is used where the page has no say (a file by itself)
 INK, FAINT, PAPER = ("#010101", "#222222"), ("#020202", "#8a8a8a"), ("#030303", "#ffffff")
+LEGEND = 84  #: letters in a line of the legend
 PLAIN = ("#0067c0", "#c2410c", "#0b7a53", "#9333a8", "#a16207", "#0e7490")
 SERIES = [(f"#04000{'abcdef'[i]}", plain) for i, plain in enumerate(PLAIN)]
 DASHES = (0, (4, 3))
@@ -168,7 +169,8 @@ def scale(axes: Axes, points: Sequence[Point]) -> None:
 def legend(figure: Figure, axes: Axes) -> None:
     """What the marks stand for, in a row above the chart."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(4, len(labels))
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(4, len(labels), LEGEND // (longest + 6)))
     box = figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5)
     for text in box.get_texts():
         text.set(color=INK[0], parse_math=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from profiles.palette import colours
 from profiles.record import write_atomically
+from profiles.wording import share
 
 ARRAYS, PICTURE = "overlays.npz", "overlays.png"
 IGNORE = 255  #: in a label map: nobody judges this pixel
@@ -25,7 +27,7 @@ TILE = 184  #: pixels of a tile's longer side
 GAP, TEXT, STRIPE = 8, 22, 6  #: pixels
 INK, PAPER, LIGHT, DARK = "#1b1f24", "#ffffff", 235, 150
 #: what NumPy raises for files that are missing or not what `save` wrote
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile)
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,21 @@ class Overlays:
         """The picture in words."""
         judged = self.truth != IGNORE
         total = max(1, int(judged.sum()))
-        right = [f"{name} {((a == self.truth) & judged).sum() / total:.1%}" for name, a in self.answers.items()]
+        right = [
+            f"{name} {share(int(((a == self.truth) & judged).sum()) / total, 1)}" for name, a in self.answers.items()
+        ]
         names = ", ".join(self.class_names[c] for c in self.seen())
-        columns = ", ".join(["the image", TRUTH, *self.answers])
+        columns = ", ".join(["the image", TRUTH, *self.shown])
         return f"{self.caption}. Columns: {columns}. Classes: {names}. Pixels answered right: {', '.join(right)}."
+
+    @property
+    def shown(self) -> dict[str, np.ndarray]:
+        """The answers for which the picture has room: the first."""
+        return dict(list(self.answers.items())[:MOST_ANSWERS])
 
     def seen(self) -> list[int]:
         """The classes that are in the picture."""
-        found = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.answers.values())]))
+        found = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.shown.values())]))
         return [int(c) for c in found if c < len(self.class_names)]
 
 
@@ -86,7 +95,7 @@ def save_picture(folder: Path, overlays: Overlays) -> Path:
 
 def load(folder: Path) -> Overlays:
     """What `save` wrote. Raises one of UNREADABLE where the file is missing, damaged or something else."""
-    with np.load(Path(folder) / ARRAYS, allow_pickle=False) as file:
+    with open(Path(folder) / ARRAYS, "rb") as handle, np.load(handle, allow_pickle=False) as file:
         images, truth, answers = file["images"], file["truth"], file["answers"]
         names, class_names = [str(n) for n in file["names"]], [str(n) for n in file["class_names"]]
     kinds = {images.dtype, truth.dtype, answers.dtype}
@@ -156,11 +165,10 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
 def strip(overlays: Overlays) -> Image.Image:
     """Rows: image, truth, and up to six answers under their names; below them the classes with their colours."""
     palette = colours(overlays.class_names)
-    answers = list(overlays.answers.items())[:MOST_ANSWERS]
     height, width = overlays.truth.shape[1:]
     scale = TILE / max(height, width)
     tile = (max(1, round(width * scale)), max(1, round(height * scale)))
-    columns = [("image", None), (TRUTH, overlays.truth), *answers]
+    columns = [("image", None), (TRUTH, overlays.truth), *overlays.shown.items()]
     page_width = len(columns) * (tile[0] + GAP) - GAP
     head = [wrapped(name, tile[0]) for name, _ in columns]
     top = TEXT * 5 // 4 * max(len(lines) for lines in head) + GAP
@@ -208,14 +216,16 @@ def write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """A heading in at most three lines of `width` pixels, broken between words, cut where a word is too long."""
+    """A heading in at most three lines of `width` pixels, broken between words, and within one only where it must."""
     lines: list[str] = []
-    for word in text.replace("_", "_ ").split() or [""]:
-        glue = "" if lines and lines[-1].endswith("_") else " "
-        if lines and font().getlength(lines[-1] + glue + word) <= width:
-            lines[-1] += glue + word
-        else:
-            lines.append(word)
+    for word in text.split():
+        parts = [word] if font().getlength(word) <= width else re.findall(r"[^_/.-]+[_/.-]*|[_/.-]+", word)
+        for i, part in enumerate(parts):
+            glue = "" if i else " "
+            if lines and font().getlength(lines[-1] + glue + part) <= width:
+                lines[-1] += glue + part
+            else:
+                lines.append(part)
     kept = lines[:3]
     if len(lines) > 3:
         kept[-1] += "…"

@@ -11,8 +11,8 @@ GROUND = (26, 26, 32)  #: of the class that is no thing
 GROUNDS = ("background", "unlabelled", "unlabeled", "void")
 #: what the colours must not be taken for: the ground, the page, and the grey of what nobody judges
 TAKEN = (GROUND, (255, 255, 255), (128, 128, 128))
-LIGHTNESS = (50.0, 93.0)  #: between which colours are chosen
-CHROMA = 8.0  #: below which a colour is a grey
+LIGHTNESS = (42.0, 93.0)  #: of DIN99, between which colours are chosen
+CHROMA = 13.0  #: of DIN99, below which a colour is rather a grey
 STEPS = 18  #: of each channel among which is chosen
 
 

@@ -53,11 +53,12 @@ def all_tables(comparison: Comparison) -> list[Table]:
 def results(comparison: Comparison) -> Table | None:
     names = [name for record in comparison.records for name in record.metrics if not name.startswith(CLASS_IOU)]
     other = [name for name in names if name != comparison.metric]
+    told = all(record.architecture in record.name for record in comparison.records)  # then a column would repeat it
     columns: Columns = {
         "Model": lambda r: r.name,
         "Role": lambda r: r.role,
         "Method": lambda r: r.method,
-        "Network": lambda r: r.architecture,
+        "Network": lambda r: "" if told else r.architecture,
         heading(comparison.metric_name): lambda r: share(comparison.score(r)),
         "Of teacher's": lambda r: share(comparison.retained(r), 1),
     }
