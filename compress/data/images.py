@@ -114,8 +114,7 @@ class Images:
                     yield source.size
                     continue
                 with Image.open(source, formats=formats()) as image:
-                    turned = image.getexif().get(ORIENTATION, 1) >= 5
-                    yield image.size[::-1] if turned else image.size
+                    yield upright_size(image)
 
     def mask(self, i: int) -> np.ndarray:
         """uint8 [h, w]: the class of every pixel of image `i`, IGNORE where nobody judges.
@@ -236,6 +235,13 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except BROKEN:
         return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the picture as its camera was held. A PNG without EXIF would be decoded to look for it."""
+    known = image.format != "PNG" or "exif" in image.info
+    turned = known and image.getexif().get(ORIENTATION, 1) >= 5
+    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:

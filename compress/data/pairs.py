@@ -14,12 +14,12 @@ from compress.data.folders import by_split, folder_images, stamp, walk
 from compress.data.images import (
     BROKEN,
     IGNORE,
-    ORIENTATION,
     Images,
     extensions,
     formats,
     quiet,
     refuse_devices,
+    upright_size,
     within_limit,
 )
 from compress.errors import CompressError, UsageError
@@ -114,13 +114,6 @@ def check(image: Path, mask: Path) -> None:
                 f"{mask}: {size[0]}x{size[1]} pixels, but its image {image.name} has {expected[0]}x{expected[1]}; "
                 f"expected the same."
             )
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the picture as its camera was held. A PNG without EXIF would be decoded to look for it."""
-    known = image.format != "PNG" or "exif" in image.info
-    turned = known and image.getexif().get(ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def refuse_colours(path: Path, mask: Image.Image) -> None:
