@@ -1,0 +1,82 @@
+"""Rows of students over several seeds: gathered, kept from run to run, and made a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from profiles import machine
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def command(*words: str | Path) -> tuple[dict[str, Any], float]:
+    """What `compress WORDS --json` prints, and how many seconds the whole command took."""
+    begin = time.monotonic()
+    line = [sys.executable, "-m", "compress", *map(str, words), "--json"]
+    found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+    return found, round(time.monotonic() - begin, 1)
+
+
+def row(student: str, seed: int, facts: dict[str, Any], metric: str) -> Row:
+    """One student of one seed: its score at the end of the run, and the best on the way."""
+    scores = {metric: facts["last"][metric], "best": facts["metrics"][metric]}
+    return {"student": student, "seed": seed, **scores, "steps": facts["steps"], "seconds": facts["seconds"]}
+
+
+def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], list[Row]], *, head: str) -> None:
+    """Parse the options, run `of_seed` for each seed, print the table; with --write into results/NAME.json and .md."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs"), help=f"the runs of seed n go to OUT/{name}-n")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write results/{name}.*, keeping other seeds"
+    )
+    options = parser.parse_args()
+    rows = [row for row in earlier(name) if options.write and row["seed"] not in options.seeds]
+    for seed in options.seeds:
+        made = of_seed(seed, options.out / f"{name}-{seed}")
+        print(*made, sep="\n", file=sys.stderr, flush=True)
+        rows += made
+    lines = table(rows, metric)
+    print("\n".join(lines))
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        content = {"benchmark": name, "rows": rows, "machine": machine.describe()}
+        (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        seeds = len({row["seed"] for row in rows})
+        head += f" Over {seeds} seeds; at the end of the run, not the best of it. Made by\n`python -m benchmarks.{name} "
+        head += f"--write` on two cores with AMX, alone on the machine, which {name}.json names.\n\n"
+        (RESULTS / f"{name}.md").write_text(head + "\n".join(lines) + "\n")
+
+
+def earlier(name: str) -> list[Row]:
+    """The rows that an earlier run has written."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def table(rows: list[Row], metric: str) -> list[str]:
+    """Mean and standard deviation of each student, in percent."""
+    lines = [
+        f"| student | {metric}, mean ± standard deviation | seeds | steps | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["student"] for row in rows):
+        mine = [row for row in rows if row["student"] == name]
+        scores = [row[metric] for row in mine]
+        spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        seeds = ", ".join(f"{100 * score:.1f}" for score in scores)
+        steps, seconds = statistics.mean(r["steps"] for r in mine), statistics.mean(r["seconds"] for r in mine)
+        lines.append(
+            f"| {name} | {100 * statistics.mean(scores):.1f} %{spread} | {seeds} | {steps:.0f} | {seconds:.0f} |"
+        )
+    return lines
