@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickletools
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,21 @@ class Dying:
         return losses
 
 
-def resumes_exactly(folder: Path, name: str, precision: str, **options: Any) -> None:
+def resumes_exactly(
+    folder: Path, name: str, precision: str, settings: dict[str, Any] | None = None, **options: Any
+) -> None:
     """4 steps in one go, and 4 steps of which the third is died in after a checkpoint at the second, end alike."""
+    method = partial(tiny.tiny_method, name, **settings or {})
     whole = tiny.tiny_run(folder / "whole", name, precision=precision, save=2, log=1, **options)
-    play(tiny.tiny_method(name), whole)
+    play(method(), whole)
 
     cut = tiny.tiny_run(folder / "cut", name, precision=precision, save=2, log=1, **options)
     torch.manual_seed(77)
     with pytest.raises(Killed):
-        play(Dying(tiny.tiny_method(name), 3), cut)
+        play(Dying(method(), 3), cut)
     torch.manual_seed(99)
     rest = tiny.tiny_run(folder / "cut", name, precision=precision, save=2, log=1, **options)
-    second = Counting(tiny.tiny_method(name))
+    second = Counting(method())
     play(second, rest)
 
     assert second.steps == 2, "the third and the fourth step are all that is left"

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD
 
+from compress.engine.recalled import recalled
 from compress.engine.run import Run
 from compress.losses import logits
 
@@ -32,6 +33,7 @@ class KD:
     lr: Annotated[float, Field(gt=0)] = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  #: of the student
     augment: bool = True  #: random crop (4 pixels) and flip
+    keep_answers: bool = False  #: ask the teacher once about each image; only without `augment`
 
     def setup(self, run: Run) -> None:
         self.T = run.teacher
@@ -39,11 +41,12 @@ class KD:
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.player("S", run.student, optim=sgd)
         self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
+        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers else None
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)
         with torch.no_grad():
-            t = self.rows(self.T(x))
+            t = self.rows(self.T(x) if self.known is None else self.known(x, self.data.indices))
         loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
         self.S.minimize(loss_S)
         return {"S": loss_S}

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD, Adam
 
+from compress.engine.recalled import recalled
 from compress.engine.run import Run
 from compress.engine.taps import batchnorm_moments
 from compress.errors import UsageError
@@ -59,6 +60,7 @@ class MosaicKD:
     width_G: Count = 64  #: channels of the generator's last hidden layer
     width_D: Count = 128  #: channels of the discriminator's first layer
     augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
+    keep_answers: bool = False  #: ask the teacher once about each out-of-domain image; only without `augment`
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
@@ -80,6 +82,7 @@ class MosaicKD:
         self.real = run.stream("real", "unlabelled")
         ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
         self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
+        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers else None
         z = run.noise(100, self.z_dim)
         run.show("mosaics", partial(self.G.look, z))
 
@@ -90,6 +93,12 @@ class MosaicKD:
     def lesson(self) -> Tensor:
         """What the student learns from: fresh mosaics, and out-of-domain images as they are."""
         return self.mosaic() if self.ood is None else torch.cat([self.mosaic(), next(self.ood)])
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The teacher's answer to a lesson, of which what it has said before is not asked again."""
+        if self.known is None or self.ood is None:
+            return self.T(x)
+        return torch.cat([self.T(x[: self.n]), self.known(x[self.n :], self.ood.indices)])
 
     def step(self) -> dict[str, Tensor]:
         # D tells the patches of real images from those of mosaics.
@@ -117,7 +126,7 @@ class MosaicKD:
         for _ in range(self.moves):
             with torch.no_grad():
                 x = self.lesson()
-                t = self.rows(self.T(x))
+                t = self.rows(self.answer(x))
             loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
             self.S.minimize(loss_S)
         return {"D": loss_D, "G": loss_G, "S": loss_S}

@@ -25,6 +25,13 @@ def test_a_resumed_run_with_an_averaged_student_and_a_score_equals_one_without_a
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_resumed_run_equals_one_without_a_break_where_answers_are_kept(tmp_path, name, precision):
+    if "keep_answers" in settings(METHODS[name]):
+        kept = {"augment": False, "keep_answers": True}
+        contract.resumes_exactly(tmp_path, name, precision, kept)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_student_moves_and_the_teacher_does_not(tmp_path, name, precision):
     contract.teaches_and_leaves_the_teacher_alone(tmp_path, name, precision)
 

@@ -17,12 +17,12 @@ from compress.engine.play import play
 STEPS = 3
 
 
-def reference(folder, name, loss, *, nesterov=False, weight_decay=1e-4):
+def reference(folder, name, loss, *, nesterov=False, weight_decay=1e-4, **settings):
     """The state of a student after STEPS steps of ours, and of the same steps in double precision."""
     run = tiny_run(folder, name, steps=STEPS)
     S = copy.deepcopy(run.student).double().train()
     optim = SGD(S.parameters(), lr=0.1, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
-    play(tiny_method(name), run)
+    play(tiny_method(name, **settings), run)
     batches = next(iter(run.kept.values()))[0].batches
     for i in range(STEPS):
         optim.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * i / STEPS)) / 2
@@ -39,14 +39,15 @@ def close(mine, his):
         assert torch.allclose(value.double(), his[key].double(), rtol=1e-4, atol=1e-5), key
 
 
-def test_the_student_follows_hintons_loss_at_temperature_5(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"augment": False}, {"augment": False, "keep_answers": True}])
+def test_the_student_follows_hintons_loss_at_temperature_5(tmp_path, settings):
     def loss(S, x, labels, run):
         T = copy.deepcopy(run.teacher.net).double()
         with torch.no_grad():
             p = (T(x) / 5).softmax(1)
         return 25 * (p * (p.log() - (S(x) / 5).log_softmax(1))).sum(1).mean()
 
-    close(*reference(tmp_path, "kd", loss))
+    close(*reference(tmp_path, "kd", loss, **settings))
 
 
 def test_training_on_labels_is_cross_entropy_by_nesterovs_momentum(tmp_path):

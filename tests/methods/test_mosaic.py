@@ -124,6 +124,7 @@ def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
         pytest.param({}, id="published"),
         pytest.param({"patch": 4, "temperature": 4.0, "moves": 3, "adv": 0.3, "local": 0.1, "align": 2.0}, id="others"),
         pytest.param({"patch": 16, "balance": 0.0}, id="whole image"),
+        pytest.param({"augment": False, "keep_answers": True, "moves": 12}, id="answers kept"),
     ],
 )
 def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
@@ -216,6 +217,23 @@ def test_the_share_of_out_of_domain_images_can_be_chosen(tmp_path, share, images
     assert len(method.lesson()) == tiny.BATCH + images
     assert ("stream ood" in run.kept) == bool(images)
     method.step()
+
+
+def test_kept_answers_leave_the_mosaics_alone_to_the_teacher(tmp_path):
+    """Once every image is known, a lesson asks about mosaics only, and the losses stay those of the plain step."""
+    losses, asked = [], []
+    for keep in (False, True):
+        method, run = tiny_method("mosaic", augment=False, keep_answers=keep, moves=40), tiny_run(tmp_path / str(keep))
+        assert isinstance(method, MosaicKD)
+        run.seed()
+        method.setup(run)
+        sizes: list[int] = []
+        run.teacher.net.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        losses.append([plain(method.step()) for _ in range(2)])
+        asked.append(sizes[-20:])
+    assert asked == [[2 * tiny.BATCH] * 20, [tiny.BATCH] * 20]
+    for mine, his in zip(*losses, strict=True):
+        assert mine == pytest.approx(his, rel=1e-3)
 
 
 @pytest.mark.parametrize("moves", [1, 3])

@@ -1,0 +1,110 @@
+"""A folded teacher gives the answers of the one it was made from."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from compress.errors import UsageError
+from compress.models.card import Card
+from compress.models.folding import folded, pairs
+
+SIZE = (32, 32)
+
+
+def trained(architecture: str) -> nn.Module:
+    """Random weights, but BatchNorm scales and statistics unlike the initial ones."""
+    net = tiny.born(1, Card(architecture, 5, SIZE))
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return net.eval()
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+#: architecture -> BatchNorm layers before and after: WRN normalises before it convolves, so half of them stay
+COUNTS = {
+    "wrn16_2": (13, 6),
+    "resnet18": (20, 0),
+    "vgg11": (8, 0),
+    "tiny:small": (2, 0),
+    "deeplab_wrn16_1": (17, 7),
+    "torchvision/mobilenet_v2": (52, 0),
+}
+
+
+@pytest.mark.parametrize("architecture", COUNTS)
+def test_the_answers_are_the_same_and_the_original_is_left_alone(architecture):
+    net = trained(architecture)
+    before = copy.deepcopy(net.state_dict())
+    made = folded(net, SIZE)
+    assert (norms(net), norms(made)) == COUNTS[architecture]
+    assert tiny.differences(before, net.state_dict()) == []
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(made(x), net(x), rtol=1e-4, atol=1e-4 * float(net(x).abs().max()))
+        exact = net.double()(x.double())
+        off = (folded(net, SIZE)(x.double()) - exact).abs().max() / exact.abs().max()
+    assert off < 1e-10
+
+
+def test_gradients_reach_the_images_as_before():
+    net = trained("wrn16_2").double()
+    made = folded(net, SIZE)
+    slopes = []
+    for one in (net, made):
+        x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_(True)
+        one(x).square().sum().backward()
+        assert x.grad is not None
+        slopes.append(x.grad)
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-10 * slopes[0].abs().max()
+
+
+class Awkward(nn.Module):
+    """Four convolutions before BatchNorms, none of which may be folded, and one, `plain`, that may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.shared, self.weighed, self.plain = (nn.Conv2d(3, 3, 3, 1, 1) for _ in range(4))
+        self.hooked = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, 1, 1))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(6))
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_var, 0.5, 2)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x):
+        once = self.read(x)
+        x = once.relu() + self.norms[0](once)
+        x = self.norms[2](self.shared(self.norms[1](self.shared(x))))
+        x = self.norms[3](self.weighed(x)) * self.weighed.weight.mean()
+        return self.norms[5](self.plain(self.norms[4](self.hooked(x))))
+
+
+def test_what_is_used_elsewhere_too_is_not_folded():
+    net = Awkward().eval().double()
+    assert pairs(net, SIZE) == [("plain", "norms.5")]
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(folded(net, SIZE)(x), net(x), rtol=1e-10, atol=1e-12)
+
+
+def test_a_normalisation_by_the_batch_is_not_folded():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    assert pairs(net, SIZE) == []
+
+
+def test_nothing_to_fold_is_told_in_one_sentence():
+    conv = nn.Conv2d(3, 3, 3)
+    scripted = torch.jit.trace(nn.Sequential(conv, nn.BatchNorm2d(3)).eval(), torch.rand(1, 3, 8, 8))
+    for net in (conv, scripted):
+        with pytest.raises(UsageError, match=r"^teachers\.fold: .*leave it out\.$"):
+            folded(net, SIZE)  # pyright: ignore[reportArgumentType]
