@@ -22,9 +22,9 @@ from profiles.overlays import ARRAYS, PICTURE, load
 def masks_with(*classes: tuple[int, ...]) -> np.ndarray:
     """One mask for each tuple, with a broad line of each of its classes and 255 elsewhere."""
     masks = np.full((len(classes), 16, 16), 255, dtype=np.int64)
-    for mask, present in zip(masks, classes, strict=True):
+    for i, present in enumerate(classes):
         for row, c in enumerate(present):
-            mask[row] = c
+            masks[i, row] = c
     return masks
 
 
@@ -37,7 +37,7 @@ def test_one_image_of_each_stretch_is_shown():
 def test_every_class_is_shown_where_that_can_be_had():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        sets = [(0,) for _ in range(40)]
+        sets: list[tuple[int, ...]] = [(0,)] * 40
         for stretch, rare in enumerate(rng.permutation(np.arange(1, 11)).reshape(5, 2)):
             sets[8 * stretch + int(rng.integers(8))] = (0, *map(int, rare))
         masks = masks_with(*sets)
