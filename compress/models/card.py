@@ -20,10 +20,10 @@ FORMAT = 1
 class Card:
     """What a model is and expects. Images travel as float RGB in [0, 1], NCHW; the network normalises itself."""
 
-    architecture: str  #: built-in name, torchvision/NAME, timm/NAME, package.module:factory, or "exported" (a program)
+    architecture: str  #: built-in name, torchvision/…, timm/…, smp/…, package.module:factory, or "exported" (a program)
     classes: int  #: number of classes, the width of the last layer
     image_size: tuple[int, int]  #: (height, width) in pixels
-    task: str = "classification"
+    task: str = "classification"  #: or "segmentation": one decision a pixel
     mean: tuple[float, ...] = IMAGENET_MEAN  #: per channel, of values in [0, 1]; one entry if `grey`
     std: tuple[float, ...] = IMAGENET_STD
     grey: bool = False  #: the network turns RGB into luma (ITU-R 601) before it normalises

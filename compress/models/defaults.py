@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.models import MODELS, _timm_package, torchvision_names
+from compress.models import MODELS, _timm_package, task_of, torchvision_names
 from compress.models.card import IMAGENET_MEAN, IMAGENET_STD
+from compress.models.families import deeplab
 from compress.models.network import Normalise
+from compress.models.segmenters import torchvision_segmenters
 
-SMALL, LARGE = (32, 32), (224, 224)
+SMALL, MEDIUM, LARGE = (32, 32), (64, 64), (224, 224)
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Defaults:
 
 
 def defaults(architecture: str, *, grey: bool = False) -> Defaults:
-    """The usual input of `architecture`: CIFAR's size for the built-in families, the published one for libraries."""
+    """The usual input of `architecture`: the size its family was made for, or the published one for libraries."""
     found = usual(architecture)
     if not grey:
         return found
@@ -31,9 +33,11 @@ def defaults(architecture: str, *, grey: bool = False) -> Defaults:
 
 def usual(architecture: str) -> Defaults:
     prefix, _, name = architecture.partition("/")
+    if architecture in deeplab.MODELS or prefix == "smp":
+        return Defaults(deeplab.IMAGE_SIZE)
     if architecture in MODELS:
-        return Defaults(SMALL)
-    if prefix == "torchvision" and name in torchvision_names():
+        return Defaults(MEDIUM if task_of(architecture) == "segmentation" else SMALL)
+    if prefix == "torchvision" and name in [*torchvision_names(), *torchvision_segmenters()]:
         return torchvision_defaults(name)
     if prefix == "timm" and name:
         return timm_defaults(name)
@@ -45,7 +49,8 @@ def torchvision_defaults(name: str) -> Defaults:
 
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
     preset = weights.transforms()
-    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    resize = preset.resize_size[0]
+    crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # a segmenter sees the image uncut
     return Defaults((crop, crop), tuple(preset.mean), tuple(preset.std), resize)
 
 

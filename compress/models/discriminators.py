@@ -20,7 +20,8 @@ class Layer:
     norm: bool = False
 
 
-#: patch size in pixels -> the hidden convolutions; a 1x1 convolution to one logit ends each. The paper's Table 4.
+#: patch size in pixels -> the hidden convolutions; a 1x1 convolution to one logit ends each. The paper's Table 4, and
+#: 46 for larger images: the paper's deeper ones (22 and 46) are half as wide, `width` 64.
 PATCHES: dict[int, tuple[Layer, ...]] = {
     1: (Layer(1, 1, 0),),
     2: (Layer(2, 1, 0),),
@@ -29,7 +30,10 @@ PATCHES: dict[int, tuple[Layer, ...]] = {
     10: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True)),
     18: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(3, 1, 1, norm=True)),
     22: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True)),
+    46: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True)),
 }
+#: layers grow no wider than this many times the first one's width
+WIDEST = 8
 
 
 def receptive_field(layers: tuple[Layer, ...]) -> tuple[int, int]:
@@ -58,6 +62,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
+    """The hidden convolutions, twice as wide after each that halves the map, and the 1x1 to one logit."""
     modules: list[nn.Module] = []
     inside, outside = 3, width
     for layer in layers:
@@ -65,13 +70,15 @@ def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
         if layer.norm:
             modules.append(nn.BatchNorm2d(outside))
         modules.append(nn.LeakyReLU(0.2))
-        inside, outside = outside, outside * 2 if layer.stride == 2 and layer.kernel > 1 else outside
+        halves = layer.stride == 2 and layer.kernel > 1
+        inside, outside = outside, min(2 * outside, WIDEST * width) if halves else outside
     return nn.Sequential(*modules, nn.Conv2d(inside, 1, 1))
 
 
 class ImageDiscriminator(nn.Module):
-    """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32).
+    """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32; DCGAN).
 
+    Four halvings, and more while the map is even and wider than 4; then one convolution over what is left.
     Raises UsageError unless s is a multiple of 16.
     """
 
@@ -81,10 +88,11 @@ class ImageDiscriminator(nn.Module):
             raise UsageError(
                 f"method.patch: a patch of the whole image needs a side that is a multiple of 16, found {size}."
             )
-        four = Layer(4, 2, 1, norm=True)
-        down = stack((Layer(4, 2, 1), four, four, four), width)
-        last = nn.Conv2d(8 * width, 1, size // 16)
-        self.layers = nn.Sequential(*list(down)[:-1], last)
+        halvings = 4
+        while (left := size // 2**halvings) > 4 and left % 2 == 0:
+            halvings += 1
+        down = stack((Layer(4, 2, 1), *[Layer(4, 2, 1, norm=True)] * (halvings - 1)), width)
+        self.layers = nn.Sequential(*list(down)[:-1], nn.Conv2d(WIDEST * width, 1, left))
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 1 1 1"]:
         return self.layers(2 * x - 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress.models import body
+from compress.models import body, is_own
 from compress.models.fitting import matters
 
 Shape = tuple[int, ...]
@@ -99,7 +99,7 @@ class Shell(TorchFunctionMode):
 
 def shell(name: str, *, classes: int, channels: int = COLOUR) -> nn.Module:
     """The network `name` without its weights: built on the meta device, nothing of size is allocated."""
-    if ":" in name:
+    if is_own(name):
         return body(name, classes=classes, channels=channels)  # what the user's own factory does is not for us to bend
     try:
         with torch.device("meta"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 
 #: training-time side heads that torchvision's published weights hold and nobody needs for inference
-SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 SHOWN = 5
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compress.errors import CompressError, UsageError
 from compress.files import replacing, sha256, write_json
-from compress.models import network
+from compress.models import is_own, network
 from compress.models.card import Card, read_card
 from compress.models.fitting import fit
 from compress.models.network import Network
@@ -29,7 +29,7 @@ CARD = "config.json"
 def versions() -> dict[str, str]:
     """What this model was made with, for its card's provenance: package -> version."""
     found = {"python": platform.python_version()}
-    for package in ("compress", "torch", "torchvision", "timm"):
+    for package in ("compress", "torch", "torchvision", "timm", "segmentation-models-pytorch"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -84,7 +84,7 @@ def load_model_folder(folder: Path, *, own: str | None = None) -> tuple[Network,
     """
     folder = Path(folder)
     card = load_card(folder)
-    if ":" in card.architecture and own != card.architecture:
+    if is_own(card.architecture) and own != card.architecture:
         raise UsageError(
             f"{folder}: built by code outside this package, {card.architecture}; if you trust it, "
             f"name it: --teacher-arch {card.architecture}."

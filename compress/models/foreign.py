@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError
 from compress.files import sha256
-from compress.models import body, network
+from compress.models import body, network, task_of
 from compress.models.card import Card
 from compress.models.defaults import defaults
 from compress.models.fingerprint import CLASSES, fingerprint, shapes_of, shell
-from compress.models.fitting import fit, matters
+from compress.models.fitting import SIDE_HEADS, fit, matters
 from compress.models.recognise import Match, free_sizes, recognise
 from compress.models.weights import PREFIXES, Weights
 from compress.models.wishes import Wishes
@@ -40,11 +40,12 @@ def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Modul
         architecture,
         match.classes,
         usual.image_size,
+        task_of(architecture),
         mean=usual.mean,
         std=usual.std,
         grey=grey,
         class_names=weights.class_names if len(weights.class_names or []) == match.classes else None,
-        provenance={"source": path.name, "assumed": assumed(wishes)},
+        provenance={"source": path.name, "assumed": assumed(wishes)} | left_out(weights.state),
         sha256=sha256(path),
     )
     model = network(card).body
@@ -92,6 +93,12 @@ def parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]
 def assumed(wishes: Wishes) -> list[str]:
     """What the card has from the architecture's habits only, for lack of better knowledge."""
     return [name for name in ("image_size", "mean", "std") if getattr(wishes, name) is None]
+
+
+def left_out(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The side heads in a file, which only its training needed."""
+    heads = sorted({key.partition(".")[0] for key in state if key.startswith(SIDE_HEADS)})
+    return {"left_out": heads} if heads else {}
 
 
 def recognised(path: Path, weights: Weights) -> Match:

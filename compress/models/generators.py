@@ -75,6 +75,49 @@ class DeepGenerator(nn.Module):
         return self.grow(laid_out(self.linear(z).unflatten(1, self.start))).expand(-1, 3, -1, -1)
 
 
-def generator(size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3) -> nn.Module:
-    """The generator of the paper for images of `size` pixels a side: shallow up to 64, deep above."""
-    return Generator(z_dim, width, size, channels) if size <= 64 else DeepGenerator(z_dim, width, size, channels)
+class DcganGenerator(nn.Module):
+    """z -> image by four transposed convolutions that each double: DFAD's network for segmentation (its z_dim is 256).
+
+    Narrows from 8 to 1 `width`, then one more of the same width. Raises UsageError unless `size` is a multiple of 16.
+    """
+
+    def __init__(self, z_dim: int = 256, width: int = 64, size: int = 128, channels: int = 3) -> None:
+        super().__init__()
+        if size % 16:
+            raise UsageError(
+                f"task.image_size: this generator makes images whose side is a multiple of 16, found {size}."
+            )
+        self.start = (8 * width, size // 16, size // 16)
+        self.linear = nn.Linear(z_dim, 8 * width * (size // 16) ** 2)
+        layers: list[nn.Module] = [nn.BatchNorm2d(8 * width)]
+        for inside, outside in [(8, 4), (4, 2), (2, 1), (1, 1)]:
+            layers += [
+                nn.ConvTranspose2d(inside * width, outside * width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(outside * width),
+                nn.LeakyReLU(0.2),
+            ]
+        self.grow = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, 1, 1))
+        for module in self.grow:
+            if isinstance(module, nn.ConvTranspose2d | nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
+        grown = self.grow(laid_out(self.linear(z).unflatten(1, self.start)))
+        # The published one answers tanh in [-1, 1]; this is the same image in [0, 1].
+        return ((grown.tanh() + 1) / 2).expand(-1, 3, -1, -1)
+
+
+KINDS = {"shallow": Generator, "deep": DeepGenerator, "dcgan": DcganGenerator}
+
+
+def generator(size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3, kind: str | None = None) -> nn.Module:
+    """A generator of images of `size` pixels a side: one of KINDS, or the paper's, shallow up to 64 and deep above.
+
+    Raises UsageError for another kind, and for a size that the network cannot double to.
+    """
+    kind = kind or ("shallow" if size <= 64 else "deep")
+    if kind not in KINDS:
+        raise UsageError(f"method.generator: found {kind}, expected one of {', '.join(KINDS)}.")
+    return KINDS[kind](z_dim, width, size, channels)

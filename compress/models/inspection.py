@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.files import sha256
+from compress.models import is_own
 from compress.models.archive import kind_of
 from compress.models.card import Card
 from compress.models.foreign import from_weights, narrowed
@@ -64,7 +65,7 @@ def inspect_model(spec: str, wishes: Wishes) -> Inspection:
 
     Raises UsageError where there is no such file or name, CompressError for a damaged or hostile file.
     """
-    named = spec.startswith(PREFIXES) or (":" in spec and not Path(spec).exists())
+    named = spec.startswith(PREFIXES) or (is_own(spec) and not Path(spec).exists())
     path = None if named else find(spec)
     if path is None or path.is_dir():
         return whole(spec, "published weights" if named else "model folder", wishes)

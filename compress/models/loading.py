@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.errors import UsageError, nearest
 from compress.files import sha256
-from compress.models import body, network
+from compress.models import body, is_own, network, task_of
 from compress.models.archive import kind_of
 from compress.models.card import Card
 from compress.models.fingerprint import CLASSES
@@ -39,8 +39,10 @@ def load_model(
     class_names: Sequence[str] | None = None,
     trust_pickle: bool = False,
     ema: bool = False,
+    resize: int | None = None,
 ) -> tuple[Network, Card]:
-    """The model that `spec` names, in eval mode on the CPU: images [n, 3, h, w] in [0, 1] -> logits [n, classes].
+    """The model that `spec` names, in eval mode on the CPU: images [n, 3, h, w] in [0, 1] -> logits [n, classes], or
+    [n, classes, h, w] where the card's task is segmentation.
 
     `spec`: `embedded/NAME`, a model folder, a run folder, a .pt/.pth/.safetensors file, a `torch.export` program
     (.pt2), a TorchScript file, `torchvision/NAME` or `timm/NAME` (with their published weights), or the user's own
@@ -49,10 +51,10 @@ def load_model(
     Raises UsageError for a request that cannot be right (no such file or name, another class count), CompressError for
     a file that is damaged, hostile or does not fit.
     """
-    wishes = Wishes(arch, classes, image_size, mean, std, grey, class_names, trust_pickle, ema)
+    wishes = Wishes(arch, classes, image_size, mean, std, grey, class_names, trust_pickle, ema, resize)
     if spec.startswith(PREFIXES):
         inner, card = published(spec)
-    elif ":" in spec and not Path(spec).exists():
+    elif is_own(spec) and not Path(spec).exists():
         inner, card = own(spec, wishes)
     else:
         path = find(spec)
@@ -115,6 +117,15 @@ def load_file(path: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
 
 
 def new_model(architecture: str, *, like: Card) -> tuple[Network, Card]:
-    """A fresh network with random weights for the task, classes, image size and normalisation of `like`."""
+    """A fresh network with random weights for the task, classes, image size and normalisation of `like`.
+
+    Raises UsageError for an architecture that is for another task.
+    """
+    task = task_of(architecture)
+    if task != like.task:
+        raise UsageError(
+            f"{architecture}: a network for {task}, expected one for {like.task}, as the teacher (or the data) is; "
+            "see `compress models`."
+        )
     card = replace(like, architecture=architecture, metrics={}, provenance={}, sha256=None)
     return network(card), card

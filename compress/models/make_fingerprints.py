@@ -1,8 +1,8 @@
 """Build the shipped index of architectures: `python -m compress.models.make_fingerprints` (15 minutes on one core).
 
-Every classifier of torchvision and timm is built on the meta device. Where several have the same names and shapes, they
-are built for real with the same random weights and asked the same question: equal answers make them twins, one function
-under several names, so that `resnet50` from torchvision or timm need not be told apart.
+Every network of torchvision and timm, and the usual pairs of smp, are built on the meta device. Where several have the
+same names and shapes, they are built for real with the same random weights and asked the same question: equal answers
+make them twins, one function under several names, so that `resnet50` from torchvision or timm need not be told apart.
 """
 
 from __future__ import annotations
@@ -15,19 +15,67 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compress.errors import UsageError
 from compress.files import write_bytes
-from compress.models import body, timm_names, torchvision_names
+from compress.models import MODELS, body, timm_names, torchvision_names
 from compress.models.fingerprint import Fingerprint, fingerprint, shell
 from compress.models.fitting import SIDE_HEADS
 from compress.models.recognise import INDEX, Index, pack
+from compress.models.segmenters import smp_package, torchvision_segmenters
 
 #: networks above this many parameters are not compared; they stay listed side by side
 LARGEST = 120_000_000
 SAME = 1e-4
+#: encoders of smp that checkpoints are likely to have
+ENCODERS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+    "se_resnext50_32x4d",
+    "vgg16_bn",
+    "densenet121",
+    "mobilenet_v2",
+    "xception",
+    "efficientnet-b0",
+    "efficientnet-b1",
+    "efficientnet-b2",
+    "efficientnet-b3",
+    "efficientnet-b4",
+    "timm-efficientnet-b0",
+    "timm-efficientnet-b3",
+    "mit_b0",
+    "mit_b1",
+    "mit_b2",
+    "mobileone_s0",
+    "tu-resnet18",
+    "tu-resnet50",
+    "tu-mobilenetv3_small_100",
+    "tu-mobilenetv3_large_100",
+    "tu-efficientnet_b0",
+    "tu-convnext_tiny",
+    "tu-regnety_008",
+)
 
 
 def architectures() -> list[str]:
-    return [*(f"torchvision/{name}" for name in torchvision_names()), *(f"timm/{name}" for name in timm_names())]
+    return [
+        *(f"torchvision/{name}" for name in [*torchvision_names(), *torchvision_segmenters()]),
+        *(f"timm/{name}" for name in timm_names()),
+        *smp_pairs(),
+    ]
+
+
+def smp_pairs() -> Iterator[str]:
+    """Every architecture of smp with each of ENCODERS that it can be built on."""
+    for arch in smp_package().MODEL_ARCHITECTURES_MAPPING:
+        for encoder in ENCODERS:
+            try:
+                shell(f"smp/{arch}:{encoder}", classes=2)
+            except (UsageError, RuntimeError, AttributeError):
+                continue  # not every encoder can be dilated, or has maps enough
+            yield f"smp/{arch}:{encoder}"
 
 
 def fingerprints(names: list[str]) -> Iterator[Fingerprint]:
@@ -100,11 +148,13 @@ def equal(a: Tensor, b: Tensor) -> bool:
 def main() -> None:
     prints = list(fingerprints(architectures()))
     groups: list[frozenset[str]] = []
-    for names in look_alikes(prints):
+    for names in look_alikes([*fingerprints(list(MODELS)), *prints]):
         found = twins(names)
         print(f"{', '.join(names)}: {[sorted(group) for group in found] or 'differ'}", file=sys.stderr, flush=True)
         groups += found
-    versions = tuple((package, metadata.version(package)) for package in ("torchvision", "timm"))
+    versions = tuple(
+        (package, metadata.version(package)) for package in ("torchvision", "timm", "segmentation-models-pytorch")
+    )
     target = Path(str(resources.files("compress.models") / INDEX))
     write_bytes(target, pack(Index(tuple(prints), tuple(groups), versions)))
     print(f"{len(prints)} architectures, {target.stat().st_size} bytes: {target}", file=sys.stderr)

@@ -13,7 +13,10 @@ from compress.models.card import Card, read_card
 #: key under which the whole card stands as JSON; the other keys repeat parts of it for other readers
 CARD = "compress.card"
 INPUT = "images: float32 RGB, NCHW, values in [0, 1]; the graph normalises them itself"
-OUTPUT = "logits: float32 [batch, classes], before softmax"
+OUTPUTS = {
+    "classification": "logits: float32 [batch, classes], before softmax",
+    "segmentation": "logits: float32 [batch, classes, height, width] at the images' size, before softmax",
+}
 
 
 def to_metadata(card: Card) -> dict[str, str]:
@@ -24,7 +27,7 @@ def to_metadata(card: Card) -> dict[str, str]:
         "task": card.task,
         "architecture": card.architecture,
         "input": INPUT,
-        "output": OUTPUT,
+        "output": OUTPUTS[card.task],
         "image_size": f"{height}x{width}",
         "resize": str(card.resize or max(card.image_size)),
         "normalisation": json.dumps({"baked_in": True, "grey": card.grey, "mean": card.mean, "std": card.std}),

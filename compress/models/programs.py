@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError
+from compress.models import TASKS
 from compress.models.archive import vet_program, vet_script
 from compress.models.card import Card
+from compress.models.segmenters import logits_of
 from compress.models.wishes import Wishes
 
 EXPORTED = "exported"
@@ -28,7 +30,8 @@ FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, Key
 
 
 class Program(nn.Module):
-    """A program file as a network: images [n, c, h, w] -> logits [n, classes]. It knows no training mode."""
+    """A program file as a network: images [n, c, h, w] -> logits [n, classes] or [n, classes, h, w]. It knows no
+    training mode."""
 
     def __init__(self, program: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -39,14 +42,7 @@ class Program(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
-        answer = self.program(x)
-        if isinstance(answer, tuple | list) and answer:
-            answer = answer[0]
-        if isinstance(answer, dict):
-            answer = answer.get("logits", answer.get("out"))
-        if not isinstance(answer, Tensor):
-            raise CompressError(f"the program answers with a {type(answer).__name__}, expected a tensor of logits.")
-        return answer
+        return logits_of(self.program(x), x)
 
 
 @dataclass(frozen=True)
@@ -113,16 +109,16 @@ def unknown(model: nn.Module, where: str, wishes: Wishes, signature: Signature =
     channels = 1 if grey else 3
     if signature.channels not in (None, channels):
         raise UsageError(f"{where}: reads {signature.channels} channels, expected {channels}.")
-    classes = probe(model, where, size, channels)
-    return Card(EXPORTED, classes, size, mean=(0.0,) * channels, std=(1.0,) * channels, grey=grey)
+    classes, task = probe(model, where, size, channels)
+    return Card(EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grey=grey)
 
 
-def probe(model: nn.Module, where: str, image_size: tuple[int, int], channels: int = 3) -> int:
-    """The class count of an unknown network, from answers to small batches.
+def probe(model: nn.Module, where: str, image_size: tuple[int, int], channels: int = 3) -> tuple[int, str]:
+    """The class count and the task of an unknown network, from answers to small batches.
 
-    Raises CompressError unless it takes any batch size, answers [n, classes], and lets gradients through to the images.
+    Raises CompressError unless it takes any batch size, answers [n, classes] or [n, classes, h, w], and lets gradients
+    through to the images.
     """
-    widths = set()
     for batch in TRIALS:
         x = torch.rand(batch, channels, *image_size, requires_grad=True)
         try:
@@ -131,13 +127,15 @@ def probe(model: nn.Module, where: str, image_size: tuple[int, int], channels: i
             raise
         except FAILURES as error:
             raise CompressError(f"{where}: fails on {describe(x)} ({first_line(error)}); {advice(batch)}") from error
-        if answer.dim() != 2 or len(answer) != batch:
-            raise CompressError(f"{where}: answers {list(answer.shape)} to {describe(x)}, expected [{batch}, classes].")
-        widths.add(answer.shape[1])
+        if answer.dim() not in TASKS or len(answer) != batch or answer.shape[2:] not in ((), x.shape[2:]):
+            raise CompressError(
+                f"{where}: answers {list(answer.shape)} to {describe(x)}, expected [{batch}, classes], "
+                f"or [{batch}, classes, height, width] of a segmenter."
+            )
     (gradient,) = torch.autograd.grad(answer.sum(), x, allow_unused=True) if answer.requires_grad else (None,)
     if gradient is None:
         raise CompressError(f"{where}: lets no gradient through to the images; export it without no_grad.")
-    return widths.pop()
+    return answer.shape[1], TASKS[answer.dim()]
 
 
 def describe(x: Tensor) -> str:

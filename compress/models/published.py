@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+import torch
 from torch import nn
 
 from compress.errors import CompressError, UsageError, nearest
-from compress.models import _timm_package, torchvision_names
+from compress.models import _timm_package, body, task_of, torchvision_names
 from compress.models.card import Card
 from compress.models.defaults import defaults
+from compress.models.segmenters import TorchvisionSegmenter, torchvision_segmenters
 
-PREFIXES = ("torchvision/", "timm/")
+PREFIXES = ("torchvision/", "timm/", "smp/")
 
 
 def published(spec: str) -> tuple[nn.Module, Card]:
@@ -18,15 +22,18 @@ def published(spec: str) -> tuple[nn.Module, Card]:
     Raises UsageError for an unknown name, CompressError where the weights cannot be had.
     """
     prefix, _, name = spec.partition("/")
+    if prefix == "smp":
+        return from_smp(spec)
     return from_torchvision(name) if prefix == "torchvision" else from_timm(name)
 
 
 def from_torchvision(name: str) -> tuple[nn.Module, Card]:
     import torchvision
 
-    if name not in torchvision_names():
+    known = [*torchvision_names(), *torchvision_segmenters()]
+    if name not in known:
         raise UsageError(
-            f"torchvision/{name}: no such classifier in torchvision{nearest(name, torchvision_names()) or '.'}"
+            f"torchvision/{name}: no such classifier or segmenter in torchvision{nearest(name, known) or '.'}"
         )
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
     try:
@@ -34,6 +41,8 @@ def from_torchvision(name: str) -> tuple[nn.Module, Card]:
     except (OSError, RuntimeError) as error:
         where = f"download {weights.url} elsewhere and give the file as the teacher"
         raise unavailable(f"torchvision/{name}", error, where) from error
+    if name in torchvision_segmenters():
+        model = TorchvisionSegmenter(model)
     names = list(weights.meta["categories"])
     return model, describe(f"torchvision/{name}", len(names), names, str(weights))
 
@@ -53,6 +62,16 @@ def from_timm(name: str) -> tuple[nn.Module, Card]:
     return model, describe(f"timm/{name}", int(getattr(model, "num_classes", 0)), None, str(cfg.get("tag") or ""))
 
 
+def from_smp(spec: str) -> NoReturn:
+    """smp publishes encoders trained on ImageNet, but no trained segmenters under these names."""
+    with torch.device("meta"):
+        body(spec, classes=2)  # raises for a name that nobody knows
+    raise UsageError(
+        f"{spec}: an architecture without trained weights; give your checkpoint of it as the teacher, "
+        f"with --teacher-arch {spec}."
+    )
+
+
 def unavailable(spec: str, error: Exception, where: str) -> CompressError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     return CompressError(f"{spec}: the published weights could not be had ({reason}); {where}.")
@@ -66,6 +85,7 @@ def describe(architecture: str, classes: int, names: list[str] | None, source: s
         architecture,
         classes,
         usual.image_size,
+        task_of(architecture),
         mean=usual.mean,
         std=usual.std,
         resize=usual.resize,

@@ -1,7 +1,7 @@
 """Which architecture a bare state dict belongs to, from its names and shapes alone.
 
 Looked up among the built-in families (hashed live, so a new family needs no rebuild) and the shipped index of
-torchvision's and timm's classifiers (`python -m compress.models.make_fingerprints` builds it).
+torchvision's, timm's and smp's networks (`python -m compress.models.make_fingerprints` builds it).
 """
 
 from __future__ import annotations
@@ -106,16 +106,16 @@ def merge(names: list[str], twins: tuple[frozenset[str], ...]) -> tuple[list[str
 
 def preference(name: str) -> tuple[int, int, str]:
     """Built-ins first, then torchvision (nothing more to install), then the plainest of timm's names."""
-    return ("/" in name) + name.startswith("timm/"), len(name), name
+    return ("/" in name) + name.startswith(("timm/", "smp/")), len(name), name
 
 
 def stranger(shapes: Shapes, known: Index) -> str:
     near = nearest(shapes, known)
     advice = "give the architecture with --teacher-arch (package.module:factory for a network of your own)"
     if not near:
-        return f"no built-in, torchvision or timm classifier has tensors like these; {advice}."
+        return f"no network of ours, torchvision's, timm's or smp's has tensors like these; {advice}."
     listed = ", ".join(f"{name} (about {share:.0%} of the tensors)" for name, share in near)
-    return f"no built-in, torchvision or timm classifier has exactly these tensors; nearest: {listed}; {advice}."
+    return f"no network of ours, torchvision's, timm's or smp's has exactly these tensors; nearest: {listed}; {advice}."
 
 
 def nearest(shapes: Shapes, known: Index) -> list[tuple[str, float]]:

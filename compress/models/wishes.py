@@ -22,6 +22,7 @@ class Wishes:
     class_names: Sequence[str] | None = None
     trust_pickle: bool = False
     ema: bool = False
+    resize: int | None = None
 
 
 def settle(card: Card, wishes: Wishes, spec: str) -> Card:
@@ -37,7 +38,7 @@ def settle(card: Card, wishes: Wishes, spec: str) -> Card:
     return replace(
         card,
         image_size=wishes.image_size or card.image_size,
-        resize=None if wishes.image_size else card.resize,
+        resize=wishes.resize or (None if wishes.image_size else card.resize),
         mean=statistic(wishes.mean, card, "mean", spec) if wishes.mean is not None else card.mean,
         std=statistic(wishes.std, card, "std", spec) if wishes.std is not None else card.std,
         class_names=list(wishes.class_names) if wishes.class_names is not None else card.class_names,

@@ -75,7 +75,7 @@ def test_images_are_judged_around_mid_grey(patch):
 
 
 def test_an_unknown_patch_is_refused_with_those_that_there_are():
-    with pytest.raises(UsageError, match=r"found 3, expected one of 1, 2, 4, 8, 10, 18, 22 or the image's side"):
+    with pytest.raises(UsageError, match=r"found 3, expected one of 1, 2, 4, 8, 10, 18, 22, 46 or the image's side"):
         discriminator(3, 32)
     with pytest.raises(UsageError, match="multiple of 16, found 28"):
         discriminator(28, 28)

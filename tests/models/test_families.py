@@ -1,4 +1,4 @@
-"""The families of the paper: sizes and features as in its table, C = 100."""
+"""The classifiers of the paper: sizes and features as in its table, C = 100."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.models import MODELS, body, network
+from compress.models import MODELS, body, network, task_of
 from compress.models.card import Card
 
 #: parameters in millions, BatchNorm layers, BatchNorm channels
@@ -29,7 +29,7 @@ STAGES = {
 
 
 def test_every_family_is_in_the_table():
-    assert MODELS.keys() == TABLE.keys()
+    assert {name for name in MODELS if task_of(name) == "classification"} == TABLE.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,0 +1,78 @@
+"""The paper's pair for segmentation: DeepLabV3 at output stride 8 on ResNet-50 and MobileNetV2, of torchvision's parts.
+
+Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017. Pyramid pooling
+at rates 12, 24 and 36; logits [n, classes, h, w], enlarged bilinearly to the input's size. Weights are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.models.segmenters import TorchvisionSegmenter
+
+#: pixels that one step on the last feature map spans
+STRIDE = 8
+#: (height, width) of the images that these networks are compared on
+IMAGE_SIZE = (256, 256)
+
+
+def resnet50(classes: int, channels: int) -> TorchvisionSegmenter:
+    """torchvision's `deeplabv3_resnet50`, tensor for tensor, without the side head."""
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    inner = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
+    if channels != 3:
+        inner.set_submodule("backbone.conv1", first(nn.Conv2d(channels, 64, 7, 2, 3, bias=False)))
+    return TorchvisionSegmenter(inner)
+
+
+def mobilenet_v2(classes: int, channels: int) -> TorchvisionSegmenter:
+    """torchvision's MobileNetV2 up to its 320 channels, tensor for tensor, dilated from stride 8 on."""
+    from torchvision.models import mobilenet_v2
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
+
+    features = mobilenet_v2(weights=None).features[:-1]
+    if channels != 3:
+        features.set_submodule("0.0", first(nn.Conv2d(channels, 32, 3, 2, 1, bias=False)))
+    blocks = nn.Sequential(features[0], *dilated(features[1:]))
+    backbone = IntermediateLayerGetter(blocks, {str(len(blocks) - 1): "out"})
+    return TorchvisionSegmenter(DeepLabV3(backbone, DeepLabHead(320, classes)))
+
+
+class Block(nn.Module):
+    """An inverted residual that pads before it widens, as the paper's does: 5.55 G multiply-accumulates in convolutions
+    at 256x256, where padding inside makes 5.21 G."""
+
+    def __init__(self, conv: nn.Module, residual: bool, padding: int) -> None:
+        super().__init__()
+        self.conv, self.residual, self.padding = conv, residual, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(F.pad(x, [self.padding] * 4))
+        return x + made if self.residual else made
+
+
+def first(conv: nn.Conv2d) -> nn.Conv2d:
+    """A first layer for grey images, begun as torchvision begins its own."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def dilated(blocks: nn.Sequential) -> Iterator[Block]:
+    """MobileNetV2's blocks after its first layer. Where STRIDE is reached, further strides become 1 and double the
+    distance between the taps of what follows."""
+    reached, rate = 2, 1
+    for block in blocks:
+        (spatial,) = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        spatial.dilation, spatial.padding = (rate, rate), (0, 0)
+        yield Block(block.get_submodule("conv"), bool(block.use_res_connect), padding=rate)
+        if reached == STRIDE and spatial.stride == (2, 2):
+            spatial.stride, rate = (1, 1), 2 * rate
+        reached *= spatial.stride[0]
+
+
+MODELS = {"deeplabv3_resnet50": resnet50, "deeplabv3_mobilenet_v2": mobilenet_v2}
