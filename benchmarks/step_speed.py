@@ -29,11 +29,12 @@ from compress.engine.display import Display
 from compress.engine.pace import Pace
 from compress.engine.place import Place, open_place
 from compress.engine.player import Frozen
-from compress.engine.run import Run
+from compress.engine.run import Run, Source
 from compress.methods.mosaic import MosaicKD
 from compress.models import network
 from compress.models.card import Card
 from compress.models.discriminators import discriminator
+from compress.models.folding import folded
 from compress.models.generators import generator
 from compress.rehearsal import Blank
 from compress.tasks.classification import Classification
@@ -93,16 +94,25 @@ class PlainLoop:
 
 
 def our_loop(
-    batch_size: int, folder: Path, place: Place, *, compiled: bool = False, **settings: float
+    batch_size: int,
+    folder: Path,
+    place: Place,
+    *,
+    compiled: bool = False,
+    fold: bool = False,
+    source: Source | None = None,
+    **settings: float,
 ) -> Callable[[], object]:
-    """The shipped method's step, set up as a run does it."""
+    """The shipped method's step, set up as a run does it; on random images where no `source` is given."""
     T, S, _, _ = players()
+    if fold:
+        T = folded(T, CARD.image_size)
     if compiled:
         T, S = torch.compile(T), torch.compile(S)  # pyright: ignore[reportAssignmentType]
     task = Classification(100, (32, 32))
     run = Run(
         folder=folder, place=place, pace=Pace(), task=task, student=S, teachers=[Frozen(T, place)],
-        sources={"unlabelled": Blank((32, 32), 100, place.device)}, batch_size=batch_size, steps=1000,
+        sources={"unlabelled": source or Blank(CARD.image_size, (), place.device)}, batch_size=batch_size, steps=1000,
         display=Display("speed", quiet=True),
     )  # fmt: skip
     method = MosaicKD(**settings)  # pyright: ignore[reportArgumentType]
