@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types lock clean
+.PHONY: demo test test-slow test-oldest lint types lock clean
 
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,17 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 
+# The oldest torch and torchvision that are supported, in an environment of their own; the rest as in the lock
+.venv-oldest/.installed: requirements-oldest.txt requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	grep -Ev '^(torch|torchvision|triton|setuptools|cuda-.*|nvidia-.*)==' requirements.lock > .venv-oldest/rest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt -r .venv-oldest/rest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +45,4 @@ lock:
 	mv requirements.lock.new requirements.lock && rm -rf .venv-lock
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest runs build *.egg-info .pytest_cache .ruff_cache
