@@ -132,8 +132,9 @@ def hardly_found(comparison: Comparison, record: Record) -> str:
     missed = [name for name, iou in known if iou is not None and iou < FOUND]
     if not missed:
         return ""
-    more = [f"{len(missed) - MOST_NAMED} more"] if len(missed) > MOST_NAMED else []
-    return f"{record.name} hardly finds {listed(missed[:MOST_NAMED] + more)} (IoU below {share(FOUND, 0)})."
+    if len(missed) > MOST_NAMED + 1:
+        missed = [*missed[:MOST_NAMED], f"{len(missed) - MOST_NAMED} more"]
+    return f"{record.name} hardly finds {listed(missed)} (IoU below {share(FOUND, 0)})."
 
 
 def is_busy(latency: dict[str, Any], record: Record) -> bool:

@@ -62,8 +62,9 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
         models = {records[0].name: Timed(net, card, onnx)}
         if ready.teachers:
             teacher, teacher_card = ready.teachers[0]
-            records.insert(0, model_record(teacher, teacher_card, name="Teacher", role="teacher"))
-            models["Teacher"] = Timed(teacher, teacher_card)
+            name = f"Teacher {teacher_card.architecture}"
+            records.insert(0, model_record(teacher, teacher_card, name=name, role="teacher"))
+            models[name] = Timed(teacher, teacher_card)
         records = timed(records, models)
     record = records[-1]
     write_records(run.folder, records)
