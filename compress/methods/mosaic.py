@@ -82,7 +82,7 @@ class MosaicKD:
         self.real = run.stream("real", "unlabelled")
         ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
         self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
-        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers else None
+        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers and self.ood else None
         z = run.noise(100, self.z_dim)
         run.show("mosaics", partial(self.G.look, z))
 
