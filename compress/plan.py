@@ -54,6 +54,7 @@ class TaskPlan:
     classes: Positive | None = None  #: number of classes; None: as the teacher or the labelled data say
     image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says, or 32x32
     grey: bool | None = None  #: networks turn pictures grey first; None: as the teacher says
+    resize: Positive | None = None  #: short side in pixels before cropping; None: as the teacher says
 
 
 @dataclass
@@ -155,7 +156,7 @@ def prepare(plan: Plan, method: Method) -> Prepared:
     task = plan.task
     teachers = [
         load_model(
-            t.model, arch=t.arch, classes=task.classes, image_size=task.image_size,
+            t.model, arch=t.arch, classes=task.classes, image_size=task.image_size, resize=task.resize,
             mean=t.mean, std=t.std, grey=t.grey, trust_pickle=t.trust_pickle,
         )
         for t in plan.teachers
@@ -176,12 +177,15 @@ def card_from_labels(plan: Plan) -> Card:
     mean, std = colour_statistics(images, grey=grey)
     task = "classification" if images.masks is None else "segmentation"
     size = plan.task.image_size or ((32, 32) if images.masks is None else (64, 64))
-    return Card("", classes, size, task=task, mean=mean, std=std, grey=grey, class_names=images.class_names)
+    return Card(
+        "", classes, size, task=task, mean=mean, std=std, grey=grey, resize=plan.task.resize,
+        class_names=images.class_names,
+    )  # fmt: skip
 
 
 def with_student(plan: Plan, method: Method, teachers: list[tuple[Network, Card]], like: Card) -> Prepared:
     """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
-    plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey)
+    plan.task = TaskPlan(like.task, like.classes, like.image_size, like.grey, like.resize)
     plan.student.model = plan.student.model or default_student(like.task, like.image_size)
     torch.manual_seed(plan.pace.seed)
     student, card = new_model(plan.student.model, like=like)
@@ -306,7 +310,7 @@ def forget(folder: Path) -> None:
 
     for name in ("checkpoints", "pictures", "tensorboard", "best", "last"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", RECIPE, "record.json"):
+    for name in ("metrics.jsonl", RECIPE, "record.json", "overlays.npz", "overlays.png"):
         (folder / name).unlink(missing_ok=True)
 
 
