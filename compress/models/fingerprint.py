@@ -104,7 +104,7 @@ def shell(name: str, *, classes: int, channels: int = COLOUR) -> nn.Module:
     try:
         with torch.device("meta"):
             return body(name, classes=classes, channels=channels)
-    except NotImplementedError:  # torchvision's RegNets ask tensors for their values
+    except RuntimeError:  # torchvision's RegNets and smp's transformers ask tensors for their values
         with Shell():
             return body(name, classes=classes, channels=channels)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import torch
 from torch import nn
 
 from compress.errors import CompressError, UsageError, nearest
-from compress.models import _timm_package, body, task_of, torchvision_names
+from compress.models import _timm_package, task_of, torchvision_names
 from compress.models.card import Card
 from compress.models.defaults import defaults
+from compress.models.fingerprint import shell
 from compress.models.segmenters import TorchvisionSegmenter, torchvision_segmenters
 
 PREFIXES = ("torchvision/", "timm/", "smp/")
@@ -64,8 +64,7 @@ def from_timm(name: str) -> tuple[nn.Module, Card]:
 
 def from_smp(spec: str) -> NoReturn:
     """smp publishes encoders trained on ImageNet, but no trained segmenters under these names."""
-    with torch.device("meta"):
-        body(spec, classes=2)  # raises for a name that nobody knows
+    shell(spec, classes=2)  # raises for a name that nobody knows
     raise UsageError(
         f"{spec}: an architecture without trained weights; give your checkpoint of it as the teacher, "
         f"with --teacher-arch {spec}."

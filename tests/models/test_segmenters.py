@@ -1,0 +1,322 @@
+"""Segmenters: the paper's pair, torchvision's and smp's, from their users' files to logits at the images' size."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
+from click.testing import CliRunner
+from torch import nn
+
+from compress.cli import main
+from compress.errors import CompressError, UsageError
+from compress.models import MODELS, body, network, task_of
+from compress.models.card import Card
+from compress.models.catalogue import catalogue
+from compress.models.defaults import defaults
+from compress.models.folder import load_model_folder, save_model
+from compress.models.loading import load_model, new_model
+from compress.models.recognise import recognise
+
+PAIR = ("deeplabv3_resnet50", "deeplabv3_mobilenet_v2")
+NAMES = torchvision.models.list_models(module=torchvision.models.segmentation)
+ODD = (1, 3, 65, 70)
+
+
+def published(name, classes, **options):
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
+
+
+@pytest.fixture(scope="module")
+def lraspp():
+    """torchvision's smallest, with statistics that are not the initial ones."""
+    model = published("lraspp_mobilenet_v3_large", 5)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "gigamacs", "convolutions", "millions"),
+    [("deeplabv3_resnet50", 40.97, 40.89, 39.64), ("deeplabv3_mobilenet_v2", 5.54, 5.55, 5.11)],
+)
+def test_profile_gives_the_papers_arithmetic(name, gigamacs, convolutions, millions):
+    done = CliRunner().invoke(main, ["profile", name, "--classes", "13", "--input-size", "256x256", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["counter"] == "fvcore"
+    assert found["macs"] / 1e9 == pytest.approx(gigamacs, rel=0.02)
+    assert found["by_operator"]["conv"] / 1e9 == pytest.approx(convolutions, abs=0.005)
+    assert found["params"] / 1e6 == pytest.approx(millions, abs=0.005)
+    assert found["unsupported"] == {}
+
+
+def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
+    reference = published("deeplabv3_resnet50", 13, aux_loss=False).eval()
+    ours = body("deeplabv3_resnet50", classes=13).eval()
+    ours.load_state_dict(reference.state_dict())
+    x = torch.rand(ODD)
+    with torch.no_grad():
+        assert torch.equal(ours(x), reference(x)["out"])
+
+
+def test_the_students_last_map_is_an_eighth_and_its_tensors_are_torchvisions():
+    ours = body("deeplabv3_mobilenet_v2", classes=4).eval()
+    own = {key.removeprefix("backbone."): value.shape for key, value in ours.state_dict().items() if "backbone" in key}
+    theirs = torchvision.models.mobilenet_v2(weights=None).features[:-1].state_dict()
+    assert own == {key: value.shape for key, value in theirs.items()}
+    with torch.no_grad():
+        assert ours.get_submodule("backbone")(torch.rand(1, 3, 64, 96))["out"].shape == (1, 320, 8, 12)
+        assert ours(torch.rand(ODD)).shape == (1, 4, 65, 70)
+    rates = [
+        m.dilation[0] for m in ours.get_submodule("backbone").modules() if isinstance(m, nn.Conv2d) and m.groups > 1
+    ]
+    assert rates == [1] * 7 + [2] * 7 + [4] * 3
+
+
+def test_a_student_without_dilation_is_torchvisions_mobilenet_inside():
+    """Away from the border, and up to the stride where dilation begins, both backbones compute the same."""
+    ours = body("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
+    theirs = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
+    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})
+    x = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        deep, expected = x, theirs(x)
+        for index in range(7):
+            deep = ours.get_submodule(str(index))(deep)
+    torch.testing.assert_close(deep[..., 8:-8, 8:-8], expected[..., 8:-8, 8:-8])
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_the_pair_reads_grey_too(name):
+    card = Card(name, 3, (64, 64), "segmentation", mean=(0.5,), std=(0.5,), grey=True)
+    with torch.device("meta"):
+        assert network(card).eval()(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
+
+
+def test_what_an_architecture_is_for():
+    for name in MODELS:
+        assert task_of(name) == ("segmentation" if name.startswith("deeplab") else "classification")
+    assert {task_of(f"torchvision/{name}") for name in NAMES} == {"segmentation"}
+    assert task_of("torchvision/resnet18") == task_of("timm/resnet18") == "classification"
+    assert task_of("smp/unet:resnet18") == "segmentation"
+    with pytest.raises(UsageError, match="no such model"):
+        task_of("nothing_of_the_kind")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_segmenter_of_torchvision_is_one_of_ours(name):
+    with torch.device("meta"):
+        model = body(f"torchvision/{name}", classes=7).eval()
+        assert model(torch.rand(2, 3, 66, 70)).shape == (2, 7, 66, 70)
+        match = recognise(published(name, 9, aux_loss=None if "lraspp" in name else True).state_dict())
+    expected = name if name in MODELS else f"torchvision/{name}"
+    assert (match.candidates, match.classes) == ((expected,), 9)
+    usual = defaults(f"torchvision/{name}")
+    assert (usual.image_size, usual.resize) == ((520, 520), 520)
+
+
+@pytest.mark.parametrize("arch", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+def test_every_architecture_of_smp_answers_at_the_images_size(arch):
+    encoder = "tu-vit_tiny_patch16_224" if arch == "dpt" else "mobilenet_v2"
+    name, size = f"smp/{arch}:{encoder}", (2, 3, 150, 170)
+    with torch.device("meta"):
+        assert body(name, classes=6).eval()(torch.rand(size)).shape == (2, 6, 150, 170)
+        reference = smp.create_model(arch, encoder, encoder_weights=None, classes=6)
+    assert body(name, classes=6).state_dict().keys() == reference.state_dict().keys()
+    if arch != "dpt":
+        match = recognise(reference.state_dict())
+        assert (match.candidates, match.classes) == ((name,), 6)
+
+
+@pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "fpn"])
+def test_smp_answers_exactly_as_it_does_for_its_users(arch):
+    torch.manual_seed(0)
+    reference = smp.create_model(arch, "resnet18", encoder_weights=None, classes=3).eval()
+    ours = body(f"smp/{arch}:resnet18", classes=3).eval()
+    ours.load_state_dict(reference.state_dict())
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(ours(x), reference(x))
+
+
+def test_smp_takes_odd_sizes_as_if_the_image_went_on_in_the_mean_colour():
+    ours = body("smp/fpn:resnet18", classes=3).eval()
+    x = torch.rand(1, 3, 50, 60)
+    padded = torch.zeros(1, 3, 64, 64)
+    padded[:, :, :50, :60] = x
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), ours(padded)[:, :, :50, :60])
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "parallel": lambda s: {f"module.{key}": value for key, value in s.items()},
+    "checkpoint": lambda s: {"model": s, "epoch": 3},
+    "lightning": lambda s: {"state_dict": {f"model.{key}": value for key, value in s.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_the_file_of_a_torchvision_user_is_enough(tmp_path, lraspp, wrapping):
+    torch.save(WRAPPINGS[wrapping](lraspp.state_dict()), tmp_path / "t.pth")
+    model, card = load_model(str(tmp_path / "t.pth"), image_size=(64, 64))
+    assert (card.architecture, card.task, card.classes) == (
+        "torchvision/lraspp_mobilenet_v3_large", "segmentation", 5,
+    )  # fmt: skip
+    x = torch.rand(ODD)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), lraspp(model.normalise(x))["out"])
+
+
+@pytest.mark.parametrize("arch", [None, "deeplabv3_mobilenet_v2"])
+def test_a_side_head_in_the_file_is_dropped_and_said(tmp_path, arch):
+    state = body("deeplabv3_mobilenet_v2", classes=4).state_dict()
+    side = {"aux_classifier.4.weight": torch.rand(4, 10, 1, 1), "aux_classifier.4.bias": torch.rand(4)}
+    torch.save(state | side, tmp_path / "t.pth")
+    _, card = load_model(str(tmp_path / "t.pth"), arch=arch)
+    assert (card.architecture, card.task, card.classes) == ("deeplabv3_mobilenet_v2", "segmentation", 4)
+    assert card.provenance["left_out"] == ["aux_classifier"]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth")])
+    assert "aux_classifier" in shown.stdout
+
+
+@pytest.mark.parametrize("arch", [None, "smp/unet:mobilenet_v2"])
+def test_the_file_of_an_smp_user_is_enough(tmp_path, arch):
+    reference = smp.Unet("mobilenet_v2", encoder_weights=None, classes=3).eval()
+    torch.save(reference.state_dict(), tmp_path / "t.pth")
+    model, card = load_model(str(tmp_path / "t.pth"), arch=arch)
+    assert (card.architecture, card.task, card.classes) == ("smp/unet:mobilenet_v2", "segmentation", 3)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(model.normalise(x)))
+    found = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth"), "--json"]).stdout)
+    assert (found["task"], found["classes"]) == ("segmentation", 3)
+
+
+def test_a_saved_segmenter_answers_as_before(tmp_path):
+    card = Card("smp/linknet:mobilenet_v2", 3, (64, 64), "segmentation")
+    net = network(card).eval()
+    save_model(tmp_path, net, card)
+    again, found = load_model_folder(tmp_path)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(again(x), net(x))
+    assert found == card
+
+
+def test_published_weights_come_with_their_class_names(monkeypatch, lraspp):
+    state = published("lraspp_mobilenet_v3_large", 21).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    model, card = load_model("torchvision/lraspp_mobilenet_v3_large")
+    assert (card.task, card.classes, card.image_size) == ("segmentation", 21, (520, 520))
+    assert card.class_names is not None
+    assert card.class_names[:2] == ["__background__", "aeroplane"]
+    assert torch.equal(
+        model.body.state_dict()["classifier.low_classifier.bias"], state["classifier.low_classifier.bias"]
+    )
+
+
+def test_a_student_is_for_the_teachers_task():
+    teacher = Card("deeplabv3_resnet50", 3, (64, 64), "segmentation")
+    student, card = new_model("deeplab_wrn16_1", like=teacher)
+    assert card.task == "segmentation"
+    assert student.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+    with pytest.raises(UsageError, match="wrn16_1: a network for classification, expected one for segmentation"):
+        new_model("wrn16_1", like=teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("torchvision/deeplabv3_resnet51", "did you mean 'deeplabv3_resnet50'"),
+        ("smp/unett:resnet18", "did you mean 'unet'"),
+        ("smp/unet:resnet19", "did you mean 'resnet18'|did you mean 'resnet1"),
+        ("smp/unet", "names no encoder; write smp/unet:resnet18"),
+        ("smp/deeplabv3:vgg11", "do not go together"),
+        ("deeplabv3_resnet", "did you mean 'deeplabv3_resnet50'"),
+    ],
+)
+def test_an_unknown_name_suggests_another(name, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        body(name, classes=2)
+
+
+def test_smp_by_name_alone_has_no_weights():
+    with pytest.raises(UsageError, match="without trained weights; give your checkpoint"):
+        load_model("smp/unet:resnet18")
+
+
+def test_without_smp_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(UsageError, match=r"pip install 'compress\[smp\]'"):
+        body("smp/unet:resnet18", classes=2)
+    assert catalogue()["smp/"] == []
+
+
+def test_the_catalogue_names_them():
+    found = {row["name"]: row["about"] for rows in catalogue().values() for row in rows}
+    assert "256x256 images, segmentation" in found["deeplabv3_mobilenet_v2"]
+    assert "64x64 images, segmentation" in found["deeplab_wrn16_1"]
+    assert found["torchvision/lraspp_mobilenet_v3_large"] == "torchvision, segmentation"
+    assert "smp/deeplabv3plus:mobilenet_v2" in found
+
+
+class Whole(nn.Module):
+    """Eight-channel features at half the size; `form` is how its answer is wrapped."""
+
+    def __init__(self, classes: int, form: str = "plain") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, classes, 3, 2, 1)
+        self.form = form
+
+    def forward(self, x):
+        small = self.conv(x)
+        return {"out": small} if self.form == "dict" else (small, x) if self.form == "tuple" else small
+
+
+@pytest.mark.parametrize("form", ["plain", "dict", "tuple"])
+def test_the_users_own_segmenter_is_known_by_its_answer(tmp_path, monkeypatch, form):
+    (tmp_path / f"mine_{form}.py").write_text(
+        f"from test_segmenters import Whole\ndef net(classes=5):\n    return Whole(classes, {form!r})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "test_segmenters", sys.modules[__name__])
+    spec = f"mine_{form}:net"
+    assert task_of(spec) == "segmentation"
+    model, card = load_model(spec, image_size=(16, 16), classes=4)
+    assert (card.task, card.classes) == ("segmentation", 4)
+    x = torch.rand(2, 3, 16, 16)
+    assert model(x).shape == (2, 4, 16, 16)
+    torch.save(Whole(6, form).state_dict(), tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"), arch=spec, image_size=(16, 16))
+    assert (card.task, card.classes, card.architecture) == ("segmentation", 6, spec)
+
+
+def test_a_program_that_segments_is_known_by_its_answer(tmp_path):
+    module, dim = Whole(3).eval(), torch.export.Dim("batch")
+    torch.export.save(
+        torch.export.export(module, (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: dim},)), tmp_path / "t.pt2"
+    )
+    model, card = load_model(str(tmp_path / "t.pt2"))
+    assert (card.task, card.classes) == ("segmentation", 3)
+    x = torch.rand(3, 3, 16, 16)
+    enlarged = nn.functional.interpolate(module(x), size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(x), enlarged)
+
+
+def test_an_answer_that_is_neither_is_refused(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2)).eval()
+    dim = torch.export.Dim("batch")
+    torch.export.save(
+        torch.export.export(module, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: dim},)), tmp_path / "t.pt2"
+    )
+    with pytest.raises(
+        CompressError, match=r"answers \[1, 4, 36\] .* expected \[1, classes\], or \[1, classes, height"
+    ):
+        load_model(str(tmp_path / "t.pt2"))
