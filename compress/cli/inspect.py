@@ -94,6 +94,7 @@ def reads(found: Inspection) -> list[tuple[str, str]]:
     note = f" (assumed: {', '.join(assumed)})" if assumed else ""
     height, width = card.image_size
     return [
+        ("task", card.task),
         ("classes", f"{card.classes}{listed}"),
         ("input", f"{'grey' if card.grey else 'colour'} images of {height}x{width}{note}"),
         ("normalisation", f"mean {triple(card.mean)}, std {triple(card.std)}"),

@@ -29,7 +29,7 @@ def models(prefix: str, as_json: bool) -> None:
     rows = [[row["name"], row["about"]] for kind, all_ in found.items() for row in all_ if prefix or "/" not in kind]
     if not prefix:
         rows += [
-            [f"{kind}NAME", f"{len(all_)} classifiers: compress models {kind}"]
+            [f"{kind}NAME", f"{len(all_)} models: compress models {kind}"]
             for kind, all_ in found.items()
             if "/" in kind
         ]

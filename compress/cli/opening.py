@@ -96,14 +96,15 @@ def is_architecture(spec: str) -> bool:
 
 def open_architecture(name: str, wishes: Wishes) -> Opened:
     """`name` with random weights, for the input and class count it is usually built for."""
-    from compress.models import MODELS, network
+    from compress.models import MODELS, network, task_of
     from compress.models.card import Card
     from compress.models.defaults import defaults
 
     usual = defaults(name, grey=bool(wishes.grey))
     classes = wishes.classes or (SMALL_CLASSES if name in MODELS else LARGE_CLASSES)
     size = wishes.image_size or usual.image_size
-    card = Card(name, classes, size, mean=usual.mean, std=usual.std, grey=bool(wishes.grey), resize=usual.resize)
+    card = Card(name, classes, size, task_of(name), mean=usual.mean, std=usual.std, grey=bool(wishes.grey))
+    card.resize = usual.resize
     module = network(card).eval()  # raises for a name that nobody knows
     return Opened(name, card, answer_of(module), module=module, trained=False)
 

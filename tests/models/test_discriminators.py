@@ -46,6 +46,29 @@ def test_the_patch_that_is_the_whole_image_sees_all_of_it():
     assert support(net, 32, 0) == (0, 31)
 
 
+@pytest.mark.parametrize("size", [48, 64, 96, 128, 224, 256])
+def test_the_patch_that_is_a_larger_image_sees_all_of_it(size):
+    net = discriminator(size, size, width=8)
+    assert isinstance(net, ImageDiscriminator)
+    assert net(torch.rand(2, 3, size, size)).shape == (2, 1, 1, 1)
+    assert support(net, size, 0) == (0, size - 1)
+
+
+@pytest.mark.parametrize(
+    ("patch", "size", "side"), [(22, 128, 16), (22, 224, 28), (22, 256, 32), (46, 224, 14), (46, 64, 4)]
+)
+def test_the_number_of_patches_on_larger_images(patch, size, side):
+    assert discriminator(patch, size, width=8)(torch.rand(2, 3, size, size)).shape == (2, 1, side, side)
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_the_measured_patch_is_the_same_on_larger_images(patch):
+    """128 pixels, from the gradient of the logit in the middle."""
+    net = discriminator(patch, 128, width=4)
+    first, last = support(net, 128, net(torch.rand(2, 3, 128, 128)).shape[2] // 2)
+    assert last - first + 1 == patch
+
+
 @pytest.mark.parametrize(("patch", "side"), [(1, 32), (2, 31), (4, 16), (8, 8), (10, 8), (18, 8), (22, 4)])
 def test_the_number_of_patches_on_32_pixels(patch, side):
     assert discriminator(patch, 32, width=8)(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
@@ -61,6 +84,9 @@ def test_parameters_of_the_published_networks():
     }
     for patch, expected in published.items():
         assert sum(p.numel() for p in PatchDiscriminator(patch).parameters()) == expected
+    # the deeper ones at width 64; the published ones have no biases, ours have them in the first layer and the last
+    assert sum(p.numel() for p in PatchDiscriminator(22, width=64).parameters()) == 659_456 + 64 + 1
+    assert sum(p.numel() for p in PatchDiscriminator(46, width=64).parameters()) == 2_757_888 + 64 + 1
     assert published[8] == 301_952 + 1
     assert published[10] == 531_328 + 1
 

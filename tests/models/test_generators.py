@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.errors import UsageError
-from compress.models.generators import DeepGenerator, Generator, generator
+from compress.models.generators import KINDS, DcganGenerator, DeepGenerator, Generator, generator
 
 
 def count(net):
@@ -16,6 +16,11 @@ def count(net):
 def test_parameters_of_the_published_networks():
     assert count(Generator()) == 2_026_051
     assert count(DeepGenerator()) == 503_875
+    # DFAD's GeneratorB by hand: linear layer, four transposed convolutions without biases, BatchNorms, last layer
+    linear = 256 * 512 * 8 * 8 + 512 * 8 * 8
+    doubling = 16 * (512 * 256 + 256 * 128 + 128 * 64 + 64 * 64)
+    norms = 2 * (512 + 256 + 128 + 64 + 64)
+    assert count(DcganGenerator()) == linear + doubling + norms + (64 * 3 * 9 + 3)
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 64, 96])
@@ -26,6 +31,30 @@ def test_images_of_the_size_asked_for_in_0_to_1(size):
         assert x.shape == (3, 3, size, size)
         assert x.min().item() >= 0
         assert x.max().item() <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_every_kind_makes_larger_images(kind, size):
+    net = generator(size, z_dim=7, width=2, kind=kind)
+    x = net(torch.randn(2, 7))
+    assert x.shape == (2, 3, size, size)
+    assert 0 <= x.min().item() < x.max().item() <= 1
+    assert generator(size, z_dim=7, width=2, channels=1, kind=kind)(torch.randn(2, 7)).shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_generator_learns_through_its_images(kind):
+    net = generator(64, width=2, kind=kind)
+    net(torch.randn(4, 100)).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_another_kind_and_an_unfit_size_are_refused():
+    with pytest.raises(UsageError, match="found big, expected one of shallow, deep, dcgan"):
+        generator(64, kind="big")
+    with pytest.raises(UsageError, match="multiple of 16, found 72"):
+        generator(72, kind="dcgan")
 
 
 def test_shallow_up_to_64_and_deep_above():

@@ -18,6 +18,7 @@ from compress.models import MODELS, body, network, task_of
 from compress.models.card import Card
 from compress.models.catalogue import catalogue
 from compress.models.defaults import defaults
+from compress.models.fingerprint import shell
 from compress.models.folder import load_model_folder, save_model
 from compress.models.loading import load_model, new_model
 from compress.models.recognise import recognise
@@ -55,6 +56,7 @@ def test_profile_gives_the_papers_arithmetic(name, gigamacs, convolutions, milli
     assert found["by_operator"]["conv"] / 1e9 == pytest.approx(convolutions, abs=0.005)
     assert found["params"] / 1e6 == pytest.approx(millions, abs=0.005)
     assert found["unsupported"] == {}
+    assert found["trained"] is False
 
 
 def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
@@ -135,6 +137,12 @@ def test_every_architecture_of_smp_answers_at_the_images_size(arch):
         assert (match.candidates, match.classes) == ((name,), 6)
 
 
+@pytest.mark.parametrize("name", ["unet:resnet34", "deeplabv3plus:tu-resnet50", "upernet:mit_b0"])
+def test_files_of_smps_usual_pairs_are_recognised(name):
+    match = recognise(shell(f"smp/{name}", classes=8, channels=1).state_dict())
+    assert (match.candidates, match.classes, match.channels) == ((f"smp/{name}",), 8, 1)
+
+
 @pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "fpn"])
 def test_smp_answers_exactly_as_it_does_for_its_users(arch):
     torch.manual_seed(0)
@@ -183,8 +191,9 @@ def test_a_side_head_in_the_file_is_dropped_and_said(tmp_path, arch):
     _, card = load_model(str(tmp_path / "t.pth"), arch=arch)
     assert (card.architecture, card.task, card.classes) == ("deeplabv3_mobilenet_v2", "segmentation", 4)
     assert card.provenance["left_out"] == ["aux_classifier"]
-    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth")])
-    assert "aux_classifier" in shown.stdout
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth")]).stdout
+    assert "aux_classifier" in shown
+    assert "segmentation" in shown
 
 
 @pytest.mark.parametrize("arch", [None, "smp/unet:mobilenet_v2"])
