@@ -44,7 +44,7 @@ class MosaicKD:
     batch_size: ClassVar[int] = 256
 
     patch: Count = 8  #: side in pixels of the patches D judges: 1, 2, 4, 8, 10, 18, 22, or the image's side (Table 4)
-    local: Weight = 1.0  #: weight of L_local, summed over the patches of an image (Eq. 3)
+    local: Weight = 1.0  #: weight of L_local, summed over the patches of an image (Eq. 3); 0 leaves D out
     align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
     adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
     balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
@@ -77,9 +77,11 @@ class MosaicKD:
             generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels),
             optim=partial(adam, lr=self.lr_G),
         )
-        self.D = run.player("D", discriminator(self.patch, size, width=self.width_D), optim=partial(adam, lr=self.lr_D))
+        if self.local:
+            D = discriminator(self.patch, size, width=self.width_D)
+            self.D = run.player("D", D, optim=partial(adam, lr=self.lr_D))
+            self.real = run.stream("real", "unlabelled")
         self.S = run.player("S", run.student, optim=sgd)
-        self.real = run.stream("real", "unlabelled")
         ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
         self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
         self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers and self.ood else None
@@ -101,22 +103,25 @@ class MosaicKD:
         return torch.cat([self.T(x[: self.n]), self.known(x[self.n :], self.ood.indices)])
 
     def step(self) -> dict[str, Tensor]:
-        # D tells the patches of real images from those of mosaics.
         x = self.mosaic()
-        judged_fake, judged_real = self.D(x.detach()), self.D(next(self.real))
-        loss_D = self.local / 2 * (adversarial.fake(judged_fake) + adversarial.real(judged_real))  # Eq. 3
-        self.D.minimize(loss_D)
+        losses = {}
+        if self.local:
+            # D tells the patches of real images from those of mosaics.
+            judged_fake, judged_real = self.D(x.detach()), self.D(next(self.real))
+            losses["D"] = self.local / 2 * (adversarial.fake(judged_fake) + adversarial.real(judged_real))  # Eq. 3
+            self.D.minimize(losses["D"])
 
         # G mosaics real patches into images that T is sure of and S gets wrong.
         with batchnorm_moments(self.T.net) if self.bn else nullcontext([]) as moments:
             t = self.rows(self.T(x))
         s = self.rows(self.S.fixed(x))
         loss_G = (
-            self.local * adversarial.real(self.D.fixed(x))  # Eq. 3
-            + self.align * logits.entropy(t)  # Eq. 4
+            self.align * logits.entropy(t)  # Eq. 4
             - self.adv * logits.kl(s, t)  # Eq. 7
             - self.balance * logits.marginal_entropy(t) / math.log(2)  # appendix, in bits
         )
+        if self.local:
+            loss_G = loss_G + self.local * adversarial.real(self.D.fixed(x))  # Eq. 3
         if self.bn:
             loss_G = loss_G + self.bn * priors.batchnorm(moments)
         self.G.minimize(loss_G)
@@ -129,4 +134,4 @@ class MosaicKD:
                 t = self.rows(self.answer(x))
             loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
             self.S.minimize(loss_S)
-        return {"D": loss_D, "G": loss_G, "S": loss_S}
+        return {**losses, "G": loss_G, "S": loss_S}
