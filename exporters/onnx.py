@@ -10,33 +10,30 @@ import contextlib
 import copy
 import hashlib
 import io
-import itertools
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from exporters.comparison import BATCHES, TOLERANCE, batches_of, odd_batches, verify
 from exporters.failure import ExportError, RunnerError, first_line
-from exporters.parity import Parity, compare
-from exporters.runtime import load
+from exporters.parity import Parity
+
+__all__ = ["BATCHES", "TOLERANCE", "Export", "Exporter", "Free", "Postprocess", "export"]
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
+Postprocess = Literal["none", "argmax"]
 INPUT, OUTPUT = "images", "logits"
-#: batch sizes of the comparison; none equals the batch of 3 that is traced with, so that a baked-in size shows
-BATCHES = (1, 2, 5)
+LABELS = "labels"  #: name of the output where argmax is baked in
 TRACED_BATCH = 3
-#: greatest difference of a logit, as a share of the greatest |logit|: float32 in another order stays below 1e-5
-TOLERANCE = 1e-3
 LOWEST_OPSET = 18
 #: what exporters, the checker and serialisation raise for a network that they cannot write
 FAILURES = (
@@ -50,6 +47,30 @@ FAILURES = (
 
 
 @dataclass(frozen=True)
+class Free:
+    """Which axes of the images the file leaves open."""
+
+    batch: bool = True
+    size: bool = False
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """Axis -> its name."""
+        return {**({0: "batch"} if self.batch else {}), **({2: "height", 3: "width"} if self.size else {})}
+
+
+class Argmax(nn.Module):
+    """The class of the largest logit: labels [n, ...] for logits [n, classes, ...]. At most 256 classes: uint8."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).argmax(1).to(torch.uint8)
+
+
+@dataclass(frozen=True)
 class Export:
     """What was written, and how far it is from PyTorch."""
 
@@ -59,7 +80,9 @@ class Export:
     sha256: str
     exporter: str  #: "dynamo" or "torchscript"
     parity: Parity
-    tolerance: float  #: greatest parity.max_rel that would have passed
+    tolerance: float  #: greatest parity.max_rel that would have passed; of maps, greatest share of other labels too
+    postprocess: Postprocess  #: "argmax": the file answers with uint8 labels
+    dynamic_size: bool  #: takes images of any height and width
     real_images: bool  #: compared on images that were given, not on noise
     batch_sizes: tuple[int, ...]  #: that were run
     refused: dict[str, str]  #: exporter that was tried first and failed -> why
@@ -76,12 +99,16 @@ def export(
     images: Tensor | None = None,
     tolerance: float = TOLERANCE,
     exporter: Exporter = "auto",
+    postprocess: Postprocess = "none",
+    dynamic_size: bool = False,
 ) -> Export:
     """Write `module` (float32 images [n, 3, h, w] -> logits) to `path` as one ONNX file, verified in ONNX Runtime.
 
     `example`: [n, 3, h, w], gives the image size (and the batch size unless `dynamic_batch`). `images`: [m, 3, h, w],
     real ones to compare on; noise in [0, 1] without. `tolerance`: greatest difference of a logit as a share of the
-    greatest |logit|. `metadata` goes into the file. The module's modes, device and weights are left as they were.
+    greatest |logit|, and greatest share of the labels that may differ where the network answers with maps or the file
+    with labels. `postprocess="argmax"`: the file answers with uint8 labels, [n, h, w] of maps. `dynamic_size`: to images
+    of any size, which two odd ones prove. `metadata` goes into the file. The module is left as it was.
 
     Raises ExportError, leaving what was at `path` untouched, if no exporter writes a file that passes.
     """
@@ -91,11 +118,14 @@ def export(
     network = copied(module)
     example = example.detach().float().cpu()
     batches = batches_of(example if images is None else images, example, dynamic_batch, noise=images is None)
+    if dynamic_size:
+        batches += odd_batches(network, batches[-1])
+    free, answering = Free(dynamic_batch, dynamic_size), baked(network, example, postprocess)
     refused: dict[str, str] = {}
     for name in ("dynamo", "torchscript") if exporter == "auto" else (exporter,):
         with temporary(path) as draft:
             try:
-                model = WRITERS[name](network, example, opset, dynamic_batch)
+                model = WRITERS[name](answering, example, opset, free)
                 content = finish(model, draft, opset, metadata or {})
                 parity = verify(network, draft, batches, tolerance)
             except FAILURES as error:
@@ -110,6 +140,8 @@ def export(
             exporter=name,
             parity=parity,
             tolerance=tolerance,
+            postprocess=postprocess,
+            dynamic_size=dynamic_size,
             real_images=images is not None,
             batch_sizes=tuple(sorted({len(batch) for batch in batches})),
             refused=refused,
@@ -127,27 +159,19 @@ def copied(module: nn.Module) -> nn.Module:
         raise ExportError(f"the network cannot be copied for the export ({first_line(error)}).") from error
 
 
-def batches_of(images: Tensor, example: Tensor, dynamic_batch: bool, *, noise: bool) -> list[NDArray[np.float32]]:
-    """The images in batches of the sizes in BATCHES in turn (or of the example's); again from the first if too few."""
-    sizes: Sequence[int] = BATCHES if dynamic_batch else (len(example),)
-    if images.shape[1:] != example.shape[1:]:
-        expected = ", ".join(map(str, example.shape[1:]))
-        raise ExportError(f"found images {list(images.shape)} to compare on, expected [n, {expected}].")
-    if noise:
-        images = torch.rand(sum(sizes), *example.shape[1:], generator=torch.Generator().manual_seed(0))
-    array = images.detach().float().cpu().numpy()
-    if len(array) == 0:
-        raise ExportError("no images to compare on; give at least one.")
-    cycle = itertools.cycle(sizes)
-    batches: list[NDArray[np.float32]] = []
-    start = 0
-    while start < len(array) or len(batches) < len(sizes):
-        size = next(cycle)
-        if len(batches) >= len(sizes) and dynamic_batch:
-            size = min(size, len(array) - start)
-        batches.append(array[np.arange(start, start + size) % len(array)])
-        start += size
-    return batches
+def baked(network: nn.Module, example: Tensor, postprocess: Postprocess) -> nn.Module:
+    """The network with what comes after it. Raises ExportError for more classes than uint8 holds."""
+    if postprocess == "none":
+        return network
+    with torch.no_grad():
+        classes = network(example[:1]).shape[1]
+    if classes > 256:
+        raise ExportError(f"{classes} classes do not fit into a uint8 label; export the logits, without argmax.")
+    return Argmax(network).eval()
+
+
+def output_name(network: nn.Module) -> str:
+    return LABELS if isinstance(network, Argmax) else OUTPUT
 
 
 def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[str, str]) -> bytes:
@@ -177,16 +201,16 @@ def traced(example: Tensor, dynamic_batch: bool) -> Tensor:
     return example[:1].expand(TRACED_BATCH, -1, -1, -1).contiguous() if dynamic_batch else example
 
 
-def dynamo(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+def dynamo(network: nn.Module, example: Tensor, opset: int, free: Free) -> onnx.ModelProto:
     with silence():
         program = torch.onnx.export(
             network,
-            (traced(example, dynamic_batch),),
+            (traced(example, free.batch),),
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+            output_names=[output_name(network)],
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.axes.items()},) if free.axes else None,
             external_data=False,
             verbose=False,
         )
@@ -194,8 +218,10 @@ def dynamo(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool)
     return program.model_proto
 
 
-def torchscript(network: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
-    images = traced(example, dynamic_batch)
+def torchscript(network: nn.Module, example: Tensor, opset: int, free: Free) -> onnx.ModelProto:
+    images = traced(example, free.batch)
+    output = output_name(network)
+    same = {axis: name for axis, name in free.axes.items() if axis == 0}
     with silence(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "traced.onnx"
         if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
@@ -209,24 +235,13 @@ def torchscript(network: nn.Module, example: Tensor, opset: int, dynamic_batch: 
             dynamo=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic_batch else None,
+            output_names=[output],
+            dynamic_axes={INPUT: free.axes, output: same} if free.axes else None,
         )
         return onnx.load(file)
 
 
 WRITERS = {"dynamo": dynamo, "torchscript": torchscript}
-
-
-def verify(network: nn.Module, draft: Path, batches: list[NDArray[np.float32]], tolerance: float) -> Parity:
-    """Raises ExportError if the draft cannot be run or answers too differently."""
-    parity = compare(load(network.eval()), load(draft), batches)
-    if not parity.max_rel <= tolerance:
-        raise ExportError(
-            f"differs by {parity.max_rel:.1e} of the greatest logit on {parity.images} images, "
-            f"top-1 agreement {parity.top1_agreement:.1%}, tolerance {tolerance:.1e}"
-        )
-    return parity
 
 
 @contextlib.contextmanager

@@ -16,20 +16,22 @@ Answering = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a candidate's logits are from the reference's, over all images compared."""
+    """How far a candidate's answers are from the reference's, over all images compared."""
 
     images: int
-    max_abs: float  #: greatest difference of one logit; infinite where the candidate answers NaN or infinity
-    max_rel: float  #: max_abs over the greatest |logit| of the reference
-    top1_agreement: float  #: share of images for which both choose the same class, in [0, 1]
+    max_abs: float | None  #: greatest difference of one logit; infinite for NaN or infinity; None if it answers labels
+    max_rel: float | None  #: max_abs over the greatest |logit| of the reference; None if it answers labels
+    top1_agreement: float  #: share of decisions (images, or pixels of a map) of the same class, in [0, 1]
+    miou: float | None = None  #: of the candidate's label maps against the reference's; None where there are no maps
 
 
 def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArray[np.float32]]) -> Parity:
     """Run both on `batches` of images, float32 [n, 3, h, w], and compare their logits [n, classes, ...].
 
+    A candidate that answers with whole numbers answers labels [n, ...]: compared with the reference's largest logits.
     Raises ValueError for answers of different shapes, for a reference that is not finite, and for no images.
     """
-    parts = [difference(np.asarray(reference(x), np.float64), np.asarray(candidate(x), np.float64)) for x in batches]
+    parts = [difference(np.asarray(reference(x), np.float64), np.asarray(candidate(x))) for x in batches]
     if sum(part.images for part in parts) == 0:
         raise ValueError("compare: no images to compare on.")
     return join(parts)
@@ -42,22 +44,56 @@ class Difference:
     images: int
     decisions: int
     same: int
-    max_abs: float
+    max_abs: float | None
     scale: float
+    confusion: NDArray[np.int64] | None  #: [classes, classes] of pixels, rows the reference; None without maps
 
 
-def difference(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Difference:
-    if reference.shape != candidate.shape:
-        raise ValueError(f"compare: found answers {list(candidate.shape)}, expected {list(reference.shape)}.")
+def difference(reference: NDArray[np.float64], candidate: NDArray[Any]) -> Difference:
+    labels = np.issubdtype(candidate.dtype, np.integer)
+    expected = (reference.shape[0], *reference.shape[2:]) if labels else reference.shape
+    if expected != candidate.shape:
+        raise ValueError(f"compare: found answers {list(candidate.shape)}, expected {list(expected)}.")
     if not np.isfinite(reference).all():
         raise ValueError("compare: the reference answers NaN or infinity, so nothing can be compared with it.")
-    gap = np.abs(reference - candidate).max(initial=0.0) if np.isfinite(candidate).all() else np.inf
-    same = reference.argmax(1) == candidate.argmax(1)
-    return Difference(len(reference), same.size, int(same.sum()), float(gap), float(np.abs(reference).max(initial=0.0)))
+    gap = None if labels else gap_of(reference, candidate.astype(np.float64))
+    right, said = reference.argmax(1), candidate.astype(np.int64) if labels else candidate.argmax(1)
+    same = right == said
+    confusion = confusion_of(right, said, reference.shape[1]) if reference.ndim > 2 else None
+    return Difference(
+        len(reference), same.size, int(same.sum()), gap, float(np.abs(reference).max(initial=0.0)), confusion
+    )
+
+
+def gap_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    return float(np.abs(reference - candidate).max(initial=0.0)) if np.isfinite(candidate).all() else np.inf
+
+
+def confusion_of(right: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts of pixels, rows `right`, columns `said`. Raises ValueError for a label that is no class."""
+    if said.size and (said.min() < 0 or said.max() >= classes):
+        raise ValueError(f"compare: found label {said.max() if said.min() >= 0 else said.min()} of {classes} classes.")
+    return np.bincount((right * classes + said).ravel(), minlength=classes * classes).reshape(classes, classes)
 
 
 def join(parts: list[Difference]) -> Parity:
-    max_abs, scale = max(part.max_abs for part in parts), max(part.scale for part in parts)
-    relative = max_abs / scale if scale > 0 else (0.0 if max_abs == 0 else np.inf)
+    gaps, scale = [part.max_abs for part in parts if part.max_abs is not None], max(part.scale for part in parts)
+    max_abs = max(gaps) if gaps else None
     agreement = sum(part.same for part in parts) / sum(part.decisions for part in parts)
-    return Parity(sum(part.images for part in parts), max_abs, float(relative), agreement)
+    maps = [part.confusion for part in parts if part.confusion is not None]
+    miou = mean_iou(np.sum(maps, 0)) if maps else None
+    return Parity(sum(part.images for part in parts), max_abs, share(max_abs, scale), agreement, miou)
+
+
+def share(max_abs: float | None, scale: float) -> float | None:
+    if max_abs is None:
+        return None
+    return float(max_abs / scale if scale > 0 else (0.0 if max_abs == 0 else np.inf))
+
+
+def mean_iou(confusion: NDArray[np.int64]) -> float:
+    """Mean over the classes that either side knows."""
+    both = confusion.diagonal()
+    either = confusion.sum(0) + confusion.sum(1) - both
+    known = either > 0
+    return float((both[known] / either[known]).mean()) if known.any() else 1.0

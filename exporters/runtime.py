@@ -1,4 +1,4 @@
-"""One call for every runtime: float32 images [n, 3, h, w] in, logits [n, classes] out, both in host memory."""
+"""One call for every runtime: float32 images [n, 3, h, w] in, logits [n, classes, ...] out, both in host memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from exporters.failure import MissingFileError, RunnerError, first_line
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: types of an output that holds labels
+WHOLE = ("tensor(uint8)", "tensor(int32)", "tensor(int64)")
 Images = NDArray[np.float32] | Tensor
 
 
@@ -34,11 +36,16 @@ class Runner(ABC):
         self.channels = 3  #: that the images must have
         self.batch_size: int | None = None  #: the only batch size it takes; None: any
         self.classes: int | None = None  #: width of the answer; None where nobody knows before the first call
+        self.labels = False  #: whether it answers with labels [n, ...], whole numbers, and not with logits
+        self.dense = False  #: whether it answers with maps, as far as is known before the first call
         self.metadata: Mapping[str, str] = {}
 
     @abstractmethod
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        """Float32 images [n, 3, h, w] -> logits [n, classes]. Raises RunnerError for images of another shape."""
+    def __call__(self, images: Images) -> NDArray[np.float32] | NDArray[np.integer]:
+        """Float32 images [n, 3, h, w] -> logits [n, classes], maps of logits [n, classes, h, w], or labels of either.
+
+        Raises RunnerError for images of another shape.
+        """
 
 
 def load(model: str | Path | nn.Module, *, provider: Provider = "cpu", threads: int | None = None) -> Runner:
@@ -96,10 +103,13 @@ class OnnxRunner(Runner):
         self.input_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         self.batch_size = batch if isinstance(batch, int) else None
         answer = outputs[0].shape
-        self.classes = answer[1] if answer and len(answer) > 1 and isinstance(answer[1], int) else None
+        self.labels = outputs[0].type in WHOLE
+        self.dense = len(answer or []) == (3 if self.labels else 4)
+        known = not self.labels and answer and len(answer) > 1 and isinstance(answer[1], int)
+        self.classes = answer[1] if known else None
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> NDArray[np.float32] | NDArray[np.integer]:
         array = images.numpy(force=True) if isinstance(images, Tensor) else images
         try:
             (logits,) = self.session.run(None, {self.input_name: np.ascontiguousarray(array, dtype=np.float32)})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compress.data.images import Images
     from compress.data.statistics import Answers
+    from compress.models.card import Card
     from compress.models.wishes import Wishes
 
 #: a class with this share of the answers, or more, has swallowed the others
@@ -19,6 +20,8 @@ SURE, UNSURE = 0.2, 0.6
 BAR = 30
 #: crops that are asked about where there are few images, and images looked at for their size
 CROPS, SIZED = 1000, 32
+#: images that a model is asked about, and pixels of them where it answers with maps
+SAMPLED, MAP_PIXELS = 2000, 2000 * 64 * 64
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class Distance:
     def describe(self) -> str:
         facts = self.answers
         top = ", ".join(f"{name} {share:.1%}" for name, share in list(self.class_shares.items())[:5] if share > 0)
+        of_pixels = " of the pixels" if facts["decisions"] > facts["images"] else ""
         some = f", {self.sampled:,} of them looked at" if self.sampled < self.images else ""
         size = f", typically {self.median_size[0]}x{self.median_size[1]}" if self.median_size else ""
         lines = [
             f"data         {self.data}: {self.images:,} images{some}{size}",
             f"unreadable   {len(self.unreadable)}",
             *(f"  {name}: {reason}" for name, reason in self.unreadable[:5]),
-            f"classes      {top}; balance {facts['balance']:.2f} of 1",
+            f"classes      {top}{of_pixels}; balance {facts['balance']:.2f} of 1",
             f"entropy      {facts['entropy_mean']:.2f} nats on average, {facts['entropy_max']:.2f} at most",
             *bars(facts["entropy_histogram"]),
             f"confidence   {facts['confidence_mean']:.2f} on average",
@@ -78,22 +82,29 @@ def named_shares(found: Answers, names: list[str] | None) -> dict[str, float]:
 
 
 def verdict(found: Answers, names: list[str] | None) -> str:
-    """What the answers mean for distillation, in one sentence."""
+    """What the answers mean for distillation, in one sentence; of maps, what those to the pixels mean."""
     facts, cure = found.summary(), "use --method mosaic and keep its balance term."
     first = next(iter(named_shares(found, names)))
     share, unseen = facts["largest_share"], facts["classes_never_predicted"]
     entropy = facts["entropy_mean"] / facts["entropy_max"]
+    these = "these images" if found.pixels is None else "the pixels of these images"
     if share >= LOPSIDED:
-        return f"The teacher calls {share:.0%} of these images {first!r}: expect weak plain KD; {cure}"
+        return f"The teacher calls {share:.0%} of {these} {first!r}: expect weak plain KD; {cure}"
     if unseen:
         return f"The teacher finds {unseen} of its {found.classes} classes nowhere here: expect weak plain KD; {cure}"
     if entropy >= UNSURE:
-        return "The teacher is unsure of most of these images: far from its domain, where --method mosaic helps most."
+        return f"The teacher is unsure of most of {these}: far from its domain, where --method mosaic helps most."
     if entropy <= SURE:
-        return "The teacher is sure of these images and finds all its classes in them: plain KD will do well too."
+        return f"The teacher is sure of {these} and finds all its classes in them: plain KD will do well too."
     return (
         "The teacher finds all its classes here, with middling certainty: plain KD works, --method mosaic does better."
     )
+
+
+def images_for(card: Card) -> int:
+    """How many images the model is asked about: the answers of large maps take long, and hold many pixels each."""
+    height, width = card.image_size
+    return SAMPLED if card.task == "classification" else max(100, min(SAMPLED, MAP_PIXELS // (height * width)))
 
 
 def sample(images: Images, most: int) -> Images:
@@ -125,8 +136,11 @@ def median_size(images: Images) -> tuple[int, int] | None:
     return sorted(sizes, key=lambda size: size[0] * size[1])[len(sizes) // 2] if sizes else None
 
 
-def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most: int) -> Distance:
-    """Ask the model about `most` images of `data`. Raises what `load_model`, `open_images` and `answers` raise."""
+def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most: int | None) -> Distance:
+    """Ask the model about `most` images of `data` (None: `images_for`).
+
+    Raises what `load_model`, `open_images` and `answers` raise.
+    """
     import tempfile
 
     from compress.data import open_images
@@ -136,13 +150,14 @@ def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most
 
     model, card = load_model(checkpoint, **vars(wishes))
     images = open_images(data, root=root, split="train")
+    most = most or images_for(card)
     some = sample(images, most)
     with tempfile.TemporaryDirectory(prefix="compress-inspect-") as folder:
         views = auto_views(len(some), target=min(CROPS, most))
         cached = build_cache(
             some, image_size=card.image_size, resize=card.resize, views=views, folder=Path(folder), max_bad=1.0
         )
-        found = answers(cached, model, batch_size=64)
+        found = answers(cached, model, None if card.task == "segmentation" else 64)
     return Distance(
         data,
         len(images),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.opening import model_options, open_model
-from compress.cli.output import common, emit, say
+from compress.cli.output import common, emit, say, table
+
+if TYPE_CHECKING:
+    from compress.models.card import Card
+
+#: before a class's name in the metrics of a segmentation model
+IOU = "iou/"
 
 
 @click.command(name="eval")
@@ -19,7 +25,7 @@ from compress.cli.output import common, emit, say
     "data",
     required=True,
     metavar="DATA",
-    help="Labelled images: a folder of one folder a class, or a name.",
+    help="Labelled images: a folder of one folder a class, or of images/ and masks/, or a name.",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie.")
 @click.option(
@@ -45,5 +51,16 @@ def eval_(model: str, data: str, data_root: Path | None, max_bad: float, as_json
     images = validation_images(data, opened.card, root=data_root, folder=cache_folder(), max_bad=max_bad, say=say)
     metrics = scorer(images, opened.card, open_place("cpu", "32"))(opened.answer)
     result = {"model": model, "data": data, "images": len(images), "unreadable": len(images.bad), "metrics": metrics}
-    lines = [f"{name}: {value:.2%}" for name, value in metrics.items()]
-    emit(result, as_json=as_json, text="\n".join([f"{model} on {len(images)} images of {data}", *lines]))
+    text = "\n".join([f"{model} on {len(images)} images of {data}", *describe(metrics, opened.card)])
+    emit(result, as_json=as_json, text=text)
+
+
+def describe(metrics: dict[str, float], card: Card) -> list[str]:
+    """A line a metric; then a table of the classes, in the model's order, where they have an IoU each."""
+    lines = [f"{name}: {value:.2%}" for name, value in metrics.items() if not name.startswith(IOU)]
+    if card.task != "segmentation":
+        return lines
+    names = card.class_names or [str(i) for i in range(card.classes)]
+    found = [metrics.get(f"{IOU}{name}") for name in names]
+    rows = [[name, "-" if iou is None else f"{iou:.2%}"] for name, iou in zip(names, found, strict=True)]
+    return [*lines, "", table(rows, ["class", "IoU"])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.opening import model_options
+from compress.cli.opening import DYNAMIC, export_options
 from compress.cli.output import common, emit, say
 
 if TYPE_CHECKING:
@@ -34,13 +34,20 @@ if TYPE_CHECKING:
 )
 @click.option("--static-batch", is_flag=True, help="Batches of one image only.")
 @click.option(
+    "--postprocess",
+    type=click.Choice(["none", "argmax"]),
+    default="none",
+    show_default=True,
+    help="argmax: the file of a segmentation model answers with uint8 label maps, not logits.",
+)
+@click.option(
     "--exporter",
     type=click.Choice(["auto", "dynamo", "torchscript"]),
     default="auto",
     show_default=True,
     help="Of PyTorch's two.",
 )
-@model_options
+@export_options
 @common
 def export(
     model: str,
@@ -50,11 +57,14 @@ def export(
     data_root: Path | None,
     tolerance: float | None,
     static_batch: bool,
+    postprocess: Any,
     exporter: Any,
     as_json: bool,
     **wishes: Any,
 ) -> None:
     """Write MODEL as one ONNX file, normalisation included, and compare it with PyTorch before it gets its name.
+
+    With --input-size dynamic the file takes images of any height and width, where the network does.
 
     \b
     Example:
@@ -63,7 +73,8 @@ def export(
     from compress.cli.measuring import default_images, export_model, real_images
     from compress.cli.opening import open_model
 
-    opened = open_model(model, **wishes)
+    dynamic = wishes["image_size"] == DYNAMIC
+    opened = open_model(model, **{**wishes, "image_size": None if dynamic else wishes["image_size"]})
     network, card = opened.network, opened.card
     images = images or default_images(card)
     found = export_model(
@@ -75,6 +86,8 @@ def export(
         tolerance=tolerance,
         dynamic_batch=not static_batch,
         exporter=exporter,
+        postprocess=postprocess,
+        dynamic_size=dynamic,
     )
     for name, reason in found.refused.items():
         say(f"The exporter {name} was refused: {reason}")
@@ -91,13 +104,18 @@ def beside(model: str) -> Path:
 
 def describe(found: Export, images: str) -> str:
     parity, sizes = found.parity, ", ".join(map(str, found.batch_sizes))
-    return "\n".join(
-        [
-            f"{found.path}: {found.bytes / 1e6:.2f} MB, opset {found.opset}, exporter {found.exporter}",
-            f"compared with PyTorch on {parity.images} images of {images}, batch sizes {sizes}",
+    any_size = ", any height and width" if found.dynamic_size else ""
+    lines = [
+        f"{found.path}: {found.bytes / 1e6:.2f} MB, opset {found.opset}, exporter {found.exporter}{any_size}",
+        f"compared with PyTorch on {parity.images} images of {images}, batch sizes {sizes}",
+    ]
+    if parity.max_abs is not None:
+        lines.append(
             f"greatest difference {parity.max_abs:.2e}, {parity.max_rel:.2e} of the greatest logit "
-            f"(tolerance {found.tolerance:g})",
-            f"top-1 agreement {parity.top1_agreement:.2%}",
-            f"sha256 {found.sha256}",
-        ]
-    )
+            f"(tolerance {found.tolerance:g})"
+        )
+    if parity.miou is None:
+        lines.append(f"top-1 agreement {parity.top1_agreement:.2%}")
+    else:
+        lines.append(f"same label for {parity.top1_agreement:.4%} of the pixels, mIoU of the two {parity.miou:.4%}")
+    return "\n".join([*lines, f"sha256 {found.sha256}"])

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.argument("checkpoint")
 @click.option("--teacher-arch", metavar="NAME", help="The architecture, where it is not recognised.")
 @click.option("--ood", metavar="DATA", help="Out-of-domain data to ask the model about: a folder or a name.")
-@click.option("--ood-samples", type=click.IntRange(min=1), default=2000, show_default=True, help="Images to ask about.")
+@click.option(
+    "--ood-samples",
+    type=click.IntRange(min=1),
+    help="Images to ask about.  [default: 2000, fewer where answers are large maps]",
+)
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets with a name lie.")
 @click.option("--image-size", callback=parse_size, metavar="HxW", help="Image size, where the checkpoint does not say.")
 @click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both.")
@@ -27,7 +31,7 @@ def inspect(
     checkpoint: str,
     teacher_arch: str | None,
     ood: str | None,
-    ood_samples: int,
+    ood_samples: int | None,
     data_root: Path | None,
     image_size: tuple[int, int] | None,
     ema: bool,

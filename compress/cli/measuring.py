@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from compress.cli.opening import Opened
     from compress.models.card import Card
-    from exporters.onnx import Export, Exporter
+    from exporters.onnx import Export, Exporter, Postprocess
     from exporters.runtime import Provider
     from profiles.latency import Candidate
 
@@ -25,6 +25,9 @@ COMPARED = 64
 #: crops taken of one picture where there are few
 MOST_VIEWS = 4
 BATCH_SIZES = (1, 8)
+#: of all images compared, where the answers are maps: a network of 256x256 pixels takes a second an image
+MAP_PIXELS = 64 * 128 * 128
+LABEL_MAP = "labels: uint8 [batch, height, width] at the images' size, the class of each pixel"
 
 
 def default_images(card: Card) -> str:
@@ -32,8 +35,14 @@ def default_images(card: Card) -> str:
     return "embedded/fashion" if card.grey and card.image_size == (32, 32) else "embedded/photos"
 
 
-def real_images(spec: str, card: Card, *, root: Path | None = None, limit: int = COMPARED) -> Tensor:
-    """Up to `limit` images of the data that `spec` names, float in [0, 1], [n, 3, h, w], prepared as the card says."""
+def compared(card: Card) -> int:
+    """How many images an export is compared on without more being asked for."""
+    height, width = card.image_size
+    return COMPARED if card.task == "classification" else max(8, min(COMPARED, MAP_PIXELS // (height * width)))
+
+
+def real_images(spec: str, card: Card, *, root: Path | None = None) -> Tensor:
+    """Some images of the data that `spec` names, float in [0, 1], [n, 3, h, w], prepared as the card says."""
     import numpy as np
     import torch
 
@@ -41,6 +50,7 @@ def real_images(spec: str, card: Card, *, root: Path | None = None, limit: int =
     from compress.data.cache import build_cache
 
     images = open_images(spec, root=root, split="val")
+    limit = compared(card)
     views = min(MOST_VIEWS, -(-limit // len(images)))
     with tempfile.TemporaryDirectory() as folder:
         cached = build_cache(
@@ -60,13 +70,20 @@ def export_model(
     tolerance: float | None = None,
     dynamic_batch: bool = True,
     exporter: Exporter = "auto",
+    postprocess: Postprocess = "none",
+    dynamic_size: bool = False,
 ) -> Export:
-    """Write `net` to `path` as verified ONNX with its card in the metadata; compared on shipped images unless given."""
+    """Write `net` to `path` as verified ONNX with its card in the metadata; compared on shipped images unless given.
+
+    Raises UsageError for `postprocess="argmax"` of a network that does not answer with maps.
+    """
     import torch
 
     from compress.models.metadata import to_metadata
     from exporters import onnx
 
+    if postprocess == "argmax" and card.task != "segmentation":
+        raise UsageError(f"--postprocess argmax: makes label maps of a segmentation model; this one does {card.task}.")
     images = real_images(default_images(card), card) if images is None else images
     return onnx.export(
         net,
@@ -74,11 +91,19 @@ def export_model(
         path,
         opset=onnx.LOWEST_OPSET if opset is None else opset,
         dynamic_batch=dynamic_batch,
-        metadata=to_metadata(card),
+        metadata={**to_metadata(card), **beyond_the_card(postprocess, dynamic_size)},
         images=images,
         tolerance=onnx.TOLERANCE if tolerance is None else tolerance,
         exporter=exporter,
+        postprocess=postprocess,
+        dynamic_size=dynamic_size,
     )
+
+
+def beyond_the_card(postprocess: Postprocess, dynamic_size: bool) -> dict[str, str]:
+    """What the metadata say of the file beside what they say of its model."""
+    found = {"postprocess": postprocess, "input_size": "any" if dynamic_size else "image_size"}
+    return {**found, "output": LABEL_MAP} if postprocess == "argmax" else found
 
 
 def export_quickly(opened: Opened, path: Path) -> Path:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from exporters.runtime import Runner
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-#: class counts of architectures named without weights: CIFAR-10's for our small ones, ImageNet's for the libraries'
-SMALL_CLASSES, LARGE_CLASSES = 10, 1000
+#: class counts of architectures named without weights: CIFAR-10's for our small ones, ImageNet's for the libraries',
+#: VOC's for their segmenters
+SMALL_CLASSES, LARGE_CLASSES, MAP_CLASSES = 10, 1000, 21
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Opened:
 
     spec: str
     card: Card
-    answer: Callable[[Tensor], Tensor]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes], on the CPU
+    answer: Callable[
+        [Tensor], Tensor
+    ]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes, ...] or labels, on the CPU
     module: nn.Module | None = None  #: the network; None for an .onnx file
     onnx: Path | None = None  #: the file; None for a network
     trained: bool = True  #: False for an architecture with random weights
@@ -49,20 +52,36 @@ class Opened:
         return "/".join(path.parts[-2:]) if path.exists() else self.spec
 
 
-def model_options(function: Command) -> Command:
-    """Add the options for what a checkpoint may not say of itself, under the names that `open_model` takes."""
+def options_with(sizes: Callable[..., Any], expected: str) -> Callable[[Command], Command]:
     arch = ("--teacher-arch", "--arch", "arch")
     size = ("--input-size", "--image-size", "image_size")
     options = [
         click.option(*arch, metavar="NAME", help="Of a bare state dict, if not recognised."),
         click.option("--classes", type=click.IntRange(min=2), help="Number of classes."),
-        click.option(*size, callback=parse_size, metavar="HxW", help="In pixels."),
+        click.option(*size, callback=sizes, metavar=expected, help="In pixels."),
         click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both."),
         click.option("--trust-pickle", is_flag=True, help="Load a full pickle, which can run any code."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+    def add(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def parse_size_or_dynamic(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """`HxW` -> (height, width); "dynamic" stays."""
+    return DYNAMIC if value == DYNAMIC else parse_size(context, option, value)
+
+
+#: what --input-size may say to an export: any height and width
+DYNAMIC = "dynamic"
+#: Options for what a checkpoint may not say of itself, under the names that `open_model` takes.
+model_options = options_with(parse_size, "HxW")
+#: The same; `image_size` may be DYNAMIC.
+export_options = options_with(parse_size_or_dynamic, "HxW|dynamic")
 
 
 def open_model(spec: str, *, untrained: bool = False, **wishes: Any) -> Opened:
@@ -101,7 +120,8 @@ def open_architecture(name: str, wishes: Wishes) -> Opened:
     from compress.models.defaults import defaults
 
     usual = defaults(name, grey=bool(wishes.grey))
-    classes = wishes.classes or (SMALL_CLASSES if name in MODELS else LARGE_CLASSES)
+    large = MAP_CLASSES if task_of(name) == "segmentation" else LARGE_CLASSES
+    classes = wishes.classes or (SMALL_CLASSES if name in MODELS else large)
     size = wishes.image_size or usual.image_size
     card = Card(name, classes, size, task_of(name), mean=usual.mean, std=usual.std, grey=bool(wishes.grey))
     card.resize = usual.resize
@@ -163,4 +183,6 @@ def stranger(runner: Runner, spec: str, wishes: Wishes) -> Card:
         raise UsageError(f"{spec}: reads images of {size[0]}x{size[1]}, found {wishes.image_size} asked for.")
     grey = bool(wishes.grey)
     channels = 1 if grey else 3
-    return replace(Card(EXPORTED, classes, size, mean=(0.0,) * channels, std=(1.0,) * channels), grey=grey)
+    task = "segmentation" if runner.dense else "classification"
+    card = Card(EXPORTED, classes, size, task=task, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return replace(card, grey=grey)

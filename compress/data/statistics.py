@@ -17,29 +17,50 @@ from compress.data.cache import Cached
 from compress.errors import CompressError
 
 BINS = 10
+#: pixels that a teacher is asked about at once, where nobody says otherwise
+BATCH_PIXELS = 2**21
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Counts over every pixel of every image, where the teacher answers with maps."""
+
+    entropy: np.ndarray  #: in BINS bins over [0, ln C]
+    confidence: np.ndarray  #: in BINS bins over [0, 1]
+    classes: np.ndarray  #: by the class of the largest logit, [C]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One entry an image."""
+    """One entry an image; of a map, the mean over its pixels and its commonest class."""
 
     entropy: np.ndarray  #: nats, in [0, ln C]
     confidence: np.ndarray  #: largest probability, in [1/C, 1]
     prediction: np.ndarray  #: class of the largest logit
     classes: int
+    pixels: Pixels | None = None  #: None for a teacher of one answer an image
 
     def summary(self) -> dict[str, Any]:
-        """Histograms and class balance, as JSON has them."""
+        """Histograms and class balance over all answers, one an image or one a pixel, as JSON has them."""
         top = math.log(self.classes)
-        shares = np.bincount(self.prediction, minlength=self.classes) / len(self.prediction)
+        if self.pixels is None:
+            found = Pixels(
+                binned(self.entropy, top),
+                binned(self.confidence, 1.0),
+                np.bincount(self.prediction, minlength=self.classes),
+            )
+        else:
+            found = self.pixels
+        shares = found.classes / found.classes.sum()
         spread = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
         return {
             "images": len(self.prediction),
+            "decisions": int(found.classes.sum()),
             "entropy_mean": float(self.entropy.mean()),
             "entropy_max": top,
-            "entropy_histogram": histogram(self.entropy, 0.0, top),
+            "entropy_histogram": histogram(found.entropy, top),
             "confidence_mean": float(self.confidence.mean()),
-            "confidence_histogram": histogram(self.confidence, 0.0, 1.0),
+            "confidence_histogram": histogram(found.confidence, 1.0),
             "class_shares": [round(float(share), 6) for share in shares],
             "largest_share": float(shares.max()),
             "classes_never_predicted": int((shares == 0).sum()),
@@ -47,30 +68,67 @@ class Answers:
         }
 
 
-def histogram(values: np.ndarray, low: float, high: float) -> dict[str, list[float]]:
-    counts, edges = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
+def binned(values: np.ndarray, high: float) -> np.ndarray:
+    """How many of the values fall into each of BINS bins over [0, high]."""
+    return np.histogram(np.clip(values, 0.0, high), bins=BINS, range=(0.0, high))[0]
+
+
+def histogram(counts: np.ndarray, high: float) -> dict[str, list[float]]:
+    edges = np.histogram_bin_edges(np.empty(0), bins=BINS, range=(0.0, high))
     return {"counts": counts.tolist(), "edges": [round(float(edge), 6) for edge in edges]}
 
 
 def answers(
-    cached: Cached, logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c"]], batch_size: int = 256
+    cached: Cached,
+    logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c *map"]],
+    batch_size: int | None = None,
 ) -> Answers:
     """The teacher's answers to every image. Raises CompressError where a logit is not finite.
 
-    Through log_softmax, as p · log p is NaN where a probability underflows, and NaN sorts first.
+    `logits`: one row of logits an image, or a map of them. Images at a time without `batch_size`: what fits in memory.
     """
-    entropy, confidence, prediction, classes = [], [], [], 0
+    height, width = cached.pixels.shape[1:3]
+    batch_size = batch_size or max(1, min(256, BATCH_PIXELS // (height * width)))
+    parts: list[Answers] = []
     with torch.no_grad():
         for images, _ in in_order(cached, batch_size):
             answer = logits(images.float() / 255).float().cpu()
             if not bool(answer.isfinite().all()):
                 raise CompressError(f"{cached.name}: the teacher's logits are not finite; is its checkpoint whole?")
-            log_p = answer.double().log_softmax(1)
-            entropy.append(-(log_p.exp() * log_p).sum(1))
-            confidence.append(log_p.max(1).values.exp())
-            prediction.append(answer.argmax(1))
-            classes = answer.shape[1]
-    return Answers(torch.cat(entropy).numpy(), torch.cat(confidence).numpy(), torch.cat(prediction).numpy(), classes)
+            parts.append(of_batch(answer))
+    return joined(parts)
+
+
+def of_batch(answer: Float[Tensor, "n c *map"]) -> Answers:
+    """Through log_softmax, as p · log p is NaN where a probability underflows, and NaN sorts first."""
+    classes, dense = answer.shape[1], answer.ndim > 2
+    log_p = (answer if dense else answer.double()).log_softmax(1)  # twice the memory of a map buys nothing
+    entropy = -(log_p.exp() * log_p).sum(1).flatten(1) if dense else -(log_p.exp() * log_p).sum(1)
+    confidence = log_p.amax(1).exp()
+    label = answer.argmax(1)
+    if not dense:
+        return Answers(entropy.numpy(), confidence.numpy(), label.numpy(), classes)
+    counts = torch.stack([row.bincount(minlength=classes) for row in label.flatten(1)])
+    pixels = Pixels(binned(entropy.numpy(), math.log(classes)), binned(confidence.numpy(), 1.0), counts.sum(0).numpy())
+    means = entropy.double().mean(1).numpy(), confidence.flatten(1).double().mean(1).numpy()
+    return Answers(*means, counts.argmax(1).numpy(), classes, pixels)
+
+
+def joined(parts: list[Answers]) -> Answers:
+    maps = [part.pixels for part in parts if part.pixels is not None]
+    return Answers(
+        np.concatenate([part.entropy for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.prediction for part in parts]),
+        parts[0].classes,
+        Pixels(
+            np.sum([one.entropy for one in maps], 0),
+            np.sum([one.confidence for one in maps], 0),
+            np.sum([one.classes for one in maps], 0),
+        )
+        if maps
+        else None,
+    )
 
 
 def highest_entropy(found: Answers, n: int) -> np.ndarray:

@@ -116,3 +116,16 @@ def test_an_even_teacher_is_balanced_and_a_teacher_of_one_class_too():
     alone = said(np.zeros((3, 1), dtype=np.float32)).summary()
     assert alone["balance"] == 1
     json.dumps(alone, allow_nan=False)
+
+
+def test_of_maps_every_pixel_counts_and_an_image_has_the_mean_of_its_pixels():
+    logits = (np.random.default_rng(3).normal(size=(9, 5, 4, 4)) * 3).astype(np.float32)
+    found, summary = said(logits), said(logits).summary()
+    by_pixel = entropy(logits)
+    np.testing.assert_allclose(found.entropy, by_pixel.mean((1, 2)), rtol=1e-5)
+    assert (summary["images"], summary["decisions"]) == (9, 144)
+    assert summary["entropy_mean"] == pytest.approx(by_pixel.mean(), rel=1e-5)
+    shares = np.bincount(logits.argmax(1).ravel(), minlength=5) / 144
+    np.testing.assert_allclose(summary["class_shares"], shares, atol=1e-6)
+    assert sum(summary["entropy_histogram"]["counts"]) == 144
+    assert highest_entropy(found, 1).tolist() == [int(by_pixel.mean((1, 2)).argmax())]

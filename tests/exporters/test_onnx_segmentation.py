@@ -1,0 +1,125 @@
+"""Networks that answer with maps: logits or labels, any height and width, compared pixel by pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from exporters.failure import ExportError
+from exporters.onnx import export
+from exporters.parity import compare
+from exporters.runtime import load
+
+EXAMPLE = torch.zeros(1, 3, 16, 24)
+
+
+class Strided(nn.Module):
+    """Output stride 8, an image-wide branch, logits enlarged to the input's size: what a DeepLab is made of."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1) for i in range(3)])
+        self.norm = nn.BatchNorm2d(8)
+        self.whole = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1))
+        self.head = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x):
+        deep = self.norm(self.down(x)).relu()
+        whole = F.interpolate(self.whole(deep), size=deep.shape[2:], mode="bilinear", align_corners=False)
+        small = self.head(torch.cat([deep, whole], 1))
+        return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+class Halving(nn.Module):
+    """Adds a map to itself after halving and doubling: only even sizes pass."""
+
+    def forward(self, x):
+        return x + F.interpolate(F.max_pool2d(x, 8), scale_factor=8)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Strided().eval()
+
+
+def answer(path: Path, x: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": x.numpy()})
+    return found
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_one_file_answers_at_every_batch_size_height_and_width(tmp_path: Path, net, exporter) -> None:
+    found = export(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter, dynamic_size=True)
+    for shape in ((1, 16, 24), (2, 65, 97), (3, 33, 17), (1, 128, 40)):
+        x = torch.rand(shape[0], 3, *shape[1:])
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(tmp_path / "a.onnx", x), net(x).numpy(), rtol=1e-4, atol=1e-5)
+    assert found.dynamic_size
+    assert found.parity.miou == found.parity.top1_agreement == 1.0
+    assert load(tmp_path / "a.onnx").input_size is None
+
+
+@pytest.mark.parametrize("size", [(16, 24), (21, 30)])
+def test_labels_of_uint8_come_out_where_argmax_is_baked_in(tmp_path: Path, net, size) -> None:
+    example = torch.zeros(1, 3, *size)
+    found = export(net, example, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
+    x = torch.rand(4, 3, *size)
+    labels = answer(tmp_path / "a.onnx", x)
+    with torch.no_grad():
+        assert (labels == net(x).argmax(1).numpy()).mean() > 0.999
+    assert (labels.dtype, labels.shape) == (np.uint8, (4, *size))
+    assert (found.postprocess, found.parity.max_abs, found.parity.max_rel) == ("argmax", None, None)
+    assert found.parity.miou > 0.999
+    runner = load(tmp_path / "a.onnx")
+    assert (runner.labels, runner.dense, runner.classes) == (True, True, None)
+    assert [o.name for o in onnx.load(tmp_path / "a.onnx").graph.output] == ["labels"]
+
+
+def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, net, monkeypatch) -> None:
+    from exporters import onnx as module
+
+    right = module.torchscript
+
+    def wrong(network, *arguments):
+        other = Strided().eval()
+        return right(module.Argmax(other), *arguments)
+
+    monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
+    with pytest.raises(ExportError, match="of the labels otherwise"):
+        export(net, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_takes_even_sizes_only_says_so_in_one_sentence(tmp_path: Path) -> None:
+    export(Halving(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    with pytest.raises(ExportError, match=r"does not take images of 17x37 .*without --input-size dynamic"):
+        export(Halving(), EXAMPLE, tmp_path / "b.onnx", dynamic_size=True)
+
+
+def test_more_classes_than_a_byte_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="300 classes do not fit"):
+        export(Strided(300), EXAMPLE, tmp_path / "a.onnx", postprocess="argmax")
+
+
+def test_agreement_and_miou_of_maps_are_those_worked_out_by_hand() -> None:
+    right = np.array([[[0, 0], [1, 1]]])
+    said = np.array([[[0, 1], [1, 1]]], np.uint8)
+    logits = np.eye(3)[right].transpose(0, 3, 1, 2) * 4
+    batch = [np.zeros((1, 3, 2, 2), np.float32)]
+    found = compare(lambda x: logits, lambda x: said, batch)
+    assert (found.max_abs, found.max_rel, found.top1_agreement) == (None, None, 0.75)
+    assert found.miou == pytest.approx((1 / 2 + 2 / 3) / 2)
+    other = np.eye(3)[said].transpose(0, 3, 1, 2) * 4
+    again = compare(lambda x: logits, lambda x: other, batch)
+    assert (again.max_abs, again.max_rel, again.miou) == (4.0, 1.0, found.miou)
+    with pytest.raises(ValueError, match="found label 9 of 3 classes"):
+        compare(lambda x: logits, lambda x: said + 8, batch)
