@@ -20,6 +20,7 @@ from compress.models.foreign import from_weights
 from compress.models.network import Network
 from compress.models.programs import load_program, load_script, unknown
 from compress.models.published import PREFIXES, published
+from compress.models.segmenters import answer_hook
 from compress.models.weights import read_weights
 from compress.models.wishes import Wishes, settle
 
@@ -112,6 +113,7 @@ def load_file(path: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
     weights = read_weights(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
     if weights.module is None or wishes.arch is not None:
         return from_weights(path, weights, wishes)
+    weights.module.register_forward_hook(answer_hook)
     card = unknown(weights.module, str(path), wishes)
     return weights.module, replace(card, sha256=sha256(path), class_names=weights.class_names)
 

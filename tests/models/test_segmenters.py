@@ -307,6 +307,26 @@ def test_the_users_own_segmenter_is_known_by_its_answer(tmp_path, monkeypatch, f
     assert (card.task, card.classes, card.architecture) == ("segmentation", 6, spec)
 
 
+def test_a_trusted_pickle_of_a_segmenter_is_a_teacher(tmp_path, lraspp):
+    torch.save(lraspp, tmp_path / "t.pth")
+    model, card = load_model(str(tmp_path / "t.pth"), trust_pickle=True, image_size=(64, 64))
+    assert (card.task, card.classes) == ("segmentation", 5)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), lraspp(x)["out"])
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v2", "torchvision/lraspp_mobilenet_v3_large"])
+def test_segmenters_export_for_any_size(name):
+    model, side = body(name, classes=3).eval(), {"min": 32, "max": 999}
+    n, h, w = torch.export.Dim("n"), torch.export.Dim("h", **side), torch.export.Dim("w", **side)
+    example = torch.rand(2, 3, 64, 96)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: n, 2: h, 3: w},)).module()
+    x = torch.rand(1, 3, 65, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_program_that_segments_is_known_by_its_answer(tmp_path):
     module, dim = Whole(3).eval(), torch.export.Dim("batch")
     torch.export.save(
