@@ -107,8 +107,8 @@ def export(
     `example`: [n, 3, h, w], gives the image size (and the batch size unless `dynamic_batch`). `images`: [m, 3, h, w],
     real ones to compare on; noise in [0, 1] without. `tolerance`: greatest difference of a logit as a share of the
     greatest |logit|, and greatest share of the labels that may differ where the network answers with maps or the file
-    with labels. `postprocess="argmax"`: the file answers with uint8 labels, [n, h, w] of maps. `dynamic_size`: to images
-    of any size, which two odd ones prove. `metadata` goes into the file. The module is left as it was.
+    with labels. `postprocess="argmax"`: the file answers with uint8 labels, [n, h, w] of maps. `dynamic_size`: it takes
+    images of any size, which two odd ones prove. `metadata` goes into the file. The module is left as it was.
 
     Raises ExportError, leaving what was at `path` untouched, if no exporter writes a file that passes.
     """
