@@ -118,3 +118,17 @@ def test_profile_and_bench_take_names_of_segmenters() -> None:
         run("bench", "deeplab_wrn16_1", "--input-size", "32x32", "--duration", "0.05s", "--json", "--runtimes", "torch")
     )["results"]
     assert [row["runtime"] for row in rows] == ["torch"]
+
+
+def test_a_deeplab_of_stride_8_is_exported_for_sizes_that_8_does_not_divide(tmp_path) -> None:
+    from exporters.onnx import export
+    from exporters.runtime import load
+
+    net = network(Card("deeplabv3_mobilenet_v2", 3, (33, 41), task="segmentation")).eval()
+    export(net, torch.zeros(1, 3, 33, 41), tmp_path / "a.onnx", exporter="torchscript", dynamic_size=True)
+    images = torch.rand(1, 3, 65, 97)
+    with torch.no_grad():
+        expected = net(images).numpy()
+    found = load(tmp_path / "a.onnx")(images)
+    assert found.shape == (1, 3, 65, 97)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
