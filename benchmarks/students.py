@@ -37,9 +37,7 @@ def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], li
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs"), help=f"the runs of seed n go to OUT/{name}-n")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write results/{name}.*, keeping other seeds"
-    )
+    parser.add_argument("--write", action="store_true", help=f"write results/{name}.*, keeping other seeds")
     options = parser.parse_args()
     rows = [row for row in earlier(name) if options.write and row["seed"] not in options.seeds]
     for seed in options.seeds:
@@ -53,8 +51,9 @@ def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], li
         content = {"benchmark": name, "rows": rows, "machine": machine.describe()}
         (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
         seeds = len({row["seed"] for row in rows})
-        head += f" Over {seeds} seeds; at the end of the run, not the best of it. Made by\n`python -m benchmarks.{name} "
-        head += f"--write` on two cores with AMX, alone on the machine, which {name}.json names.\n\n"
+        head += f" Over {seeds} seeds; at the end of the run, not the best of it.\n"
+        head += f"Made by `python -m benchmarks.{name} --write` on two cores with AMX, alone on the machine, which "
+        head += f"{name}.json names.\n\n"
         (RESULTS / f"{name}.md").write_text(head + "\n".join(lines) + "\n")
 
 

@@ -46,15 +46,15 @@ class Recalled:
         self.known.copy_(state["known"])
 
 
-def recalled(run: Run, source: str, *, augment: bool) -> Recalled:
+def recalled(run: Run, source: str, *, changing: bool) -> Recalled:
     """The teacher's answers to the images of a source, kept for this run and for its checkpoints.
 
-    Raises UsageError where the images are augmented: then no image comes twice.
+    Raises UsageError where the images are `changing`, by augmentation: then none comes twice.
     """
-    if augment:
+    if changing:
         raise UsageError(
-            "method.keep_answers: every picture is cropped and flipped anew each time it comes, so its old answer is "
-            "of no use; set method.augment=false too, or leave keep_answers out."
+            "method.keep_answers: every picture is changed anew each time it comes, so its old answer is of no use; "
+            "set method.augment=false too and leave method.recolour out, or leave keep_answers out."
         )
     images, classes = len(run.sources[source]), run.task.classes
     run.display.say(f"The teacher's answers to {images} images are kept: {images * classes * 4 / 1e6:.1f} MB.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from compress.engine.recalled import recalled
+from compress.engine.recolour import recolour
 from compress.engine.run import Run
 from compress.losses import logits
 
@@ -33,7 +34,8 @@ class KD:
     lr: Annotated[float, Field(gt=0)] = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  #: of the student
     augment: bool = True  #: random crop (4 pixels) and flip
-    keep_answers: bool = False  #: ask the teacher once about each image; only without `augment`
+    recolour: bool = False  #: mix the colours of the images too, and mirror half of them
+    keep_answers: bool = False  #: ask the teacher once about each image; only without `augment` and `recolour`
 
     def setup(self, run: Run) -> None:
         self.T = run.teacher
@@ -41,10 +43,11 @@ class KD:
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.player("S", run.student, optim=sgd)
         self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
-        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers else None
+        changing = self.augment or self.recolour
+        self.known = recalled(run, "unlabelled", changing=changing) if self.keep_answers else None
 
     def step(self) -> dict[str, Tensor]:
-        x = next(self.data)
+        x = recolour(next(self.data)) if self.recolour else next(self.data)
         with torch.no_grad():
             t = self.rows(self.T(x) if self.known is None else self.known(x, self.data.indices))
         loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)

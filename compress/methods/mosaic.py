@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from compress.engine.recalled import recalled
+from compress.engine.recolour import recolour
 from compress.engine.run import Run
 from compress.engine.taps import batchnorm_moments
 from compress.errors import UsageError
@@ -60,7 +61,10 @@ class MosaicKD:
     width_G: Count = 64  #: channels of the generator's last hidden layer
     width_D: Count = 128  #: channels of the discriminator's first layer
     augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
-    keep_answers: bool = False  #: ask the teacher once about each out-of-domain image; only without `augment`
+    recolour: bool = False  #: mix the colours of what the student sees, and mirror half of it (not in the paper)
+    keep_answers: bool = (
+        False  #: ask the teacher once about each out-of-domain image; only without `augment` and `recolour`
+    )
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
@@ -84,7 +88,8 @@ class MosaicKD:
         self.S = run.player("S", run.student, optim=sgd)
         ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
         self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
-        self.known = recalled(run, "unlabelled", augment=self.augment) if self.keep_answers and self.ood else None
+        changing = self.augment or self.recolour
+        self.known = recalled(run, "unlabelled", changing=changing) if self.keep_answers and self.ood else None
         z = run.noise(100, self.z_dim)
         run.show("mosaics", partial(self.G.look, z))
 
@@ -94,7 +99,8 @@ class MosaicKD:
 
     def lesson(self) -> Tensor:
         """What the student learns from: fresh mosaics, and out-of-domain images as they are."""
-        return self.mosaic() if self.ood is None else torch.cat([self.mosaic(), next(self.ood)])
+        x = self.mosaic() if self.ood is None else torch.cat([self.mosaic(), next(self.ood)])
+        return recolour(x) if self.recolour else x
 
     def answer(self, x: Tensor) -> Tensor:
         """The teacher's answer to a lesson, of which what it has said before is not asked again."""

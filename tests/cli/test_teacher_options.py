@@ -20,7 +20,7 @@ def test_both_together_train_and_the_recipe_remembers_them(photos, tmp_path) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (KEEP[2:], "method.keep_answers: every picture is cropped and flipped anew"),
+        (KEEP[2:], "method.keep_answers: every picture is changed anew"),
         ([*FOLD, "--set", "method.bn=1"], "teachers.fold: found with method.bn"),
     ],
 )

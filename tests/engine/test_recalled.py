@@ -69,8 +69,8 @@ def test_its_state_is_all_of_it():
 
 
 def test_augmented_images_and_answers_a_pixel_are_refused_in_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match=r"^method\.keep_answers: every picture is cropped.*method\.augment=false"):
-        recalled(tiny.tiny_run(tmp_path), "unlabelled", augment=True)
+    with pytest.raises(UsageError, match=r"^method\.keep_answers: every picture is changed.*method\.augment=false"):
+        recalled(tiny.tiny_run(tmp_path), "unlabelled", changing=True)
     known = Recalled(Frozen(torch.nn.Conv2d(3, 4, 1), Place(tiny.CPU, "32")), 2, 4)
     with pytest.raises(UsageError, match=r"^method\.keep_answers: this teacher answers every pixel"):
         known(torch.rand(2, 3, 8, 8), torch.arange(2))
