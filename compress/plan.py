@@ -230,10 +230,7 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
         kind: training_images(plan.data, ready.card, kind, seed=plan.pace.seed, say=display.say)
         for kind in ready.method.needs
     }
-    teachers = [
-        Frozen(folded(net, card.image_size) if t.fold else net, place)
-        for t, (net, card) in zip(plan.teachers, ready.teachers, strict=True)
-    ]
+    teachers = [Frozen(net, place) for net in asked(ready)]
     if plan.data.subset is not None and "unlabelled" in cached:
         cached["unlabelled"] = ood_subset(cached["unlabelled"], teachers[0], plan.data.subset, place)
     place.barrier()
@@ -250,6 +247,12 @@ def open_run(ready: Prepared, folder: Path, *, resume: bool | None = None, quiet
         batch_size=batch_size, steps=steps_of(plan.pace, len(first) if first is not None else 0), display=display,
         validate=validate, keep_student=student_keeper(folder, ready),
     )  # fmt: skip
+
+
+def asked(ready: Prepared) -> list[nn.Module]:
+    """The teachers as they are asked: with their BatchNorm folded where the plan says so."""
+    pairs = zip(ready.plan.teachers, ready.teachers, strict=True)
+    return [folded(net, card.image_size) if t.fold else net for t, (net, card) in pairs]
 
 
 def steps_of(pace: Pace, images: int) -> int | None:

@@ -18,7 +18,7 @@ from compress.engine.display import Display
 from compress.engine.place import Place, open_place
 from compress.engine.player import Frozen
 from compress.engine.run import Run
-from compress.plan import Plan, Prepared, steps_of
+from compress.plan import Plan, Prepared, asked, steps_of
 from compress.sources import views_of
 from compress.tasks import task_of
 
@@ -101,7 +101,7 @@ def rehearsal(ready: Prepared, place: Place, folder: Path = Path("unused")) -> t
     run = Run(
         folder=folder, place=place, pace=ready.plan.pace,
         task=task_of(card),
-        student=on(ready.student), teachers=[Frozen(on(net), place) for net, _ in ready.teachers],
+        student=on(ready.student), teachers=[Frozen(on(net), place) for net in asked(ready)],
         sources=dict.fromkeys(ready.method.needs, blank), batch_size=ready.plan.pace.batch_size or 1, steps=1,
         display=Display("rehearsal", quiet=True),
     )  # fmt: skip

@@ -128,6 +128,7 @@ def exports(comparison: Comparison) -> Table | None:
         "SHA-256": lambda r: told("sha256")(r)[:12],
         "Images compared": lambda r: count(parity(r, "images")),
         "Same top-1 answer": lambda r: share(parity(r, "top1_agreement")),
+        "mIoU of both": lambda r: share(parity(r, "miou")),
         "Largest difference": lambda r: scientific(parity(r, "max_abs")),
         "Relative": lambda r: scientific(parity(r, "max_rel")),
     }

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: optional part -> (what it is for, how to get it)
 OPTIONAL = {
     "timm": ("models timm/NAME", "pip install 'compress[timm]'"),
+    "segmentation-models-pytorch": ("models smp/ARCH:ENCODER", "pip install 'compress[smp]'"),
+    "h5py": ("data nyuv2", "pip install 'compress[nyu]'"),
     "datasets": ("data hf/NAME", "pip install 'compress[hub]'"),
     "webdataset": ("data in .tar shards", "pip install 'compress[shards]'"),
     "tensorboard": ("curves in TensorBoard", "pip install 'compress[tensorboard]'"),
@@ -28,7 +30,12 @@ OPTIONAL = {
     "tensorrt": ("runtime of NVIDIA", "pip install tensorrt"),
 }
 #: import names of core parts whose distribution is called otherwise
-IMPORTS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
+IMPORTS = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+}
 #: imports what it is told, one by one, and answers name -> error
 TRIAL = """
 import importlib, json, sys

@@ -109,9 +109,10 @@ def summary(result: dict[str, Any]) -> list[str]:
         lines.append(f"           not counted: {operator}, {calls} times")
     if result["export"] is not None:
         parity = result["export"]["parity"]
+        of = "" if parity.get("miou") is None else "the pixels of "
         lines.append(
             f"export     {result['export']['path']}  (difference {parity['max_abs']:.1e}, same answer on "
-            f"{parity['top1_agreement']:.2%} of {parity['images']} images)"
+            f"{parity['top1_agreement']:.2%} of {of}{parity['images']} images)"
         )
     return lines
 
