@@ -85,8 +85,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in parsed]
 
 
-def teaches_and_leaves_the_teacher_alone(folder: Path, name: str, precision: str) -> None:
-    run = tiny.tiny_run(folder, name, precision=precision)
+def teaches_and_leaves_the_teacher_alone(folder: Path, name: str, precision: str, task: str) -> None:
+    run = tiny.tiny_run(folder, name, precision=precision, task=task)
     before = [{k: v.clone() for k, v in teacher.net.state_dict().items()} for teacher in run.teachers]
     student = {k: v.clone() for k, v in run.student.state_dict().items()}
     play(tiny.tiny_method(name), run)

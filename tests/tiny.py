@@ -22,10 +22,14 @@ from compress.models import network
 from compress.models.card import Card
 from compress.models.folder import save_model
 from compress.models.network import Network
-from compress.tasks.classification import Classification
+from compress.tasks import task_of
 
 CLASSES, SIZE, IMAGES, BATCH = 4, 16, 48, 8
 CARD = Card("tiny:small", classes=CLASSES, image_size=(SIZE, SIZE))
+CARDS = {
+    "classification": CARD,
+    "segmentation": Card("tiny:dense", classes=CLASSES, image_size=(SIZE, SIZE), task="segmentation"),
+}
 CPU = torch.device("cpu")
 
 #: settings that make a method's own nets small, where it has any
@@ -37,6 +41,12 @@ def small(classes: int) -> nn.Module:
     down = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     more = [nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*down, *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def dense(classes: int) -> nn.Module:
+    """A convolution with BatchNorm, and logits at the size of the images."""
+    down = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*down, nn.Conv2d(8, classes, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
 
 
 def born(seed: int, card: Card = CARD) -> Network:
@@ -54,13 +64,18 @@ def born(seed: int, card: Card = CARD) -> Network:
 
 
 class Pictures:
-    """Labelled uint8 images in memory, any batch of which is a pure function of (seed, position, rank)."""
+    """Labelled uint8 images in memory, any batch of which is a pure function of (seed, position, rank).
 
-    def __init__(self, n: int = IMAGES, size: int = SIZE, seed: int = 0) -> None:
+    With `masks` every pixel has its label, or 255.
+    """
+
+    def __init__(self, n: int = IMAGES, size: int = SIZE, seed: int = 0, *, masks: bool = False) -> None:
         rng = np.random.default_rng(seed)
         coarse = rng.integers(0, 256, (n, 3, size // 4, size // 4), dtype=np.uint8)
         self.pixels = torch.from_numpy(coarse.repeat(4, 2).repeat(4, 3))
-        self.labels = torch.from_numpy(rng.integers(0, CLASSES, n))
+        self.labels = torch.from_numpy(rng.integers(0, CLASSES, (n, size, size) if masks else n))
+        if masks:
+            self.labels[:, 0] = 255
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -78,8 +93,10 @@ class PictureBatches:
     def at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([*self.seed, position])
         chosen = torch.from_numpy(rng.integers(0, len(self.source), self.n))
-        pixels = self.source.pixels[chosen]
-        return pixels.flip(3) if self.augment and rng.random() < 0.5 else pixels, self.source.labels[chosen], chosen
+        pixels, labels = self.source.pixels[chosen], self.source.labels[chosen]
+        if self.augment and rng.random() < 0.5:
+            return pixels.flip(3), labels.flip(2) if labels.ndim == 3 else labels, chosen
+        return pixels, labels, chosen
 
 
 def tiny_method(name: str, **settings: Any) -> Method:
@@ -96,24 +113,26 @@ def tiny_run(
     batch_size: int = BATCH,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     keep: bool = False,
+    task: str = "classification",
     **pace: Any,
 ) -> Run:
     """A run for the method called `name`, as `compress.plan` would make it; `keep` writes students to the folder."""
     place = place or Place(CPU, precision)  # pyright: ignore[reportArgumentType]
     folder.mkdir(parents=True, exist_ok=True)
-    teachers = [Frozen(born(1), place)] if METHODS[name].teachers else []
-    sources = {need: Pictures(seed=5) for need in METHODS[name].needs}
+    card = CARDS[task]
+    teachers = [Frozen(born(1, card), place)] if METHODS[name].teachers else []
+    sources = {need: Pictures(seed=5, masks=task == "segmentation") for need in METHODS[name].needs}
 
     def keep_student(which: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
         assert isinstance(net, Network)
-        save_model(folder / which, net, Card(**CARD.as_dict() | {"metrics": metrics, "provenance": {"step": step}}))
+        save_model(folder / which, net, Card(**card.as_dict() | {"metrics": metrics, "provenance": {"step": step}}))
 
     return Run(
         folder=folder,
         place=place,
         pace=Pace(steps=steps, precision=place.precision, **pace),
-        task=Classification(CLASSES, (SIZE, SIZE)),
-        student=born(2),
+        task=task_of(card),
+        student=born(2, card),
         teachers=teachers,
         sources=sources,
         batch_size=batch_size,

@@ -10,14 +10,16 @@ from tiny import tiny_method, tiny_run
 from compress.config import field_help, settings
 from compress.engine.play import play
 from compress.methods import METHODS
+from compress.tasks import TASKS
 
 PRECISIONS = ("32", "bf16")
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "16"])  # "16" is for GPUs, but its scaler can be tried here
-def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, name, precision):
-    contract.resumes_exactly(tmp_path, name, precision)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, name, precision, task):
+    contract.resumes_exactly(tmp_path, name, precision, task=task)
 
 
 def test_a_resumed_run_with_an_averaged_student_and_a_score_equals_one_without_a_break(tmp_path, name):
@@ -32,8 +34,15 @@ def test_a_resumed_run_equals_one_without_a_break_where_answers_are_kept(tmp_pat
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_student_moves_and_the_teacher_does_not(tmp_path, name, precision):
-    contract.teaches_and_leaves_the_teacher_alone(tmp_path, name, precision)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_student_moves_and_the_teacher_does_not(tmp_path, name, precision, task):
+    contract.teaches_and_leaves_the_teacher_alone(tmp_path, name, precision, task)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_recoloured_lessons_resume_exactly_too(tmp_path, name, task):
+    if "recolour" in settings(METHODS[name]):
+        contract.resumes_exactly(tmp_path, name, "32", {"recolour": True}, task=task)
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path, name):
