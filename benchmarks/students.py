@@ -44,17 +44,20 @@ def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], li
         made = of_seed(seed, options.out / f"{name}-{seed}")
         print(*made, sep="\n", file=sys.stderr, flush=True)
         rows += made
-    lines = table(rows, metric)
-    print("\n".join(lines))
-    if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"benchmark": name, "rows": rows, "machine": machine.describe()}
-        (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-        seeds = len({row["seed"] for row in rows})
-        head += f" Over {seeds} seeds; at the end of the run, not the best of it.\n"
-        head += f"Made by `python -m benchmarks.{name} --write` on two cores with AMX, alone on the machine, which "
-        head += f"{name}.json names.\n\n"
-        (RESULTS / f"{name}.md").write_text(head + "\n".join(lines) + "\n")
+        if options.write:  # after every seed: an hour's work is not lost with the last of them
+            write(name, rows, metric, head)
+    print("\n".join(table(rows, metric)))
+
+
+def write(name: str, rows: list[Row], metric: str, head: str) -> None:
+    """results/NAME.json with the rows and the machine, results/NAME.md with their table."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {"benchmark": name, "rows": rows, "machine": machine.describe()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    seeds = len({row["seed"] for row in rows})
+    about = f"{head} Over {seeds} seed{'s' if seeds > 1 else ''}; at the end of the run, not the best of it.\n"
+    about += f"Made by `python -m benchmarks.{name} --write` on two cores with AMX, alone on the machine, which "
+    (RESULTS / f"{name}.md").write_text(f"{about}{name}.json names.\n\n" + "\n".join(table(rows, metric)) + "\n")
 
 
 def earlier(name: str) -> list[Row]:

@@ -57,14 +57,14 @@ class MosaicKD:
     weight_decay: Weight = 1e-4  #: of the student
     lr_G: Positive = 1e-3  #: learning rate of the generator (Adam, betas 0.5 and 0.999, cosine)
     lr_D: Positive = 1e-3  #: learning rate of the discriminator (Adam, as G)
+    generator: str | None = None  #: shape of G: shallow, deep or dcgan; None: shallow up to 64 pixels, deep above
     z_dim: Count = 100  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
     width_D: Count = 128  #: channels of the discriminator's first layer
     augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
     recolour: bool = False  #: mix the colours of what the student sees, and mirror half of it (not in the paper)
-    keep_answers: bool = (
-        False  #: ask the teacher once about each out-of-domain image; only without `augment` and `recolour`
-    )
+    #: ask the teacher once about each out-of-domain image; only without `augment` and `recolour`
+    keep_answers: bool = False
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
@@ -78,7 +78,7 @@ class MosaicKD:
         adam = partial(Adam, betas=(0.5, 0.999))
         self.G = run.player(
             "G",
-            generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels),
+            generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels, kind=self.generator),
             optim=partial(adam, lr=self.lr_G),
         )
         if self.local:

@@ -47,7 +47,8 @@ def test_options_override_the_recipe_and_set_overrides_both(tmp_path, photos) ->
     pace, method = found["pace"], found["method"]
     assert (pace["steps"], pace["seed"], pace["batch_size"], pace["log"]) == (1, 6, 4, 3)
     assert (method["local"], method["align"], method["adv"]) == (2.0, 0.5, 1.0)
-    assert found["task"] == {"kind": "classification", "classes": 10, "image_size": [32, 32], "grey": True}
+    task = {"kind": "classification", "classes": 10, "image_size": [32, 32], "grey": True, "resize": None}
+    assert found["task"] == task
 
 
 def test_a_time_limit_given_as_an_option_takes_the_place_of_the_recipes_steps(first_run, tmp_path) -> None:
