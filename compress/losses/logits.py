@@ -33,10 +33,13 @@ def entropy(rows: Rows) -> Scalar:
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
-def marginal_entropy(rows: Rows) -> Scalar:
+def marginal_entropy(rows: Rows, *, places: bool = False) -> Scalar:
     """−Σ_c p̄_c log p̄_c of the mean distribution p̄ over the rows; in [0, ln C] nats, ln C where the batch is balanced.
 
-    MosaicKD, appendix (the balance term, with its sign turned). 0 · log 0 counts as 0.
+    MosaicKD, appendix (the balance term, with its sign turned). 0 · log 0 counts as 0. `places`: p̄ is a mean over dim 0
+    alone, and the entropies of the places are averaged: an image that holds all classes no longer makes up for a batch
+    of equal images. Rows [n, c] have one place.
     """
-    mean = rows.float().softmax(1).transpose(0, 1).flatten(1).mean(1)
-    return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
+    p = rows.float().softmax(1)
+    mean = p.mean(0) if places else p.transpose(0, 1).flatten(1).mean(1)
+    return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum(0).mean()

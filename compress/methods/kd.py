@@ -34,7 +34,7 @@ class KD:
     lr: Annotated[float, Field(gt=0)] = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  #: of the student
     augment: bool = True  #: random crop (4 pixels) and flip
-    recolour: bool = False  #: mix the colours of the images too, and mirror half of them
+    recolour: bool = False  #: change the colours of the images too, and mirror half of them
     keep_answers: bool = False  #: ask the teacher once about each image; only without `augment` and `recolour`
 
     def setup(self, run: Run) -> None:

@@ -49,6 +49,8 @@ class MosaicKD:
     align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
     adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
     balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
+    #: of label maps, balance the classes at each pixel over the batch, not over all its pixels (not in the paper)
+    balance_places: bool = False
     bn: Weight = 0.0  #: weight of the teacher's BatchNorm statistics on mosaics (DeepInversion; not in the paper)
     temperature: Positive = 1.0  #: T of the softened answers that the student imitates
     moves: Count = 5  #: student steps an iteration (k of Algorithm 1)
@@ -62,7 +64,7 @@ class MosaicKD:
     width_G: Count = 64  #: channels of the generator's last hidden layer
     width_D: Count = 128  #: channels of the discriminator's first layer
     augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
-    recolour: bool = False  #: mix the colours of what the student sees, and mirror half of it (not in the paper)
+    recolour: bool = False  #: change the colours of what the student sees, and mirror half of it (not in the paper)
     #: ask the teacher once about each out-of-domain image; only without `augment` and `recolour`
     keep_answers: bool = False
 
@@ -124,7 +126,7 @@ class MosaicKD:
         loss_G = (
             self.align * logits.entropy(t)  # Eq. 4
             - self.adv * logits.kl(s, t)  # Eq. 7
-            - self.balance * logits.marginal_entropy(t) / math.log(2)  # appendix, in bits
+            - self.balance * logits.marginal_entropy(t, places=self.balance_places) / math.log(2)  # appendix, in bits
         )
         if self.local:
             loss_G = loss_G + self.local * adversarial.real(self.D.fixed(x))  # Eq. 3

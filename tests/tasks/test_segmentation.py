@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -86,8 +88,22 @@ def test_losses_over_rows_are_means_over_pixels():
     assert float(logits.kl(rows(s), rows(t))) == pytest.approx(float(kl), rel=1e-5)
     assert float(logits.entropy(rows(t))) == pytest.approx(float(entropy), rel=1e-5)
     assert float(logits.marginal_entropy(rows(t))) == pytest.approx(float(-(mean * mean.log()).sum()), rel=1e-5)
+    places = t.double().softmax(1).mean(0)
+    expected = -(places * places.log()).sum(0).mean()
+    assert float(logits.marginal_entropy(rows(t), places=True)) == pytest.approx(float(expected), rel=1e-5)
     batchmean = F.kl_div(q.log(), p, reduction="batchmean")
     assert float(batchmean / kl) == pytest.approx(6 * 9)
+
+
+def test_balance_at_each_place_sees_a_batch_of_equal_images():
+    """Every image holds every class once: balanced over all pixels together, never at a place."""
+    same = torch.eye(4)[None].expand(8, 4, 4) * 1e3  # [n, c, m]
+    assert float(logits.marginal_entropy(same)) == pytest.approx(math.log(4), rel=1e-6)
+    assert float(logits.marginal_entropy(same, places=True)) == pytest.approx(0, abs=1e-6)
+    turned = torch.stack([image.roll(i, 1) for i, image in enumerate(same)])
+    assert float(logits.marginal_entropy(turned, places=True)) == pytest.approx(math.log(4), rel=1e-6)
+    rows = torch.randn(8, 4)  # one place: an image
+    assert torch.equal(logits.marginal_entropy(rows, places=True), logits.marginal_entropy(rows))
 
 
 def test_training_leaves_ignored_pixels_alone():
