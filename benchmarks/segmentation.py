@@ -1,4 +1,4 @@
-"""Segmentation over several seeds: plain KD, MosaicKD and its data-free variant for the same wall-clock time.
+"""Segmentation over several seeds: KD, MosaicKD, its data-free variant and nearer images, for the same wall-clock time.
 
     python -m benchmarks.segmentation [--seeds 0 1 2] [--out runs] [--write]
 
@@ -12,23 +12,27 @@ from pathlib import Path
 from benchmarks.students import Row, command, gather, row
 
 TEACHER = "embedded/scenes_deeplab"
-RECIPES = {
-    "KD": "demo-segmentation-kd",
-    "MosaicKD": "demo-segmentation-mosaic",
-    "MosaicKD, data-free": "demo-segmentation-datafree",
+#: student -> (recipe, what it learns from in place of the recipe's photographs)
+STUDENTS = {
+    "KD": ("demo-segmentation-kd", None),
+    "MosaicKD": ("demo-segmentation-mosaic", None),
+    "MosaicKD, data-free": ("demo-segmentation-datafree", None),
+    "MosaicKD, garments": ("demo-segmentation-mosaic", "embedded/fashion"),
 }
 HEAD = """# Segmentation students
 
 deeplab_wrn16_2 -> deeplab_wrn16_1, mIoU on 1,000 embedded scenes; out-of-domain images: embedded photographs.
-Data-free: MosaicKD without discriminator and without out-of-domain images."""
+Data-free: MosaicKD without discriminator and without out-of-domain images. Garments: MosaicKD with images that are
+nearer to the scenes in place of the photographs, single garments on black (embedded/fashion), without their labels."""
 
 
 def students(seed: int, folder: Path) -> list[Row]:
-    """One row a recipe."""
+    """One row a student."""
     rows = []
-    for name, recipe in RECIPES.items():
-        out = folder / recipe
-        found, _ = command("distill", "--teacher", TEACHER, "--recipe", recipe, "--seed", str(seed), "--out", out)
+    for name, (recipe, images) in STUDENTS.items():
+        out = folder / name.replace(", ", "-").lower()
+        given = ["--recipe", recipe, *(["--ood", images] if images else [])]
+        found, _ = command("distill", "--teacher", TEACHER, *given, "--seed", str(seed), "--out", out)
         rows.append(row(name, seed, found, "miou"))
     return rows
 
