@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LOPSIDED = 0.5
 #: mean entropy, as a share of the greatest possible, below or above which a teacher is sure or unsure
 SURE, UNSURE = 0.2, 0.6
+#: shift from which images gave MosaicKD no more than none did (docs/methods/mosaic.md, Segmentation)
+FAR = 0.18
 BAR = 30
 #: crops that are asked about where there are few images, and images looked at for their size
 CROPS, SIZED = 1000, 32
@@ -35,6 +37,7 @@ class Distance:
     unreadable: list[tuple[str, str]]  #: (name, reason), among those looked at
     answers: dict[str, Any]  #: `Answers.summary`: entropy in nats, shares in [0, 1], histograms
     class_shares: dict[str, float]  #: of the answers, by class, greatest first
+    shift: float | None  #: of what reaches the last BatchNorm from what it remembers, nats a channel; None without one
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class Distance:
             *bars(facts["entropy_histogram"]),
             f"confidence   {facts['confidence_mean']:.2f} on average",
             *bars(facts["confidence_histogram"]),
+            *([] if self.shift is None else [f"shift        {self.shift:.2f} nats a channel, at the last BatchNorm"]),
             "",
             self.verdict,
         ]
@@ -98,6 +102,16 @@ def verdict(found: Answers, names: list[str] | None) -> str:
         return f"The teacher is sure of {these} and finds all its classes in them: plain KD will do well too."
     return (
         "The teacher finds all its classes here, with middling certainty: plain KD works, --method mosaic does better."
+    )
+
+
+def advice(found: Answers, shift: float | None) -> str:
+    """What the shift adds to the verdict: nothing, unless the images may be worth less to MosaicKD than none at all."""
+    if shift is None or shift < FAR or found.pixels is None:
+        return ""
+    return (
+        " They are far from what it was trained on: nearer images would do more, and MosaicKD without any, "
+        "--set method.local=0 --set method.ood_share=0, may do as well."
     )
 
 
@@ -146,6 +160,7 @@ def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most
     from compress.data import open_images
     from compress.data.cache import auto_views, build_cache
     from compress.data.statistics import answers
+    from compress.engine.taps import last_batchnorm
     from compress.models.loading import load_model
 
     model, card = load_model(checkpoint, **vars(wishes))
@@ -157,7 +172,9 @@ def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most
         cached = build_cache(
             some, image_size=card.image_size, resize=card.resize, views=views, folder=Path(folder), max_bad=1.0
         )
-        found = answers(cached, model, None if card.task == "segmentation" else 64)
+        with last_batchnorm(model) as seen:
+            found = answers(cached, model, None if card.task == "segmentation" else 64)
+    shift = seen.shift() if seen else None
     return Distance(
         data,
         len(images),
@@ -166,5 +183,6 @@ def distance(checkpoint: str, wishes: Wishes, data: str, root: Path | None, most
         cached.bad,
         found.summary(),
         named_shares(found, card.class_names),
-        verdict(found, card.class_names),
+        shift,
+        verdict(found, card.class_names) + advice(found, shift),
     )

@@ -29,6 +29,44 @@ def batchnorm_moments(net: nn.Module) -> Iterator[list[Moments]]:
             hook.remove()
 
 
+class Seen:
+    """What comes into a BatchNorm layer over many batches, and how far that is from what the layer remembers."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        self.layer, self.count = layer, 0
+        self.total = self.squares = torch.zeros(layer.num_features, dtype=torch.float64)
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().movedim(1, -1).reshape(-1, self.layer.num_features).double().cpu()
+        self.count += len(rows)
+        self.total = self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
+
+    def shift(self) -> float:
+        """Mean over channels of KL(N(μ, σ²) ‖ N(μ̂, σ̂²)) in nats; μ̂, σ̂² from training, μ, σ² of what was seen; >= 0."""
+        assert self.layer.running_mean is not None
+        assert self.layer.running_var is not None
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp_min(self.layer.eps)
+        old_mean, old = self.layer.running_mean.double().cpu(), self.layer.running_var.double().cpu() + self.layer.eps
+        return float(((old / variance).log() + (variance + (mean - old_mean).square()) / old - 1).mean() / 2)
+
+
+@contextmanager
+def last_batchnorm(net: nn.Module) -> Iterator[Seen | None]:
+    """While open, looks at what comes into the last BatchNorm layer of `net`; None where it has none."""
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    if not layers:
+        yield None
+        return
+    seen = Seen(layers[-1])
+    hook = layers[-1].register_forward_pre_hook(seen)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def _note(found: list[Moments], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert isinstance(layer, _BatchNorm)
     assert layer.running_mean is not None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from compress.cli import main
-from compress.cli.distance import median_size, sample, verdict
+from compress.cli.distance import advice, median_size, sample, verdict
 from compress.data.images import Images
-from compress.data.statistics import Answers
+from compress.data.statistics import Answers, Pixels
 from compress.models import body, network
 from compress.models.card import Card
 from compress.models.folder import save_model
@@ -129,6 +130,13 @@ def answers_of(logits: np.ndarray) -> Answers:
 )
 def test_the_verdict_is_in_plain_words(logits, words):
     assert words in verdict(answers_of(logits), list("abcd"))
+
+
+def test_far_images_are_said_to_be_worth_little_to_mosaickd_on_label_maps():
+    one = answers_of(np.eye(3) * 9)
+    maps = replace(one, pixels=Pixels(np.ones(10), np.ones(10), np.ones(3)))
+    assert advice(one, 9.0) == advice(maps, None) == advice(maps, 0.14) == ""
+    assert "--set method.local=0 --set method.ood_share=0" in advice(maps, 0.21)
 
 
 def test_samples_are_evenly_spaced():
