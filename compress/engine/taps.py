@@ -14,13 +14,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Moments = tuple[Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, " c"]]
 
 
+def remembering(net: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of `net` that keep statistics, in their order."""
+    return [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+
+
 @contextmanager
 def batchnorm_moments(net: nn.Module) -> Iterator[list[Moments]]:
     """While open, every forward of `net` appends, for each of its BatchNorm layers in order, what comes in and what is
     remembered: (mean, variance, running mean, running variance), each [c]. Gradients reach the first two.
     """
     found: list[Moments] = []
-    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    layers = remembering(net)
     hooks = [layer.register_forward_pre_hook(partial(_note, found)) for layer in layers]
     try:
         yield found
@@ -55,7 +60,7 @@ class Seen:
 @contextmanager
 def last_batchnorm(net: nn.Module) -> Iterator[Seen | None]:
     """While open, looks at what comes into the last BatchNorm layer of `net`; None where it has none."""
-    layers = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    layers = remembering(net)
     if not layers:
         yield None
         return
