@@ -6,34 +6,33 @@ through the ONNX checker and runs in ONNX Runtime at several batch sizes. A file
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import io
-import logging
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.comparison import BATCHES, TOLERANCE, batches_of, odd_batches, verify
+from exporters.comparison import BATCHES, TOLERANCES, Tolerance, batches_of, framed, odd_batches, verify
 from exporters.failure import ExportError, RunnerError, first_line
+from exporters.graph import WRITERS, Signature, finish, silence
 from exporters.parity import Parity
+from exporters.publishing import drafting, publish, sha256, size_of
+from exporters.runner import Answer, Images, Runner
+from exporters.runtime import load
+from exporters.wrapping import OUTPUTS, Framing, Postprocess, Prepared, answering
 
-__all__ = ["BATCHES", "TOLERANCE", "Export", "Exporter", "Free", "Postprocess", "export"]
+__all__ = ["BATCHES", "Export", "Exporter", "Framing", "Postprocess", "Question", "Source", "export", "source"]
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
-Postprocess = Literal["none", "argmax"]
-INPUT, OUTPUT = "images", "logits"
-LABELS = "labels"  #: name of the output where argmax is baked in
+Batches = Sequence[NDArray[Any]]
 TRACED_BATCH = 3
+#: size of the picture that a graph with preparation is traced with; no picture that it is compared on has it
+TRACED_FRAME = (45, 61)
 LOWEST_OPSET = 18
 #: what exporters, the checker and serialisation raise for a network that they cannot write
 FAILURES = (
@@ -47,27 +46,71 @@ FAILURES = (
 
 
 @dataclass(frozen=True)
-class Free:
-    """Which axes of the images the file leaves open."""
+class Source:
+    """A network to export, and all that its files shall have around it."""
 
-    batch: bool = True
-    size: bool = False
+    network: nn.Module  #: images [n, 3, h, w] -> logits [n, classes, ...], a copy of the user's
+    example: Tensor  #: [n, 3, h, w]; gives the image size, and the batch size unless it is open
+    dynamic_batch: bool = True
+    dynamic_size: bool = False  #: images of any height and width
+    framing: Framing | None = None  #: pictures as bytes of any size go in, and are prepared in the graph
+    postprocess: Postprocess = "none"
 
     @property
-    def axes(self) -> dict[int, str]:
-        """Axis -> its name."""
-        return {**({0: "batch"} if self.batch else {}), **({2: "height", 3: "width"} if self.size else {})}
+    def signature(self) -> Signature:
+        size = 1 if self.framing is not None else 2 if self.dynamic_size else None
+        return Signature(self.dynamic_batch, size, OUTPUTS[self.postprocess])
+
+    def graph(self) -> nn.Module:
+        """What is exported: preparation, network, decision."""
+        inner = self.network if self.framing is None else Prepared(self.network, self.framing).eval()
+        return answering(inner, self.traced(), self.postprocess)
+
+    def traced(self) -> Tensor:
+        """What the exporter sees: a batch size that the comparison does not use, unless the example's is the only one.
+
+        Of pictures a size that it does not use either.
+        """
+        count = TRACED_BATCH if self.dynamic_batch else len(self.example)
+        if self.framing is not None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(0, 256, (count, *TRACED_FRAME, 3), dtype=torch.uint8, generator=generator)
+        return self.example[:1].expand(count, -1, -1, -1).contiguous()
 
 
-class Argmax(nn.Module):
-    """The class of the largest logit: labels [n, ...] for logits [n, classes, ...]. At most 256 classes: uint8."""
+@dataclass(frozen=True)
+class Question:
+    """What every artefact of a source is asked, and what PyTorch answers."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    source: Source
+    batches: Batches  #: as the file takes them
+    real: bool  #: images that were given, not noise
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).argmax(1).to(torch.uint8)
+    def put(self, artefact: Runner, tolerance: Tolerance) -> Parity:
+        """How far an artefact's answers are from PyTorch's. Raises ExportError if that is further than `tolerance`."""
+        inner = (
+            self.source.network if self.source.framing is None else Prepared(self.source.network, self.source.framing)
+        )
+        kind = self.source.postprocess
+        if kind == "softmax":
+            inner = answering(inner, self.source.traced(), kind)
+        parity = verify(load(inner), artefact, self.batches, tolerance)
+        if kind != "topk":
+            return parity
+        whole = self.source.graph()
+
+        def right(images: Images) -> Answer:
+            with torch.inference_mode():
+                return whole(torch.as_tensor(images))[1].numpy()
+
+        best = verify(
+            right, lambda x: artefact.run(x)["probabilities"], self.batches, replace(tolerance, disagreement=None)
+        )
+        return replace(best, top1_agreement=parity.top1_agreement)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return tuple(sorted({len(batch) for batch in self.batches}))
 
 
 @dataclass(frozen=True)
@@ -81,11 +124,38 @@ class Export:
     exporter: str  #: "dynamo" or "torchscript"
     parity: Parity
     tolerance: float  #: greatest parity.max_rel that would have passed; of maps, greatest share of other labels too
-    postprocess: Postprocess  #: "argmax": the file answers with uint8 labels
+    postprocess: Postprocess  #: what the file answers with: OUTPUTS
+    preprocess: bool  #: takes uint8 pictures [n, h, w, 3] of any size, and prepares them itself
     dynamic_size: bool  #: takes images of any height and width
     real_images: bool  #: compared on images that were given, not on noise
     batch_sizes: tuple[int, ...]  #: that were run
     refused: dict[str, str]  #: exporter that was tried first and failed -> why
+
+
+def source(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    images: Tensor | None = None,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    framing: Framing | None = None,
+    postprocess: Postprocess = "none",
+) -> Question:
+    """A module ready to be exported, and what its artefacts will be compared on; arguments as of `export`.
+
+    Raises ExportError for a network that cannot be copied or does not take what it shall.
+    """
+    if dynamic_size and framing is not None:
+        raise ExportError("pictures of any size are already taken where they are prepared in the graph; choose one.")
+    network, example = copied(module), example.detach().float().cpu()
+    given = Source(network, example, dynamic_batch, dynamic_size, framing, postprocess)
+    answering(network, example, postprocess)
+    floats = batches_of(example if images is None else images, example, dynamic_batch, noise=images is None)
+    if dynamic_size:
+        floats += odd_batches(network, floats[-1])
+    batches: Batches = floats if framing is None else framed(floats)
+    return Question(given, batches, images is not None)
 
 
 def export(
@@ -97,57 +167,81 @@ def export(
     dynamic_batch: bool = True,
     metadata: Mapping[str, str] | None = None,
     images: Tensor | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     exporter: Exporter = "auto",
     postprocess: Postprocess = "none",
     dynamic_size: bool = False,
+    framing: Framing | None = None,
 ) -> Export:
     """Write `module` (float32 images [n, 3, h, w] -> logits) to `path` as one ONNX file, verified in ONNX Runtime.
 
     `example`: [n, 3, h, w], gives the image size (and the batch size unless `dynamic_batch`). `images`: [m, 3, h, w],
     real ones to compare on; noise in [0, 1] without. `tolerance`: greatest difference of a logit as a share of the
     greatest |logit|, and greatest share of the labels that may differ where the network answers with maps or the file
-    with labels. `postprocess="argmax"`: the file answers with uint8 labels, [n, h, w] of maps. `dynamic_size`: it takes
-    images of any size, which two odd ones prove. `metadata` goes into the file. The module is left as it was.
+    with labels; 0.001 unless given. `framing`: the file takes uint8 pictures [n, h, w, 3] of any size, and prepares
+    them.
+    `postprocess`: "argmax" for uint8 labels, [n, h, w] of maps; "softmax" for probabilities; "topk" for the best five
+    labels (int32) and their probabilities, [n, 5] each. `dynamic_size`: it takes images of any size, which two odd ones
+    prove. `metadata` goes into the file. The module is left as it was.
 
     Raises ExportError, leaving what was at `path` untouched, if no exporter writes a file that passes.
     """
+    question = source(
+        module, example, images=images, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size, framing=framing,
+        postprocess=postprocess,
+    )  # fmt: skip
+    path = Path(path)
+    with drafting(path) as draft:
+        found = write_onnx(
+            question, draft, opset=opset, metadata=metadata, tolerance=tolerance, exporter=exporter, name=path
+        )
+        publish(draft, path)
+    return replace(found, path=str(path))
+
+
+def write_onnx(
+    question: Question,
+    draft: Path,
+    *,
+    opset: int = LOWEST_OPSET,
+    metadata: Mapping[str, str] | None = None,
+    tolerance: float | None = None,
+    exporter: Exporter = "auto",
+    name: Path | None = None,
+) -> Export:
+    """Write the fp32 graph to `draft`, verified; what to do with it is the caller's. `name`: what errors call it."""
     if opset < LOWEST_OPSET:
         raise ExportError(f"opset {opset}: expected {LOWEST_OPSET} or more.")
-    path = Path(path)
-    network = copied(module)
-    example = example.detach().float().cpu()
-    batches = batches_of(example if images is None else images, example, dynamic_batch, noise=images is None)
-    if dynamic_size:
-        batches += odd_batches(network, batches[-1])
-    free, answering = Free(dynamic_batch, dynamic_size), baked(network, example, postprocess)
+    graph, images, given = question.source.graph(), question.source.traced(), question.source
+    keeping = TOLERANCES["fp32"] if tolerance is None else Tolerance(tolerance, None)
     refused: dict[str, str] = {}
-    for name in ("dynamo", "torchscript") if exporter == "auto" else (exporter,):
-        with temporary(path) as draft:
-            try:
-                model = WRITERS[name](answering, example, opset, free)
-                content = finish(model, draft, opset, metadata or {})
-                parity = verify(network, draft, batches, tolerance)
-            except FAILURES as error:
-                refused[name] = first_line(error)
-                continue
-            publish(draft, path)
+    for kind in ("dynamo", "torchscript") if exporter == "auto" else (exporter,):
+        try:
+            finish(WRITERS[kind](graph, images, opset, given.signature), draft, opset, metadata or {})
+            with load(draft) as runner:
+                parity = question.put(runner, keeping)
+        except FAILURES as error:
+            refused[kind] = first_line(error)
+            continue
         return Export(
-            path=str(path),
+            path=str(draft),
             opset=opset,
-            bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            exporter=name,
+            bytes=size_of(draft),
+            sha256=sha256(draft),
+            exporter=kind,
             parity=parity,
-            tolerance=tolerance,
-            postprocess=postprocess,
-            dynamic_size=dynamic_size,
-            real_images=images is not None,
-            batch_sizes=tuple(sorted({len(batch) for batch in batches})),
+            tolerance=keeping.max_rel or 0.0,
+            postprocess=given.postprocess,
+            preprocess=given.framing is not None,
+            dynamic_size=given.dynamic_size,
+            real_images=question.real,
+            batch_sizes=question.batch_sizes,
             refused=refused,
         )
-    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-    raise ExportError(f"{path}: not written, for no exporter gives a file that answers as PyTorch does ({why}).")
+    why = "; ".join(f"{kind}: {reason}" for kind, reason in refused.items())
+    raise ExportError(
+        f"{name or draft}: not written, for no exporter gives a file that answers as PyTorch does ({why})."
+    )
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -157,133 +251,3 @@ def copied(module: nn.Module) -> nn.Module:
             return copy.deepcopy(module).float().cpu().eval()
     except (RuntimeError, TypeError) as error:
         raise ExportError(f"the network cannot be copied for the export ({first_line(error)}).") from error
-
-
-def baked(network: nn.Module, example: Tensor, postprocess: Postprocess) -> nn.Module:
-    """The network with what comes after it. Raises ExportError for more classes than uint8 holds."""
-    if postprocess == "none":
-        return network
-    with torch.no_grad():
-        classes = network(example[:1]).shape[1]
-    if classes > 256:
-        raise ExportError(f"{classes} classes do not fit into a uint8 label; export the logits, without argmax.")
-    return Argmax(network).eval()
-
-
-def output_name(network: nn.Module) -> str:
-    return LABELS if isinstance(network, Argmax) else OUTPUT
-
-
-def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[str, str]) -> bytes:
-    """Put the metadata in, check the model, write it to `draft`; the file's content."""
-    found = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
-    if found != opset:
-        raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
-    forget_source(model)
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
-    draft.write_bytes(content)
-    return content
-
-
-def forget_source(model: onnx.ModelProto) -> None:
-    """Take out what the exporters note of the source: stack traces with the folders of this machine."""
-    del model.metadata_props[:]
-    graph = model.graph
-    for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del holder.metadata_props[:]
-        holder.doc_string = ""
-
-
-def traced(example: Tensor, dynamic_batch: bool) -> Tensor:
-    """What the exporter sees: a batch size that the comparison does not use, unless the example's is the only one."""
-    return example[:1].expand(TRACED_BATCH, -1, -1, -1).contiguous() if dynamic_batch else example
-
-
-def dynamo(network: nn.Module, example: Tensor, opset: int, free: Free) -> onnx.ModelProto:
-    with silence():
-        program = torch.onnx.export(
-            network,
-            (traced(example, free.batch),),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[output_name(network)],
-            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.axes.items()},) if free.axes else None,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
-
-
-def torchscript(network: nn.Module, example: Tensor, opset: int, free: Free) -> onnx.ModelProto:
-    images = traced(example, free.batch)
-    output = output_name(network)
-    same = {axis: name for axis, name in free.axes.items() if axis == 0}
-    with silence(), tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "traced.onnx"
-        if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
-            script = torch.jit.trace(network, images, check_trace=False)  # the exporter's own tracer stops at scripts
-            assert isinstance(script, nn.Module)
-            network = script
-        torch.onnx.export(
-            network,
-            (images,),
-            str(file),
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[output],
-            dynamic_axes={INPUT: free.axes, output: same} if free.axes else None,
-        )
-        return onnx.load(file)
-
-
-WRITERS = {"dynamo": dynamo, "torchscript": torchscript}
-
-
-@contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path` that is gone afterwards."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".onnx", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.") from error
-    try:
-        yield Path(name)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def publish(draft: Path, path: Path) -> None:
-    """Make the draft last, then give it its name."""
-    try:
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(draft, 0o666 & ~mask)
-        os.replace(draft, path)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.") from error
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """The exporters print their progress and warn of their own future; what matters is verified afterwards."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

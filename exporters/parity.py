@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 Answers = Float[np.ndarray, "n c"]
-Answering = Callable[[NDArray[np.float32]], NDArray[Any]]
+Answering = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Parity:
     images: int
     max_abs: float | None  #: greatest difference of one logit; infinite for NaN or infinity; None if it answers labels
     max_rel: float | None  #: max_abs over the greatest |logit| of the reference; None if it answers labels
+    mean_abs: float | None  #: mean difference of a logit; as max_abs
+    cosine: float | None  #: similarity of all logits as one vector, in [-1, 1]; None if it answers labels
     top1_agreement: float  #: share of decisions (images, or pixels of a map) of the same class, in [0, 1]
     miou: float | None = None  #: of the candidate's label maps against the reference's; None where there are no maps
 
 
-def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArray[np.float32]]) -> Parity:
-    """Run both on `batches` of images, float32 [n, 3, h, w], and compare their logits [n, classes, ...].
+def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArray[Any]]) -> Parity:
+    """Run both on `batches` of images, as both take them, and compare their logits [n, classes, ...].
 
     A candidate that answers with whole numbers answers labels [n, ...]: compared with the reference's largest logits.
     Raises ValueError for answers of different shapes, for a reference that is not finite, and for no images.
@@ -38,13 +40,24 @@ def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArra
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Between the logits of one batch: what adds up over batches."""
+
+    greatest: float  #: |difference|
+    total: float  #: sum of |difference|
+    count: int
+    dot: float
+    squares: tuple[float, float]  #: sums of the squares of both
+
+
+@dataclass(frozen=True)
 class Difference:
     """Of one batch."""
 
     images: int
     decisions: int
     same: int
-    max_abs: float | None
+    gap: Gap | None  #: of the logits; None for labels
     scale: float
     confusion: NDArray[np.int64] | None  #: [classes, classes] of pixels, rows the reference; None without maps
 
@@ -65,8 +78,14 @@ def difference(reference: NDArray[np.float64], candidate: NDArray[Any]) -> Diffe
     )
 
 
-def gap_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
-    return float(np.abs(reference - candidate).max(initial=0.0)) if np.isfinite(candidate).all() else np.inf
+def gap_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Gap:
+    if not np.isfinite(candidate).all():
+        return Gap(np.inf, np.inf, reference.size, -np.inf, (1.0, 1.0))
+    apart = np.abs(reference - candidate)
+    squares = float((reference**2).sum()), float((candidate**2).sum())
+    return Gap(
+        float(apart.max(initial=0.0)), float(apart.sum()), apart.size, float((reference * candidate).sum()), squares
+    )
 
 
 def confusion_of(right: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -77,12 +96,28 @@ def confusion_of(right: NDArray[np.int64], said: NDArray[np.int64], classes: int
 
 
 def join(parts: list[Difference]) -> Parity:
-    gaps, scale = [part.max_abs for part in parts if part.max_abs is not None], max(part.scale for part in parts)
-    max_abs = max(gaps) if gaps else None
+    gaps, scale = [part.gap for part in parts if part.gap is not None], max(part.scale for part in parts)
+    max_abs = max(gap.greatest for gap in gaps) if gaps else None
     agreement = sum(part.same for part in parts) / sum(part.decisions for part in parts)
     maps = [part.confusion for part in parts if part.confusion is not None]
-    miou = mean_iou(np.sum(maps, 0)) if maps else None
-    return Parity(sum(part.images for part in parts), max_abs, share(max_abs, scale), agreement, miou)
+    return Parity(
+        images=sum(part.images for part in parts),
+        max_abs=max_abs,
+        max_rel=share(max_abs, scale),
+        mean_abs=sum(gap.total for gap in gaps) / sum(gap.count for gap in gaps) if gaps else None,
+        cosine=cosine(gaps) if gaps else None,
+        top1_agreement=agreement,
+        miou=mean_iou(np.sum(maps, 0)) if maps else None,
+    )
+
+
+def cosine(gaps: list[Gap]) -> float:
+    """Of all logits of all batches; 1 for zeros against zeros, -1 where a logit is not finite."""
+    dot, ours, theirs = (sum(part) for part in zip(*((gap.dot, *gap.squares) for gap in gaps), strict=True))
+    if not np.isfinite(dot):
+        return -1.0
+    norms = float(np.sqrt(ours) * np.sqrt(theirs))
+    return float(np.clip(dot / norms, -1, 1)) if norms > 0 else float(ours == theirs)
 
 
 def share(max_abs: float | None, scale: float) -> float | None:

@@ -1,62 +1,82 @@
-"""One call for every runtime: float32 images [n, 3, h, w] in, logits [n, classes, ...] out, both in host memory."""
+"""One call for every runtime: `load` makes a module or an exported file answer, exactly where it was asked to."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.failure import MissingFileError, RunnerError, first_line
+from exporters.failure import RunnerError, first_line
+from exporters.reading import damaged, read_model
+from exporters.runner import Answer, Images, Provider, Runner, mismatch, to_host
 
-Provider = Literal["cpu", "cuda"]
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+__all__ = ["FAILURES", "PROVIDERS", "SUFFIXES", "Answer", "Images", "Provider", "Runner", "Runtime", "load"]
+
+Runtime = Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+#: the package of ONNX Runtime that has a provider
+PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
+#: end of a file's name -> the runtimes that run it, its own first
+SUFFIXES: dict[str, tuple[Runtime, ...]] = {
+    ".onnx": ("onnxruntime", "openvino"),
+    ".xml": ("openvino",),
+    ".engine": ("tensorrt", "tensorrt-rtx"),
+}
+#: operators in which a network's time goes
+HEAVY = {"Conv", "ConvTranspose", "FusedConv", "QLinearConv", "Gemm", "MatMul", "FusedMatMul", "QLinearMatMul"}
 #: types of an output that holds labels
 WHOLE = ("tensor(uint8)", "tensor(int32)", "tensor(int64)")
-Images = NDArray[np.float32] | Tensor
 
 
-class Runner(ABC):
-    """A network ready to answer. The call returns when the answer is in host memory, so timing it times everything."""
+def load(
+    model: str | Path | nn.Module,
+    *,
+    runtime: Runtime | None = None,
+    provider: Provider | None = None,
+    threads: int | None = None,
+) -> Runner:
+    """Make a module or an exported file answer on `provider`.
 
-    runtime: str  #: "torch" or "onnxruntime"
-
-    def __init__(self, provider: Provider, threads: int | None) -> None:
-        self.provider = provider  #: where it really runs
-        self.threads = threads  #: None: as many as the runtime likes
-        self.input_size: tuple[int, int] | None = None  #: (height, width); None where any size goes or nobody knows
-        self.channels = 3  #: that the images must have
-        self.batch_size: int | None = None  #: the only batch size it takes; None: any
-        self.classes: int | None = None  #: width of the answer; None where nobody knows before the first call
-        self.labels = False  #: whether it answers with labels [n, ...], whole numbers, and not with logits
-        self.dense = False  #: whether it answers with maps, as far as is known before the first call
-        self.metadata: Mapping[str, str] = {}
-
-    @abstractmethod
-    def __call__(self, images: Images) -> NDArray[np.float32] | NDArray[np.integer]:
-        """Float32 images [n, 3, h, w] -> logits [n, classes], maps of logits [n, classes, h, w], or labels of either.
-
-        Raises RunnerError for images of another shape.
-        """
-
-
-def load(model: str | Path | nn.Module, *, provider: Provider = "cpu", threads: int | None = None) -> Runner:
-    """Make an .onnx file (ONNX Runtime) or a module (PyTorch) answer on `provider`, in float32.
-
-    Raises RunnerError for a file that is missing, truncated or no network of one image input and one answer, and
-    for a provider that is not there: no runtime falls back to another device in silence.
+    `runtime`: None is a module's PyTorch and a file's own, by the end of its name. `provider`: of PyTorch "cpu" or
+    "cuda", of ONNX Runtime its execution provider; the others know but one place, OpenVINO the processor and an engine
+    the GPU; None is that place, or the processor. Raises RunnerError for a file that is missing, damaged, hostile or no
+    network of one image input, for a runtime that is not installed or does not read it, and for a provider that is not
+    there: no runtime falls back to another device in silence.
     """
     if isinstance(model, nn.Module):
-        return TorchRunner(model, provider=provider, threads=threads)
-    return OnnxRunner(Path(model), provider=provider, threads=threads)
+        if runtime not in (None, "torch", "torch-compile"):
+            raise RunnerError(f"{runtime} runs files, found a network of PyTorch; export it first.")
+        return TorchRunner(model, provider=provider or "cpu", threads=threads, compiled=runtime == "torch-compile")
+    path = Path(model)
+    readers = SUFFIXES.get(path.suffix.lower(), SUFFIXES[".onnx"])
+    if runtime is not None and runtime not in readers:
+        raise RunnerError(f"{path}: {runtime} does not read it; it runs in {' or '.join(readers)}.")
+    if readers == SUFFIXES[".engine"]:
+        from exporters.tensorrt import EngineRunner
+
+        only(path, "an engine", provider, "cuda")
+        return EngineRunner(path, runtime)
+    if (runtime or readers[0]) == "openvino":
+        from exporters.openvino import OpenVinoRunner
+
+        only(path, "OpenVINO", provider, "cpu")
+        return OpenVinoRunner(path, threads=threads)
+    return OnnxRunner(path, provider=provider or "cpu", threads=threads)
+
+
+def only(path: Path, who: str, provider: Provider | None, place: Provider) -> None:
+    if provider not in (None, place):
+        raise RunnerError(f"{path}: {provider} was asked for, but {who} runs on {place}.")
 
 
 class TorchRunner(Runner):
@@ -64,26 +84,43 @@ class TorchRunner(Runner):
 
     runtime = "torch"
 
-    def __init__(self, module: nn.Module, *, provider: Provider = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, *, provider: Provider = "cpu", threads: int | None = None, compiled: bool = False
+    ) -> None:
+        if provider not in ("cpu", "cuda"):
+            raise RunnerError(f"{provider} was asked for, but PyTorch runs on cpu or cuda.")
         if provider == "cuda" and not torch.cuda.is_available():
             raise RunnerError("CUDA was asked for, but PyTorch sees no CUDA device here; use cpu.")
         super().__init__(provider, threads)
         self.module = module.to(provider).eval()
+        self.answer: Any = torch.compile(self.module, dynamic=False) if compiled else self.module
+        self.runtime = "torch-compile" if compiled else "torch"
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
+    def run(self, images: Images) -> dict[str, Answer]:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            answer = self.module(torch.as_tensor(images).to(self.provider))
+            answer = self.ask(torch.as_tensor(images).to(self.provider))
         if not isinstance(answer, Tensor):
             raise RunnerError(f"the network answers with a {type(answer).__name__}, expected one tensor of logits.")
         logits = answer.float().cpu().numpy()
         self.classes = logits.shape[1]
-        return logits
+        return {"logits": logits}
+
+    def ask(self, images: Tensor) -> Any:
+        if self.runtime == "torch":
+            return self.answer(images)
+        try:
+            return self.answer(images)
+        except RuntimeError as error:
+            raise RunnerError(f"torch.compile does not make this network answer ({first_line(error)}).") from error
+
+    def close(self) -> None:
+        del self.answer
 
 
 class OnnxRunner(Runner):
-    """An ONNX file of one image input and one answer in ONNX Runtime."""
+    """An ONNX file of one image input in ONNX Runtime."""
 
     runtime = "onnxruntime"
 
@@ -92,63 +129,72 @@ class OnnxRunner(Runner):
         self.path = path
         self.session = open_session(path, provider, threads)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+        floats = len(inputs) == 1 and inputs[0].type == "tensor(float)"
+        self.takes_bytes = len(inputs) == 1 and inputs[0].type == "tensor(uint8)"
+        if not (floats or self.takes_bytes) or len(inputs[0].shape) != 4 or not outputs:
             raise RunnerError(
                 f"{path}: found inputs {[(i.name, i.type, i.shape) for i in inputs]} and {len(outputs)} outputs, "
-                "expected one float input [n, 3, height, width] and one output of logits."
+                "expected one float input [n, 3, height, width], or one of uint8 [n, height, width, 3], and an answer."
             )
-        self.input_name, self.shape = inputs[0].name, inputs[0].shape
-        batch, channels, height, width = self.shape
-        self.channels = channels if isinstance(channels, int) else 3
-        self.input_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        self.batch_size = batch if isinstance(batch, int) else None
-        answer = outputs[0].shape
-        self.labels = outputs[0].type in WHOLE
-        self.dense = len(answer or []) == (3 if self.labels else 4)
-        known = not self.labels and answer and len(answer) > 1 and isinstance(answer[1], int)
-        self.classes = answer[1] if known else None
+        self.inputs, self.outputs = {i.name: i.shape for i in inputs}, {o.name: o.shape for o in outputs}
+        self.read_shapes(inputs[0].shape, outputs[0].shape or [], whole=outputs[0].type in WHOLE)
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.precision = self.metadata.get("precision", "fp32")
 
-    def __call__(self, images: Images) -> NDArray[np.float32] | NDArray[np.integer]:
-        array = images.numpy(force=True) if isinstance(images, Tensor) else images
+    def run(self, images: Images) -> dict[str, Answer]:
+        array = to_host(images, takes_bytes=self.takes_bytes)
+        ((name, shape),) = self.inputs.items()
         try:
-            (logits,) = self.session.run(None, {self.input_name: np.ascontiguousarray(array, dtype=np.float32)})
+            answers = self.session.run(None, {name: array})
         except FAILURES as error:
-            wanted = json.dumps([part if isinstance(part, int) else "any" for part in self.shape])
-            raise RunnerError(
-                f"{self.path}: images {list(array.shape)} do not run, expected {wanted} ({first_line(error)})."
-            ) from error
-        return np.asarray(logits)
+            raise mismatch(self.path, array, shape, first_line(error)) from error
+        return {name: np.asarray(answer) for name, answer in zip(self.outputs, answers, strict=True)}
+
+    def close(self) -> None:
+        del self.session
 
 
 def open_session(path: Path, provider: Provider, threads: int | None) -> onnxruntime.InferenceSession:
     """A session on exactly the provider asked for."""
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected an .onnx file.")
+    read_model(path)
     name = PROVIDERS[provider]
     if name not in onnxruntime.get_available_providers():
         raise RunnerError(
             f"{name} is not in the installed ONNX Runtime {onnxruntime.__version__} (it has "
-            f"{', '.join(onnxruntime.get_available_providers())}); install onnxruntime-gpu in the place of onnxruntime."
+            f"{', '.join(onnxruntime.get_available_providers())}); install {PACKAGES[provider]} in the place of "
+            "onnxruntime."
         )
-    if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+    if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if provider != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[name])
     except FAILURES as error:
-        raise RunnerError(
-            f"{path}: cannot be loaded as ONNX ({reason(error)}); the file is damaged or another kind: export it again."
-        ) from error
+        raise damaged(path, reason(error)) from error
     if session.get_providers()[0] != name:
         raise RunnerError(
             f"{path}: {name} was asked for, but ONNX Runtime fell back to {session.get_providers()[0]}; "
-            "its CUDA and cuDNN libraries do not load here (see `compress doctor`)."
+            "its libraries do not load here (see `compress doctor`)."
+        )
+    if provider != "cpu" and (left := left_behind(session)):
+        raise RunnerError(
+            f"{path}: {name} was asked for, but ONNX Runtime runs {len(left)} of its convolutions and products on the "
+            f"processor ({', '.join(left[:3])}); run it elsewhere, or export it with other operators."
         )
     return session
+
+
+def left_behind(session: onnxruntime.InferenceSession) -> list[str]:
+    """Operators in which the time goes, and which run on the processor all the same; an older ONNX Runtime does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == PROVIDERS["cpu"]]
+    return [node.name or node.op_type for part in parts for node in part.get_nodes() if node.op_type in HEAVY]
 
 
 def reason(error: Exception) -> str:

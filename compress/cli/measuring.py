@@ -93,7 +93,7 @@ def export_model(
         dynamic_batch=dynamic_batch,
         metadata={**to_metadata(card), **beyond_the_card(postprocess, dynamic_size)},
         images=images,
-        tolerance=onnx.TOLERANCE if tolerance is None else tolerance,
+        tolerance=tolerance,
         exporter=exporter,
         postprocess=postprocess,
         dynamic_size=dynamic_size,

@@ -120,7 +120,7 @@ def test_a_network_that_no_export_can_match_is_refused_by_both_exporters(tmp_pat
 
 
 def test_the_second_exporter_is_taken_where_the_first_fails_and_the_record_says_so(tmp_path: Path, monkeypatch) -> None:
-    from exporters import onnx as module
+    from exporters import graph as module
 
     def failing(*_):
         raise RuntimeError("cannot be exported\nat all")
@@ -132,7 +132,7 @@ def test_the_second_exporter_is_taken_where_the_first_fails_and_the_record_says_
 
 
 def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch) -> None:
-    from exporters import onnx as module
+    from exporters import graph as module
 
     right = module.torchscript
 

@@ -16,6 +16,7 @@ from exporters.failure import ExportError
 from exporters.onnx import export
 from exporters.parity import compare
 from exporters.runtime import load
+from exporters.wrapping import Answering
 
 EXAMPLE = torch.zeros(1, 3, 16, 24)
 
@@ -85,13 +86,13 @@ def test_labels_of_uint8_come_out_where_argmax_is_baked_in(tmp_path: Path, net, 
 
 
 def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, net, monkeypatch) -> None:
-    from exporters import onnx as module
+    from exporters import graph as module
 
     right = module.torchscript
 
     def wrong(network, *arguments):
         other = Strided().eval()
-        return right(module.Argmax(other), *arguments)
+        return right(Answering(other, "argmax", 3), *arguments)
 
     monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
     with pytest.raises(ExportError, match="of the labels otherwise"):

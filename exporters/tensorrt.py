@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines from verified ONNX files, and what runs them."""
