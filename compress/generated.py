@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from compress.plan import RECIPE, Prepared, prepare, read_plan
 from compress.rehearsal import rehearsal
 
 BATCH = 100  #: images drawn at a time
+CALIBRATED = 8  #: likewise for a calibration, which keeps what every layer makes of them
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ def draw(folder: Path, count: int, out: Path, *, device: str, seed: int, say: Ca
     pool.state_dict()  # on the disk to stay
     pool.sheet(out / "pool.png")
     return Drawn(pool, ready.plan.method["name"], ready.plan.teachers[0].model, ready.card, batches)
+
+
+def samples(folder: Path, count: int, *, seed: int, say: Callable[[str], None]) -> Iterator[Tensor]:
+    """`count` images of the run in `folder`, [n, 3, h, w] in [0, 1] on the CPU, CALIBRATED at a time.
+
+    They are what its generator draws from noise that is a pure function of `seed`.
+
+    Raises UsageError as `draw` does.
+    """
+    if not (folder / RECIPE).is_file():
+        raise UsageError(f"{folder}: no {RECIPE} in it; expected the folder of a run that `compress distill` made.")
+    ready = prepare(*read_plan(config.read_yaml(folder / RECIPE)))
+    maker, _ = trained(folder, ready, open_place("cpu", "32"), say)
+    noise = torch.Generator().manual_seed(seed)
+    for start in range(0, count, CALIBRATED):
+        z = torch.randn(min(CALIBRATED, count - start), vars(ready.method)["z_dim"], generator=noise)
+        yield maker.look(z).float().expand(-1, 3, -1, -1).clamp(0, 1)  # a grey generator draws one channel
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from exporters.failure import ExportError, MissingFileError, RunnerError
-from exporters.publishing import size_of
 from exporters.reading import read_model
 from exporters.runner import Answer, Images, Runner, mismatch, to_host
 
@@ -38,8 +37,6 @@ HEAD_BYTES = 4096
 class Converted:
     """An OpenVINO file that was made from an ONNX file."""
 
-    path: str
-    bytes: int  #: of both files
     precision: str  #: of the graph; what runs is the runner's to say
     version: str  #: of OpenVINO
 
@@ -59,7 +56,7 @@ def convert(source: Path, draft: Path) -> Converted:
         openvino.save_model(graph, str(draft), compress_to_fp16=False)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"{source}: OpenVINO does not take it ({reason(error)}).") from error
-    return Converted(str(draft), size_of(draft), metadata.get("precision", "fp32"), openvino.__version__.split("-")[0])
+    return Converted(metadata.get("precision", "fp32"), openvino.__version__.split("-")[0])
 
 
 class OpenVinoRunner(Runner):
@@ -103,7 +100,7 @@ class OpenVinoRunner(Runner):
         shapes = list(self.inputs.values())
         if len(kinds) != 1 or kinds[0] not in ("f32", "u8") or len(shapes[0]) != 4 or not outputs:
             raise RunnerError(
-                f"{path}: found inputs {list(zip(self.inputs, kinds, shapes, strict=True))} and {len(outputs)} outputs, "
+                f"{path}: found inputs {list(zip(self.inputs, kinds, shapes, strict=True))}, {len(outputs)} outputs, "
                 "expected one float input [n, 3, height, width], or one of uint8 [n, height, width, 3], and an answer."
             )
         self.takes_bytes = kinds == ["u8"]
@@ -143,8 +140,8 @@ def read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
         graph = core.read_model(str(path))
     except (RuntimeError, TypeError, ValueError) as error:
         raise RunnerError(
-            f"{path}: cannot be loaded by OpenVINO ({reason(error)}); the file is damaged or needs what OpenVINO does not "
-            "have: export it again."
+            f"{path}: cannot be loaded by OpenVINO ({reason(error)}); the file is damaged or needs what OpenVINO does "
+            "not have: export it again."
         ) from error
     return graph, metadata_of(graph) if metadata is None else metadata
 
@@ -157,7 +154,7 @@ def check_pair(path: Path) -> None:
         raise RunnerError(f"{path}: its weights are missing: expected {path.stem}.bin beside it.")
     with open(path, "rb") as file:
         if not DESCRIPTION.search(file.read(HEAD_BYTES)):
-            raise RunnerError(f"{path}: no description of a network; expected an .xml file of OpenVINO: export it again.")
+            raise RunnerError(f"{path}: no description of a network; expected an .xml file of OpenVINO.")
 
 
 def metadata_of(graph: Any) -> dict[str, str]:
@@ -173,7 +170,7 @@ def layers(compiled: Any) -> Counter[str]:
     for layer in compiled.get_runtime_model().get_ops():
         facts = layer.get_rt_info()
         if facts["layerType"].astype(str) in HEAVY:
-            kind = facts["runtimePrecision"].astype(str)
+            kind = str(facts["runtimePrecision"].astype(str))
             found[PRECISIONS.get(kind, kind)] += 1
     return found
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exporters.failure import RunnerError
 
+Runtime = Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 Images = NDArray[np.float32] | NDArray[np.uint8] | Tensor
 Answer = NDArray[np.float32] | NDArray[np.integer]
@@ -24,7 +25,7 @@ class Runner(ABC):
     To be closed after use, or used as a context: some runtimes hold a device's memory until then.
     """
 
-    runtime: str  #: "torch", "torch-compile", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx"
+    runtime: Runtime
 
     def __init__(self, provider: Provider, threads: int | None) -> None:
         self.provider = provider  #: where it really runs

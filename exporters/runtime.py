@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from exporters.failure import RunnerError, first_line
 from exporters.reading import damaged, read_model
-from exporters.runner import Answer, Images, Provider, Runner, mismatch, to_host
+from exporters.runner import Answer, Images, Provider, Runner, Runtime, mismatch, to_host
 
 __all__ = ["FAILURES", "PROVIDERS", "SUFFIXES", "Answer", "Images", "Provider", "Runner", "Runtime", "load"]
 
-Runtime = Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -44,14 +43,15 @@ def load(
     runtime: Runtime | None = None,
     provider: Provider | None = None,
     threads: int | None = None,
+    trusted: bool = False,
 ) -> Runner:
     """Make a module or an exported file answer on `provider`.
 
     `runtime`: None is a module's PyTorch and a file's own, by the end of its name. `provider`: of PyTorch "cpu" or
     "cuda", of ONNX Runtime its execution provider; the others know but one place, OpenVINO the processor and an engine
-    the GPU; None is that place, or the processor. Raises RunnerError for a file that is missing, damaged, hostile or no
-    network of one image input, for a runtime that is not installed or does not read it, and for a provider that is not
-    there: no runtime falls back to another device in silence.
+    the GPU; None is that place, or the processor. `trusted`: code inside of an engine may run. Raises RunnerError for a
+    file that is missing, damaged, hostile or no network of one image input, for a runtime that is not installed or does
+    not read it, and for a provider that is not there: no runtime falls back to another device in silence.
     """
     if isinstance(model, nn.Module):
         if runtime not in (None, "torch", "torch-compile"):
@@ -62,10 +62,10 @@ def load(
     if runtime is not None and runtime not in readers:
         raise RunnerError(f"{path}: {runtime} does not read it; it runs in {' or '.join(readers)}.")
     if readers == SUFFIXES[".engine"]:
-        from exporters.tensorrt import EngineRunner
+        from exporters.engines import EngineRunner
 
         only(path, "an engine", provider, "cuda")
-        return EngineRunner(path, runtime)
+        return EngineRunner(path, runtime, trusted=trusted)
     if (runtime or readers[0]) == "openvino":
         from exporters.openvino import OpenVinoRunner
 
@@ -167,7 +167,7 @@ def open_session(path: Path, provider: Provider, threads: int | None) -> onnxrun
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised besides
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     if provider != "cpu":
@@ -190,7 +190,7 @@ def open_session(path: Path, provider: Provider, threads: int | None) -> onnxrun
 
 
 def left_behind(session: onnxruntime.InferenceSession) -> list[str]:
-    """Operators in which the time goes, and which run on the processor all the same; an older ONNX Runtime does not tell."""
+    """Convolutions and products that run on the processor all the same; an older ONNX Runtime does not tell."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == PROVIDERS["cpu"]]

@@ -13,7 +13,14 @@ from profiles.record import Record
 MAIN_METRICS = ("accuracy", "miou", "f1")  #: the first that is there is compared
 METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
 CLASS_IOU = "iou/"  #: before the name of a class: its intersection over union
-RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+RUNTIME_NAMES = {
+    "torch": "PyTorch",
+    "torch-compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
 
 
 @dataclass(frozen=True)

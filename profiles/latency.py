@@ -34,7 +34,7 @@ class Candidate(Generic[Example]):
     batch_size: int = 1  #: images in the example
     runtime: str = "torch"
     device: str = "cpu"
-    precision: str = "float32"  #: the one actually run
+    precision: str = "fp32"  #: the one actually run
     threads: int | None = None
     synchronize: Callable[[], None] | None = None  #: waits for the device; called within the time
 
@@ -70,7 +70,7 @@ def measure(
     synchronize: Callable[[], None] | None = None,
     runtime: str = "torch",
     device: str = "cpu",
-    precision: str = "float32",
+    precision: str = "fp32",
     threads: int | None = None,
 ) -> Latency:
     """Time `call(example)` for `duration_s` seconds and at least `min_runs` times, after an uncounted warm-up."""

@@ -20,7 +20,10 @@ INSTRUCTIONS = (
     "amx_tile", "amx_bf16", "amx_int8", "amx_fp16", "asimd", "bf16", "i8mm", "sve",
 )  # fmt: skip
 #: packages whose version changes what is measured
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "fvcore", "timm", "numpy")
+PACKAGES = (
+    "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxscript", "onnxslim",
+    "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "fvcore", "timm", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ OPTIONAL = {
     "tensorboard": "compress/engine/journal.py",
     "segmentation_models_pytorch": "compress/models",
     "h5py": "compress/data/nyu.py",
+    "openvino": "exporters/openvino.py",
+    "tensorrt": "exporters/nvidia.py",
+    "tensorrt_rtx": "exporters/nvidia.py",
 }
 BARE_LOAD = "compress/models/weights.py"  #: where --trust-pickle is honoured, and nowhere else
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "compare": ("compress.cli.compare", "Distil by several methods under one budget, and put them into one table."),
     "synthesize": ("compress.cli.synthesize", "Make images out of a trained model alone, without data or student."),
     "train": ("compress.cli.train", "Train a model on labelled data (for teachers and comparisons)."),
-    "eval": ("compress.cli.evaluate", "Measure a model (.onnx too) on labelled data."),
+    "eval": ("compress.cli.evaluate", "Measure a model, or an exported file, on labelled data."),
     "inspect": ("compress.cli.inspect", "Say what is in a checkpoint, and how far some data is from it."),
     "profile": ("compress.cli.profile", "Count MACs, FLOPs and parameters of a model."),
     "export": ("compress.cli.export", "Write a verified ONNX file."),

@@ -25,9 +25,10 @@ OPTIONAL = {
     "datasets": ("data hf/NAME", "pip install 'compress[hub]'"),
     "webdataset": ("data in .tar shards", "pip install 'compress[shards]'"),
     "tensorboard": ("curves in TensorBoard", "pip install 'compress[tensorboard]'"),
-    "onnxruntime-gpu": ("bench --device cuda", "pip uninstall onnxruntime; pip install onnxruntime-gpu"),
-    "openvino": ("runtime of Intel", "pip install openvino"),
-    "tensorrt": ("runtime of NVIDIA", "pip install tensorrt"),
+    "onnxruntime-gpu": ("bench --provider cuda", "pip uninstall onnxruntime; pip install onnxruntime-gpu"),
+    "openvino": ("files .xml, Intel's runtime", "pip install 'compress[openvino]'"),
+    "tensorrt": ("files .engine, NVIDIA's runtime", "pip install 'compress[tensorrt]'"),
+    "tensorrt-rtx-cu13": ("the same for RTX cards", "pip install 'compress[tensorrt-rtx]'"),
 }
 #: import names of core parts whose distribution is called otherwise
 IMPORTS = {

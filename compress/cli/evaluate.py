@@ -9,10 +9,13 @@ import click
 
 from compress.cli.opening import model_options, open_model
 from compress.cli.output import common, emit, say, table
+from compress.errors import UsageError
 
 if TYPE_CHECKING:
     from compress.models.card import Card
 
+#: what exported files run in
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 #: before a class's name in the metrics of a segmentation model
 IOU = "iou/"
 
@@ -35,10 +38,13 @@ IOU = "iou/"
     show_default=True,
     help="Share of unreadable images allowed.",
 )
+@click.option("--runtime", type=click.Choice(RUNTIMES), help="Of an exported file.  [default: its own]")
 @model_options
 @common
-def eval_(model: str, data: str, data_root: Path | None, max_bad: float, as_json: bool, **wishes: Any) -> None:
-    """Measure MODEL (a folder, checkpoint, name, or .onnx file) on labelled images.
+def eval_(
+    model: str, data: str, data_root: Path | None, max_bad: float, runtime: Any, as_json: bool, **wishes: Any
+) -> None:
+    """Measure MODEL (a folder, checkpoint, name, or an exported .onnx, .xml or .engine file) on labelled images.
 
     \b
     Example:
@@ -47,11 +53,25 @@ def eval_(model: str, data: str, data_root: Path | None, max_bad: float, as_json
     from compress.engine.place import open_place
     from compress.sources import cache_folder, scorer, validation_images
 
-    opened = open_model(model, **wishes)
+    opened = open_model(model, runtime=runtime, **wishes)
+    if opened.prepares and opened.card.task == "segmentation":
+        raise UsageError(
+            f"{model}: cuts the centre out of every picture, so that its maps fit no mask; measure the same model "
+            "without --preprocess."
+        )
     images = validation_images(data, opened.card, root=data_root, folder=cache_folder(), max_bad=max_bad, say=say)
     metrics = scorer(images, opened.card, open_place("cpu", "32"))(opened.answer)
-    result = {"model": model, "data": data, "images": len(images), "unreadable": len(images.bad), "metrics": metrics}
-    text = "\n".join([f"{model} on {len(images)} images of {data}", *describe(metrics, opened.card)])
+    result = {
+        "model": model,
+        "data": data,
+        "runtime": opened.runtime,
+        "precision": opened.precision,
+        "images": len(images),
+        "unreadable": len(images.bad),
+        "metrics": metrics,
+    }
+    ran = "" if opened.file is None else f", in {opened.runtime}, {opened.precision}"
+    text = "\n".join([f"{model} on {len(images)} images of {data}{ran}", *describe(metrics, opened.card)])
     emit(result, as_json=as_json, text=text)
 
 

@@ -1,121 +1,244 @@
-"""`compress export`: one ONNX file that has proven, on real images, that it answers as PyTorch does."""
+"""`compress export`: files for each target that have proven, on real images, that they answer as PyTorch does."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.opening import DYNAMIC, export_options
-from compress.cli.output import common, emit, say
+from compress.cli.output import common, emit, parse_size, say
+from compress.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from exporters.onnx import Export
+    from compress.cli.calibrating import Calibration
+    from compress.models.card import Card
+    from exporters.lowering import Settings
+    from exporters.onnx import Question
+
+FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TARGETS = ("ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx")
+CALIBRATORS = ("auto", "minmax", "percentile", "entropy")
+#: images in a batch of an engine, where nothing is said: fewest, usual, most
+BATCH = (1, 1, 16)
+CALIBRATED = 256
+
+
+def several(known: tuple[str, ...]) -> Any:
+    """A callback: names separated by commas, each one of `known`."""
+
+    def parse(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [name.strip() for part in value for name in part.split(",")]
+        for name in names:
+            if name not in known:
+                raise click.BadParameter(f"found {name!r}, expected some of {', '.join(known)}{nearest(name, known)}")
+        return tuple(dict.fromkeys(names))
+
+    return parse
+
+
+def parse_batch(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    """`8` -> (8, 8, 8); `1:8:64` as it is."""
+    if value is None:
+        return None
+    parts = value.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"found {value!r}, expected a number of images as 8, or least:usual:most as 1:8:64")
+    least, usual, most = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    if not least <= usual <= most:
+        raise click.BadParameter(f"found {value!r}, expected numbers that rise, as 1:8:64")
+    return least, usual, most
+
+
+def parse_sizes(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """`HxW:HxW:HxW` -> three (height, width)."""
+    if value is None:
+        return None
+    parts = [parse_size(context, option, part) for part in value.split(":")]
+    if len(parts) not in (1, 3):
+        raise click.BadParameter(f"found {value!r}, expected HxW, or least:usual:greatest as 256x256:512x512:1024x1024")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
+
+
+def parse_bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """`2GiB`, `512MiB` or plain bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)\s*([KMG]i?B)?", value.strip())
+    if found is None:
+        raise click.BadParameter(f"found {value!r}, expected bytes, as 2GiB or 512MiB")
+    return int(found[1]) * 1024 ** " KMG".index((found[2] or " ")[0])
+
+
+OPTIONS = [
+    click.option("--format", "formats", multiple=True, default=["onnx"], callback=several(FORMATS), metavar="NAME[,…]",
+                 help="onnx, openvino, tensorrt, tensorrt-rtx.  [default: onnx]"),
+    click.option("--precision", "precisions", multiple=True, default=["fp32"], callback=several(PRECISIONS),
+                 metavar="NAME[,…]", help="fp32, fp16, bf16, int8.  [default: fp32]"),
+    click.option("--out", type=click.Path(path_type=Path), metavar="FILE|FOLDER",
+                 help="A file; of several, a folder.  [default: beside the model]"),
+    click.option("--images", metavar="DATA",
+                 help="Real images to compare on: a folder or a name.  [default: shipped ones]"),
+    click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie."),
+    click.option("--tolerance", type=click.FloatRange(min=0),
+                 help="Greatest difference of a logit, as a share of the greatest |logit|.  [default: by precision]"),
+    click.option("--min-agreement", type=click.FloatRange(0, 1),
+                 help="Least share of answers as PyTorch's, of fp16, bf16 and int8.  [default: by precision]"),
+    click.option("--batch", callback=parse_batch, metavar="N|LEAST:USUAL:MOST",
+                 help="Images at a time: a fixed number, or any; engines take least to most."),
+    click.option("--static-batch", is_flag=True, help="As --batch 1."),
+    click.option("--sizes", callback=parse_sizes, metavar="HxW:HxW:HxW",
+                 help="Least, usual and greatest pictures of an engine that takes any size."),
+    click.option("--preprocess", is_flag=True,
+                 help="The file takes uint8 pictures of any size, [n, h, w, 3], and cuts, scales and normalises them."),
+    click.option("--postprocess", type=click.Choice(["none", "softmax", "argmax", "topk"]), default="none",
+                 show_default=True, help="Answers with probabilities, labels (or maps of them), or the best five."),
+    click.option("--calibration", metavar="DATA|RUN|synthetic",
+                 help="Images for int8: any, without labels; synthetic: of the model's own run.  [default: synthetic]"),
+    click.option("--calibration-images", type=click.IntRange(min=1), default=CALIBRATED, show_default=True,
+                 help="How many."),
+    click.option("--calibrator", type=click.Choice(CALIBRATORS), default="auto", show_default=True,
+                 help="How ranges are found: auto tries several and keeps the best."),
+    click.option("--target", type=click.Choice(TARGETS), help="What int8 shall be fast on.  [default: by format]"),
+    click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
+                 help="int8 leaves layers in float until at most so many points are lost."),
+    click.option("--val", metavar="DATA", help="Labelled images for --max-drop.  [default: agreement with PyTorch]"),
+    click.option("--allow-slower", is_flag=True, help="Keep int8 that is slower here than fp32."),
+    click.option("--workspace", callback=parse_bytes, metavar="2GiB", help="GPU memory a layer of an engine may use."),
+    click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT: what was timed before, kept."),
+    click.option("--version-compatible", is_flag=True, help="TensorRT: an engine for later versions too."),
+    click.option("--hardware-compatible", type=click.Choice(["ampere+", "same-capability"]),
+                 help="TensorRT: an engine for other GPUs too."),
+    click.option("--compute-capability", multiple=True, metavar="8.6",
+                 help="TensorRT-RTX: GPUs to build for; may be repeated.  [default: 8.0 and later]"),
+    click.option("--opset", type=click.IntRange(min=18), default=18, show_default=True,
+                 help="Version of ONNX's operators."),
+    click.option("--exporter", type=click.Choice(["auto", "dynamo", "torchscript"]), default="auto", show_default=True,
+                 help="Of PyTorch's two."),
+]  # fmt: skip
+
+
+def all_options(function: Any) -> Any:
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE.onnx", help="[default: model.onnx, beside the model]"
-)
-@click.option(
-    "--opset", type=click.IntRange(min=18), default=18, show_default=True, help="Version of ONNX's operators."
-)
-@click.option(
-    "--images", metavar="DATA", help="Real images to compare on: a folder or a name.  [default: shipped ones]"
-)
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    help="Greatest difference of a logit, as a share of the greatest |logit|.  [default: 0.001]",
-)
-@click.option("--static-batch", is_flag=True, help="Batches of one image only.")
-@click.option(
-    "--postprocess",
-    type=click.Choice(["none", "argmax"]),
-    default="none",
-    show_default=True,
-    help="argmax: the file of a segmentation model answers with uint8 label maps, not logits.",
-)
-@click.option(
-    "--exporter",
-    type=click.Choice(["auto", "dynamo", "torchscript"]),
-    default="auto",
-    show_default=True,
-    help="Of PyTorch's two.",
-)
+@all_options
 @export_options
 @common
-def export(
-    model: str,
-    out: Path | None,
-    opset: int,
-    images: str | None,
-    data_root: Path | None,
-    tolerance: float | None,
-    static_batch: bool,
-    postprocess: Any,
-    exporter: Any,
-    as_json: bool,
-    **wishes: Any,
-) -> None:
-    """Write MODEL as one ONNX file, normalisation included, and compare it with PyTorch before it gets its name.
+def export(model: str, as_json: bool, formats: Any, precisions: Any, **given: Any) -> None:
+    """Write MODEL for each --format and --precision, normalisation included, compared with PyTorch before it is named.
 
-    With --input-size dynamic the file takes images of any height and width, where the network does.
+    With --input-size dynamic the files take images of any height and width, where the network does. What answers too
+    differently, or is slower in int8, is not written, and the exit code is 1.
 
     \b
-    Example:
+    Examples:
       compress export embedded/fashion_wrn16_2 --out teacher.onnx
+      compress export embedded/fashion_wrn16_2 --precision fp32,fp16,int8 --calibration embedded/photos --out teacher
     """
-    from compress.cli.measuring import default_images, export_model, real_images
-    from compress.cli.opening import open_model
+    import contextlib
+    from dataclasses import asdict
 
-    dynamic = wishes["image_size"] == DYNAMIC
-    opened = open_model(model, **{**wishes, "image_size": None if dynamic else wishes["image_size"]})
-    network, card = opened.network, opened.card
-    images = images or default_images(card)
-    found = export_model(
-        network,
-        card,
-        out or beside(model),
-        images=real_images(images, card, root=data_root),
-        opset=opset,
-        tolerance=tolerance,
-        dynamic_batch=not static_batch,
-        exporter=exporter,
-        postprocess=postprocess,
-        dynamic_size=dynamic,
-    )
-    for name, reason in found.refused.items():
+    from compress.cli.artefacts import Order, beyond_the_card, describe, place_of, produce
+    from compress.cli.calibrating import calibration
+    from compress.models.metadata import to_metadata
+
+    order = Order(
+        formats, precisions, place_of(model, given["out"], [(f, p) for f in formats for p in precisions]),
+        given["opset"], given["exporter"],
+    )  # fmt: skip
+    question, card, images = asked(model, given)
+    with contextlib.ExitStack() as stack:
+        chosen = None
+        if "int8" in precisions:
+            chosen = stack.enter_context(
+                calibration(
+                    given["calibration"], model, card, given["calibration_images"], root=given["data_root"], say=say
+                )
+            )
+        settings = wishes(question, card, formats, chosen, given)
+        outcome = produce(question, order, {**to_metadata(card), **beyond_the_card(question)}, settings)
+    for name, reason in outcome.source.refused.items():
         say(f"The exporter {name} was refused: {reason}")
-    emit({"model": model, "images": images, **asdict(found)}, as_json=as_json, text=describe(found, images))
+    found = {
+        "model": model, "images": images, "calibration": chosen.name if chosen else None,
+        "opset": outcome.source.opset, "exporter": outcome.source.exporter, "refused": outcome.source.refused,
+        "preprocess": given["preprocess"], "postprocess": given["postprocess"],
+        "dynamic_size": outcome.source.dynamic_size, "artefacts": [asdict(one) for one in outcome.made],
+        "rejected": outcome.rejected,
+    }  # fmt: skip
+    text = describe(outcome.made, images, chosen)
+    emit(found, as_json=as_json, text=text)
+    if outcome.rejected:
+        raise click.exceptions.Exit(1)
 
 
-def beside(model: str) -> Path:
-    """Where an export goes without --out: into the model's folder, beside its file, or here if it has only a name."""
-    path = Path(model)
-    if path.is_dir():
-        return path / "model.onnx"
-    return path.with_suffix(".onnx") if path.exists() else Path("model.onnx")
+def asked(model: str, given: dict[str, Any]) -> tuple[Question, Card, str]:
+    """The network with what its files shall have around it, and the real images that they are compared on."""
+    import torch
+
+    from compress.cli.measuring import default_images, real_images
+    from compress.cli.opening import open_model
+    from exporters import onnx
+
+    names = ("arch", "classes", "image_size", "ema", "trust_pickle")
+    about = {name: given[name] for name in names}
+    dynamic = about["image_size"] == DYNAMIC
+    opened = open_model(model, **{**about, "image_size": None if dynamic else about["image_size"]})
+    network, card = opened.network, opened.card
+    images = given["images"] or default_images(card)
+    least, _, most = (1, 1, 1) if given["static_batch"] else given["batch"] or BATCH
+    question = onnx.source(
+        network,
+        torch.zeros(most if least == most else 1, 3, *card.image_size),
+        images=real_images(images, card, root=given["data_root"]),
+        dynamic_batch=least != most,
+        dynamic_size=dynamic,
+        framing=onnx.Framing(card.image_size, card.resize) if given["preprocess"] else None,
+        postprocess=given["postprocess"],
+    )
+    return question, card, images
 
 
-def describe(found: Export, images: str) -> str:
-    parity, sizes = found.parity, ", ".join(map(str, found.batch_sizes))
-    any_size = ", any height and width" if found.dynamic_size else ""
-    lines = [
-        f"{found.path}: {found.bytes / 1e6:.2f} MB, opset {found.opset}, exporter {found.exporter}{any_size}",
-        f"compared with PyTorch on {parity.images} images of {images}, batch sizes {sizes}",
-    ]
-    if parity.max_abs is not None:
-        lines.append(
-            f"greatest difference {parity.max_abs:.2e}, {parity.max_rel:.2e} of the greatest logit "
-            f"(tolerance {found.tolerance:g})"
-        )
-    if parity.miou is None:
-        lines.append(f"top-1 agreement {parity.top1_agreement:.2%}")
-    else:
-        lines.append(f"same label for {parity.top1_agreement:.4%} of the pixels, mIoU of the two {parity.miou:.4%}")
-    return "\n".join([*lines, f"sha256 {found.sha256}"])
+def wishes(
+    question: Question, card: Card, formats: tuple[str, ...], chosen: Calibration | None, given: dict[str, Any]
+) -> Settings:
+    """Tolerances, calibration, shapes and options of engines. Raises UsageError for what nothing that is made uses."""
+    from compress.cli.artefacts import refuse_slower, score_on, tolerances
+    from exporters.lowering import Int8, Settings
+    from exporters.tensorrt import Options, Shapes
+
+    engines = {"workspace", "timing_cache", "version_compatible", "hardware_compatible", "compute_capability", "sizes"}
+    idle = [name for name in sorted(engines) if given[name] and not any(f.startswith("tensorrt") for f in formats)]
+    if idle:
+        raise UsageError(f"--{idle[0].replace('_', '-')}: is for engines; add --format tensorrt or tensorrt-rtx.")
+    int8 = None
+    if chosen is not None:
+        batches = chosen.batches if question.source.framing is None else chosen.as_bytes()
+        drop = given["max_drop"]
+        int8 = Int8(
+            batches, given["target"], given["calibrator"], None if drop is None else drop / 100,
+            score_on(given["val"], card, given["data_root"]) if given["val"] else None,
+            None if given["allow_slower"] else refuse_slower(card),
+        )  # fmt: skip
+    batch = (1, 1, 1) if given["static_batch"] else given["batch"] or BATCH
+    options = Options(
+        workspace_bytes=given["workspace"],
+        timing_cache=given["timing_cache"],
+        version_compatible=given["version_compatible"],
+        hardware_compatible=given["hardware_compatible"],
+        compute_capabilities=tuple(given["compute_capability"]),
+    )
+    return Settings(
+        tolerances=tolerances(given["tolerance"], given["min_agreement"]),
+        int8=int8,
+        shapes=Shapes(batch, given["sizes"]),
+        options=options,
+    )

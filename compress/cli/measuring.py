@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from compress.cli.opening import Opened
     from compress.models.card import Card
-    from exporters.onnx import Export, Exporter, Postprocess
-    from exporters.runtime import Provider
+    from exporters.onnx import Export
+    from exporters.runtime import Provider, Runtime
     from profiles.latency import Candidate
 
 #: images on which an export is compared with PyTorch
@@ -27,7 +27,6 @@ MOST_VIEWS = 4
 BATCH_SIZES = (1, 8)
 #: of all images compared, where the answers are maps: a network of 256x256 pixels takes a second an image
 MAP_PIXELS = 64 * 128 * 128
-LABEL_MAP = "labels: uint8 [batch, height, width] at the images' size, the class of each pixel"
 
 
 def default_images(card: Card) -> str:
@@ -60,50 +59,20 @@ def real_images(spec: str, card: Card, *, root: Path | None = None) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
 
 
-def export_model(
-    net: nn.Module,
-    card: Card,
-    path: Path,
-    *,
-    images: Tensor | None = None,
-    opset: int | None = None,
-    tolerance: float | None = None,
-    dynamic_batch: bool = True,
-    exporter: Exporter = "auto",
-    postprocess: Postprocess = "none",
-    dynamic_size: bool = False,
-) -> Export:
-    """Write `net` to `path` as verified ONNX with its card in the metadata; compared on shipped images unless given.
-
-    Raises UsageError for `postprocess="argmax"` of a network that does not answer with maps.
-    """
+def export_model(net: nn.Module, card: Card, path: Path) -> Export:
+    """Write `net` to `path` as verified ONNX with its card in the metadata; compared on shipped images."""
     import torch
 
     from compress.models.metadata import to_metadata
     from exporters import onnx
 
-    if postprocess == "argmax" and card.task != "segmentation":
-        raise UsageError(f"--postprocess argmax: makes label maps of a segmentation model; this one does {card.task}.")
-    images = real_images(default_images(card), card) if images is None else images
     return onnx.export(
         net,
         torch.zeros(1, 3, *card.image_size),
         path,
-        opset=onnx.LOWEST_OPSET if opset is None else opset,
-        dynamic_batch=dynamic_batch,
-        metadata={**to_metadata(card), **beyond_the_card(postprocess, dynamic_size)},
-        images=images,
-        tolerance=tolerance,
-        exporter=exporter,
-        postprocess=postprocess,
-        dynamic_size=dynamic_size,
+        metadata={**to_metadata(card), "postprocess": "none", "input_size": "image_size", "precision": "fp32"},
+        images=real_images(default_images(card), card),
     )
-
-
-def beyond_the_card(postprocess: Postprocess, dynamic_size: bool) -> dict[str, str]:
-    """What the metadata say of the file beside what they say of its model."""
-    found = {"postprocess": postprocess, "input_size": "any" if dynamic_size else "image_size"}
-    return {**found, "output": LABEL_MAP} if postprocess == "argmax" else found
 
 
 def export_quickly(opened: Opened, path: Path) -> Path:
@@ -145,7 +114,7 @@ def time_models(
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     places: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for place in places:
-        named: dict[tuple[str, str, int], Candidate[Tensor]] = {}
+        named: dict[tuple[str, str, int], Candidate[Any]] = {}
         for size in batch_sizes:
             for name, model in models.items():
                 named[name, "torch", size] = candidate(model.net, model.card, size, provider=place)
@@ -182,18 +151,39 @@ def runs_onnx(provider: Provider) -> bool:
 
 
 def candidate(
-    model: nn.Module | Path, card: Card, batch_size: int, *, provider: Provider = "cpu", threads: int | None = None
-) -> Candidate[Tensor]:
-    """One thing to time: a network or an .onnx file, on random images in the host's memory, float32."""
+    model: nn.Module | Path,
+    card: Card,
+    batch_size: int,
+    *,
+    runtime: Runtime | None = None,
+    provider: Provider | None = None,
+    threads: int | None = None,
+    trusted: bool = False,
+) -> Candidate[Any]:
+    """One thing to time: a network or an exported file, on random images of the card's size in the host's memory.
+
+    The images are float32, or uint8 for a file that prepares them. Raises UsageError for a batch that it does not take.
+    """
     import torch
 
+    from exporters.runner import to_bytes
     from exporters.runtime import load
     from profiles.latency import Candidate
     from profiles.machine import cores
 
     threads = cores() if threads is None else threads
-    runner = load(model, provider=provider, threads=threads)
-    if runner.batch_size not in (None, batch_size):
-        raise UsageError(f"{model}: takes batches of {runner.batch_size} only, found --batch-size {batch_size}.")
-    example = torch.rand(batch_size, runner.channels, *card.image_size)
-    return Candidate(runner, example, batch_size, runtime=runner.runtime, device=provider, threads=threads)
+    runner = load(model, runtime=runtime, provider=provider, threads=threads, trusted=trusted)
+    fewest, most = runner.batches
+    if not fewest <= batch_size <= (most or batch_size):
+        taken = f"{fewest} only" if fewest == most else f"{fewest} to {most}"
+        raise UsageError(f"{model}: takes batches of {taken}, found --batch-size {batch_size}.")
+    images = torch.rand(batch_size, runner.channels, *card.image_size)
+    return Candidate(
+        runner,
+        to_bytes(images) if runner.takes_bytes else images,
+        batch_size,
+        runtime=runner.runtime,
+        device=runner.provider,
+        precision=runner.precision,
+        threads=runner.threads,
+    )

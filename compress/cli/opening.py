@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from compress.models.card import Card
     from compress.models.wishes import Wishes
-    from exporters.runtime import Runner
+    from exporters.runtime import Runner, Runtime
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: class counts of architectures named without weights: CIFAR-10's for our small ones, ImageNet's for the libraries',
@@ -34,15 +34,20 @@ class Opened:
     answer: Callable[
         [Tensor], Tensor
     ]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes, ...] or labels, on the CPU
-    module: nn.Module | None = None  #: the network; None for an .onnx file
-    onnx: Path | None = None  #: the file; None for a network
+    module: nn.Module | None = None  #: the network; None for an exported file
+    file: Path | None = None  #: the exported file (.onnx, .xml, .engine); None for a network
+    runtime: Runtime = "torch"  #: that answers
+    precision: str = "fp32"  #: in which it really runs
+    prepares: bool = False  #: a file that cuts and scales pictures itself
     trained: bool = True  #: False for an architecture with random weights
 
     @property
     def network(self) -> nn.Module:
         """The PyTorch network. Raises UsageError for a file that holds a graph for another runtime."""
         if self.module is None:
-            raise UsageError(f"{self.spec}: an ONNX file; expected a PyTorch model (its folder, checkpoint or name).")
+            raise UsageError(
+                f"{self.spec}: an exported file; expected a PyTorch model (its folder, checkpoint or name)."
+            )
         return self.module
 
     @property
@@ -60,7 +65,13 @@ def options_with(sizes: Callable[..., Any], expected: str) -> Callable[[Command]
         click.option("--classes", type=click.IntRange(min=2), help="Number of classes."),
         click.option(*size, callback=sizes, metavar=expected, help="In pixels."),
         click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both."),
-        click.option("--trust-pickle", is_flag=True, help="Load a full pickle, which can run any code."),
+        click.option(
+            "--trust-pickle",
+            "--trust-engine",
+            "trust_pickle",
+            is_flag=True,
+            help="Load a full pickle, or a version-compatible engine, which can run any code.",
+        ),
     ]
 
     def add(function: Command) -> Command:
@@ -84,18 +95,21 @@ model_options = options_with(parse_size, "HxW")
 export_options = options_with(parse_size_or_dynamic, "HxW|dynamic")
 
 
-def open_model(spec: str, *, untrained: bool = False, **wishes: Any) -> Opened:
-    """The model that `spec` names, with the arguments of `load_model`; `.onnx` files too.
+def open_model(spec: str, *, untrained: bool = False, runtime: Runtime | None = None, **wishes: Any) -> Opened:
+    """The model that `spec` names, with the arguments of `load_model`; exported files too.
 
     `untrained`: a library's model by name comes with random weights (nothing is downloaded) and a built-in
-    architecture may be named; enough to count and to time. Raises as `load_model` does, and RunnerError for a damaged
-    .onnx file.
+    architecture may be named; enough to count and to time. `runtime`: what an exported file runs in, if not its own.
+    Raises as `load_model` does, and RunnerError for a file that does not run.
     """
     from compress.models.loading import load_model
     from compress.models.wishes import Wishes
+    from exporters.runtime import SUFFIXES
 
-    if Path(spec).suffix.lower() == ".onnx":
-        return open_onnx(spec, Wishes(**wishes))
+    if Path(spec).suffix.lower() in SUFFIXES:
+        return open_file(spec, Wishes(**wishes), runtime)
+    if runtime is not None:
+        raise UsageError(f"{spec}: {runtime} runs exported files; write one with `compress export {spec}`.")
     if untrained and is_architecture(spec):
         return open_architecture(spec, Wishes(**wishes))
     module, card = load_model(spec, **wishes)
@@ -139,30 +153,57 @@ def answer_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return answer
 
 
-def open_onnx(spec: str, wishes: Wishes) -> Opened:
-    """An ONNX file in ONNX Runtime on the CPU: one of ours by its card, a stranger's by what the user says of it."""
-    import torch
-
+def open_file(spec: str, wishes: Wishes, runtime: Runtime | None) -> Opened:
+    """An exported file where it runs: one of ours by its card, a stranger's by what the user says of it."""
     from compress.models.metadata import from_metadata
     from compress.models.network import Normalise
     from compress.models.wishes import settle
     from exporters.runtime import load
 
     path = Path(spec).expanduser()
-    runner = load(path)
+    runner = load(path, runtime=runtime, trusted=wishes.trust_pickle)
     card = from_metadata(runner.metadata, path)
-    if card is None:
-        card = settle(stranger(runner, spec, wishes), wishes, spec)
-        normalise: Callable[[Tensor], Tensor] = Normalise(card.mean, card.std, grey=card.grey)
-    elif wishes.mean is not None or wishes.std is not None:
+    prepares = card is not None or runner.takes_bytes
+    if prepares and (wishes.mean is not None or wishes.std is not None):
         raise UsageError(f"{spec}: normalises images itself; leave out --mean and --std.")
-    else:
-        card, normalise = settle(card, wishes, spec), unchanged
+    card = settle(uncut(card, runner) if card is not None else stranger(runner, spec, wishes), wishes, spec)
+    normalise: Callable[[Tensor], Tensor] = unchanged if prepares else Normalise(card.mean, card.std, grey=card.grey)
+    return Opened(
+        spec,
+        card,
+        answer_of_file(runner, normalise),
+        file=path,
+        runtime=runner.runtime,
+        precision=runner.precision,
+        prepares=runner.takes_bytes,
+    )
+
+
+def uncut(card: Card, runner: Runner) -> Card:
+    """What to give a file that prepares pictures: as much of them as it looks at, for it cuts the centre itself."""
+    if not runner.takes_bytes or card.task != "classification":
+        return card
+    side = card.resize or max(card.image_size)
+    return replace(card, image_size=(side, side), resize=side)
+
+
+def answer_of_file(runner: Runner, normalise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Images in batches as large as the file takes them; a batch that is too small for it is filled up."""
+    import numpy as np
+    import torch
+
+    from exporters.runner import to_bytes
+
+    fewest, most = runner.batches
 
     def answer(images: Tensor) -> Tensor:
-        return torch.from_numpy(runner(normalise(images.float())))
+        answers = []
+        for part in normalise(images.float()).split(most or len(images)):
+            part = torch.cat([part, part[:1].expand(max(0, fewest - len(part)), -1, -1, -1)])
+            answers.append(runner(to_bytes(part) if runner.takes_bytes else part))
+        return torch.from_numpy(np.concatenate(answers)[: len(images)])
 
-    return Opened(spec, card, answer, onnx=path)
+    return answer
 
 
 def unchanged(images: Tensor) -> Tensor:
@@ -170,7 +211,7 @@ def unchanged(images: Tensor) -> Tensor:
 
 
 def stranger(runner: Runner, spec: str, wishes: Wishes) -> Card:
-    """The card of an ONNX file that carries none. Images go in as they are unless the user gives mean and std."""
+    """The card of an exported file that carries none. Images go in as they are unless the user gives mean and std."""
     from compress.models.card import Card
     from compress.models.programs import EXPORTED
 

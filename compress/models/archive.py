@@ -43,6 +43,11 @@ def kind_of(path: Path) -> Kind:
     """ONNX by its name; weights, a `torch.export` program or TorchScript by content."""
     if path.suffix.lower() == ".onnx":
         return "onnx"
+    if path.suffix.lower() in (".xml", ".engine"):
+        raise CompressError(
+            f"{path}: made for OpenVINO or TensorRT, which shows no network; give the model that it was exported from, "
+            "or measure it with `compress eval` or `compress bench`."
+        )
     if not zipfile.is_zipfile(path):
         if path.suffix == ".pt2":
             raise CompressError(f"{path}: truncated or not a torch.export program; export it again.")

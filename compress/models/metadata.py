@@ -30,6 +30,8 @@ def to_metadata(card: Card) -> dict[str, str]:
         "output": OUTPUTS[card.task],
         "image_size": f"{height}x{width}",
         "resize": str(card.resize or max(card.image_size)),
+        "colour_order": "RGB",
+        "source_sha256": card.sha256 or "unknown",
         "normalisation": json.dumps({"baked_in": True, "grey": card.grey, "mean": card.mean, "std": card.std}),
         "classes": str(card.classes),
         "provenance": json.dumps(card.provenance, default=str),

@@ -108,11 +108,12 @@ def test_profile_of_an_onnx_file_says_what_it_expects(exported) -> None:
 
 def test_export_compares_on_the_images_given_and_reports_it(exported, pictures: Path) -> None:
     path, found = exported
-    assert found["parity"]["top1_agreement"] == 1.0
-    assert found["parity"]["max_rel"] < 1e-5
-    assert (found["real_images"], found["images"], found["opset"]) == (True, str(pictures), 18)
-    assert found["batch_sizes"][:3] == [1, 2, 5]
-    assert found["bytes"] == path.stat().st_size
+    (made,) = found["artefacts"]
+    assert made["parity"]["top1_agreement"] == 1.0
+    assert made["parity"]["max_rel"] < 1e-5
+    assert (made["real_images"], found["images"], found["opset"]) == (True, str(pictures), 18)
+    assert made["batch_sizes"][:3] == [1, 2, 5]
+    assert made["bytes"] == path.stat().st_size
 
 
 def test_the_exported_file_normalises_and_carries_the_whole_card(exported, model: Path) -> None:
@@ -180,7 +181,7 @@ def test_bench_gives_a_row_for_every_model_runtime_and_batch(exported, model: Pa
         assert 0 < row["latency_ms_p50"] <= row["latency_ms_p90"] <= row["latency_ms_p99"]
         assert row["throughput_ips"] > 0
         assert row["runs"] >= 10
-        assert (row["device"], row["precision"], row["threads"]) == ("cpu", "float32", 1)
+        assert (row["device"], row["precision"], row["threads"]) == ("cpu", "fp32", 1)
     assert found["machine"]["versions"]["torch"]
 
 

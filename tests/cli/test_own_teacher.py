@@ -60,7 +60,7 @@ def test_from_the_state_dict_to_an_onnx_student_that_scores_as_in_pytorch(traine
     out = tmp_path / "run"
     made = answer(distill(*shape, "--val", clothes, "--json", teacher=trained, ood=photos, out=out))
     best = Path(made["student"])
-    export = answer(run("export", best, "--images", clothes, "--exporter", "torchscript", "--json"))
+    (export,) = answer(run("export", best, "--images", clothes, "--exporter", "torchscript", "--json"))["artefacts"]
     assert export["parity"]["top1_agreement"] == 1.0
     scores = [answer(run("eval", m, "--data", clothes, "--json"))["metrics"] for m in (best, export["path"])]
     assert scores[0] == scores[1] == made["metrics"]
@@ -69,7 +69,7 @@ def test_from_the_state_dict_to_an_onnx_student_that_scores_as_in_pytorch(traine
 def test_the_teacher_itself_is_better_than_chance_in_pytorch_and_as_onnx(trained, size, tmp_path, clothes) -> None:
     shape = ["--arch", ARCHITECTURE, *size]
     out = ["--images", clothes, "--exporter", "torchscript", "--out", tmp_path / "teacher.onnx", "--json"]
-    onnx = answer(run("export", trained, *shape, *out))["path"]
+    onnx = answer(run("export", trained, *shape, *out))["artefacts"][0]["path"]
     torch_, onnx_ = (
         answer(run("eval", *which, "--data", clothes, "--json"))["metrics"]["accuracy"]
         for which in ([trained, *shape], [onnx])

@@ -14,7 +14,7 @@ from torch import nn
 
 from exporters.failure import MissingFileError, RunnerError
 from exporters.onnx import export
-from exporters.runtime import load
+from exporters.runtime import PACKAGES, PROVIDERS, Provider, load
 
 
 def net() -> nn.Module:
@@ -96,18 +96,77 @@ def test_cuda_is_never_replaced_by_the_cpu_in_silence(file: Path) -> None:
         load(net(), provider="cuda")
 
 
-def test_a_fall_back_of_onnx_runtime_is_an_error(file: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "cpu"])
+def test_a_provider_that_is_not_installed_is_an_error_that_names_its_package(
+    file: Path, provider: Provider, monkeypatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RunnerError, match=f"{PROVIDERS[provider]} is not in .* install {PACKAGES[provider]}"):
+        load(file, provider=provider)
+
+
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "cpu"])
+def test_a_fall_back_of_onnx_runtime_is_an_error(file: Path, provider: Provider, monkeypatch) -> None:
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS[provider], "CPUExecutionProvider"])
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
         lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
     )
     with pytest.raises(RunnerError, match="fell back to CPUExecutionProvider"):
-        load(file, provider="cuda")
+        load(file, provider=provider)
+
+
+def test_a_provider_that_leaves_the_convolutions_to_the_processor_is_an_error(file: Path, monkeypatch) -> None:
+    """It heads the list of the session's providers, and runs nothing that takes time."""
+
+    class Pretending(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers) -> None:
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Pretending)
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        pytest.skip("this ONNX Runtime does not tell where operators run")
+    with pytest.raises(RunnerError, match="2 of its convolutions and products on the processor"):
+        load(file, provider="openvino")
+
+
+def test_a_runtime_that_does_not_read_a_file_is_refused_naming_those_that_do(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="torch does not read it; it runs in onnxruntime or openvino"):
+        load(file, runtime="torch")
+    with pytest.raises(RunnerError, match="onnxruntime does not read it; it runs in openvino"):
+        load(tmp_path / "a.xml", runtime="onnxruntime")
+    with pytest.raises(RunnerError, match="openvino runs files, found a network"):
+        load(net(), runtime="openvino")
+    with pytest.raises(RunnerError, match="cpu was asked for, but an engine runs on cuda"):
+        load(tmp_path / "a.engine", provider="cpu")
+
+
+@pytest.mark.slow
+def test_a_compiled_module_answers_as_itself() -> None:
+    x = np.random.default_rng(0).random((2, 3, 8, 10), dtype=np.float32)
+    runner = load(net(), runtime="torch-compile", threads=1)
+    assert runner.runtime == "torch-compile"
+    np.testing.assert_allclose(runner(x), load(net())(x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_module_that_does_not_compile_is_one_sentence(monkeypatch) -> None:
+    def broken(module, **options):
+        def answer(images):
+            raise RuntimeError("no compiler here\nat length")
+
+        return answer
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(RunnerError, match=r"torch\.compile does not make this network answer \(no compiler here\)"):
+        load(net(), runtime="torch-compile")(np.zeros((1, 3, 8, 10), np.float32))
 
 
 def test_a_network_that_answers_with_a_dict_is_refused() -> None:

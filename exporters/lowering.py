@@ -1,0 +1,211 @@
+"""One artefact for one target: the graph in its precision, compiled, compared with PyTorch, and only then named."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from numpy.typing import NDArray
+
+from exporters.bisection import first_departure, ranges
+from exporters.budget import within_budget
+from exporters.comparison import TOLERANCES, Tolerance
+from exporters.failure import ExportError, RunnerError
+from exporters.graph import write
+from exporters.int8 import Calibrator, Target, quantise
+from exporters.onnx import Question
+from exporters.openvino import convert
+from exporters.parity import Parity
+from exporters.precision import retype
+from exporters.publishing import drafting, publish, sha256, size_of
+from exporters.runner import Runner
+from exporters.runtime import Runtime, load
+from exporters.tensorrt import Options, Shapes, build
+
+Format = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "tensorrt-rtx": ".engine"}
+TARGETS: dict[Format, Target] = {
+    "onnx": "ort-cpu", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
+}  # fmt: skip
+#: where the graph of a target is run before it is compiled
+RUNTIMES: dict[Target, Runtime] = {"openvino": "openvino"}
+NO_BF16 = (
+    "ONNX Runtime has no bf16 convolutions on the CPU, CUDA's has; compared was the same graph rounding to bf16 after "
+    "every operator"
+)
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How weights and activations become bytes."""
+
+    calibration: Callable[[], Iterable[NDArray[Any]]]  #: batches of images as the file takes them, each call anew
+    target: Target | None = None  #: None: what the format is for
+    calibrator: Calibrator = "auto"
+    max_drop: float | None = None  #: greatest loss of `score`, a share in [0, 1]; None: whatever the tolerance allows
+    score: Callable[[Runner], float] | None = None  #: in [0, 1]; None: agreement with PyTorch's decisions
+    #: looks at the fp32 file and the verified draft, which both run in the runtime named, and raises ExportError to
+    #: reject the draft; asked where what the bytes are for is here
+    accept: Callable[[Path, Path, Runtime], None] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of artefacts beside their format and precision."""
+
+    tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)  #: by precision
+    int8: Int8 | None = None
+    shapes: Shapes | None = None  #: of engines
+    options: Options = field(default_factory=Options)  #: of engines
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What was written, how far it is from PyTorch, and where that was seen."""
+
+    path: str
+    format: Format
+    precision: Precision
+    bytes: int  #: with what stands beside it
+    sha256: str
+    parity: Parity
+    tolerance: Tolerance
+    verified_in: str  #: runtime that gave the answers compared, and in what it computed if that is another precision
+    unverified: str | None  #: why the artefact itself was not run here, only the graph it was built from; None: it was
+    real_images: bool
+    batch_sizes: tuple[int, ...]
+    details: dict[str, Any]  #: of the precision (operators kept, calibration) and of the format (versions, profiles)
+
+
+def make(
+    question: Question, base: Path, path: Path, format: Format, precision: Precision, settings: Settings | None = None
+) -> Artefact:
+    """Write the artefact of a verified float32 graph, `base`, to `path`.
+
+    The graph is turned into `precision`, run, and compared with PyTorch; then compiled, run and compared again where
+    that runtime is here. Raises ExportError, leaving what was at `path` untouched, where it answers too differently
+    (with the first operator that departs), where the settings reject it, and where something to build it is missing.
+    """
+    settings = settings or Settings()
+    tolerance = settings.tolerances[precision]
+    try:
+        with drafting(path) as draft, tempfile.TemporaryDirectory() as folder:
+            graph = draft if format == "onnx" else Path(folder) / f"{path.stem}.onnx"
+            details = lowered(question, base, graph, format, precision, settings)
+            parity, where = checked(question, base, graph, format, precision, tolerance)
+            unverified = NO_BF16 if precision == "bf16" and format == "onnx" else None
+            if format == "openvino":
+                details["openvino"] = asdict(convert(graph, draft))
+                parity, where = put(question, draft, "openvino", tolerance)
+            elif format != "onnx":
+                built = build(graph, draft, kind=format, shapes=settings.shapes or Shapes(), options=settings.options)
+                details[format] = asdict(built)
+                if built.runs_here:
+                    parity, where = put(question, draft, format, tolerance)
+                unverified = (
+                    f"{built.why_not}; the graph that it was built from is what was compared" if built.why_not else None
+                )
+            if precision == "int8" and unverified is None:
+                accept(base, draft, format, settings.int8)
+            found = Artefact(
+                path=str(path),
+                format=format,
+                precision=precision,
+                bytes=size_of(draft),
+                sha256=sha256(draft),
+                parity=parity,
+                tolerance=tolerance,
+                verified_in=where,
+                unverified=unverified,
+                real_images=question.real,
+                batch_sizes=question.batch_sizes,
+                details=details,
+            )
+            publish(draft, path)
+    except (ExportError, RunnerError) as error:
+        raise ExportError(f"{path}: {precision} rejected: {error}".replace(f"{path}: {path}", str(path))) from error
+    return found
+
+
+def accept(base: Path, draft: Path, format: Format, wish: Int8 | None) -> None:
+    """Let the user's test look at an int8 draft, unless it is for a place that is not here."""
+    if wish is None or wish.accept is None or format.startswith("tensorrt"):
+        return
+    if (wish.target or TARGETS[format]) == TARGETS[format]:
+        wish.accept(base, draft, "openvino" if format == "openvino" else "onnxruntime")
+
+
+def put(question: Question, artefact: Path, runtime: Runtime, tolerance: Tolerance) -> tuple[Parity, str]:
+    """How far the answers are from PyTorch's, and the runtime that gave them, with its precision if that is another."""
+    with load(artefact, runtime=runtime, trusted=True) as runner:
+        parity, asked = question.put(runner, tolerance), runner.metadata.get("precision", runner.precision)
+        return parity, runtime if runner.precision == asked else f"{runtime}, computing in {runner.precision}"
+
+
+def lowered(
+    question: Question, base: Path, graph: Path, format: Format, precision: Precision, settings: Settings
+) -> dict[str, Any]:
+    """Write the graph in its precision; what there is to say of it."""
+    if precision == "fp32":
+        write(onnx.load(base), graph)
+        return {}
+    if precision != "int8":
+        seen = ranges(base, question.batches[0]) if precision == "fp16" else {}
+        return {precision: asdict(retype(base, graph, precision, ranges=seen))}
+    if settings.int8 is None:
+        raise ExportError("no calibration data; give some with --calibration.")
+    wish = settings.int8
+    target = wish.target or TARGETS[format]
+    if wish.max_drop is None:
+        made = quantise(base, graph, wish.calibration, target=target, calibrator=wish.calibrator)
+    else:
+        made = within_budget(
+            base, graph, wish.calibration, score=scoring(question, wish, target),
+            reference_score=scoring(question, wish, target)(base), max_drop=wish.max_drop, target=target,
+            calibrator=wish.calibrator,
+        )  # fmt: skip
+    return {"int8": asdict(made)}
+
+
+def scoring(question: Question, wish: Int8, target: Target) -> Callable[[Path], float]:
+    """What the budget is measured by: the score that was given, else agreement with PyTorch."""
+
+    def score(graph: Path) -> float:
+        with load(graph, runtime=RUNTIMES.get(target)) as runner:
+            if wish.score is not None:
+                return wish.score(runner)
+            return question.put(runner, Tolerance(None, 1.0)).top1_agreement
+
+    return score
+
+
+def checked(
+    question: Question, base: Path, graph: Path, format: Format, precision: Precision, tolerance: Tolerance
+) -> tuple[Parity, str]:
+    """Run the graph where its target has it run, and compare; with the first operator that departs if it fails.
+
+    ONNX Runtime has no bf16 on the CPU: there a twin of the graph that rounds to bf16 is run in its place.
+    """
+    runtime: Runtime = "openvino" if format == "openvino" else "onnxruntime"
+    with tempfile.TemporaryDirectory() as folder:
+        run = graph
+        if precision == "bf16" and runtime == "onnxruntime":
+            run = Path(folder) / "rounded.onnx"
+            retype(base, run, "bf16", emulate=True)
+        try:
+            parity, where = put(question, run, runtime, tolerance)
+            return parity, where if run == graph else f"{where}, rounding to bf16"
+        except ExportError as error:
+            first = first_departure(base, run, question.batches[0])
+            raise ExportError(
+                f"{error}; {f'the first operator to depart is {first}' if first else located()}"
+            ) from error
+
+
+def located() -> str:
+    return "no single operator departs by a tenth: the error adds up"

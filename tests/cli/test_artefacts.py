@@ -1,0 +1,221 @@
+"""eval and bench of exported files: each runs where it was made for, answers as its model, and says how precisely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from invoking import TEACHER, answer, refusal, run
+
+from compress.cli.opening import open_model
+from compress.errors import UsageError
+from compress.models import network
+from compress.models.card import Card
+from compress.models.loading import load_model
+from compress.models.metadata import to_metadata
+from exporters.onnx import Framing, export
+from exporters.openvino import convert
+
+
+def written(path: Path, net: torch.nn.Module, card: Card, **options) -> Path:
+    example = torch.zeros(options.pop("batch", 1), 3, *card.image_size)
+    exporter = "dynamo" if "framing" in options else "torchscript"
+    export(net, example, path, metadata=to_metadata(card), exporter=exporter, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher() -> tuple[torch.nn.Module, Card]:
+    return load_model(TEACHER)
+
+
+@pytest.fixture(scope="module")
+def plain(teacher, tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("onnx") / "teacher.onnx", *teacher)
+
+
+@pytest.fixture(scope="module")
+def xml(plain: Path, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("openvino") / "teacher.xml"
+    convert(plain, path)
+    return path
+
+
+def scored(*arguments: object, data: object) -> dict:
+    return answer(run("eval", *arguments, "--data", data, "--json"))
+
+
+RUNS = [("plain", [], "onnxruntime"), ("plain", ["--runtime", "openvino"], "openvino"), ("xml", [], "openvino")]
+
+
+@pytest.mark.parametrize("data", ["clothes", pytest.param("embedded/fashion", marks=pytest.mark.slow)])
+def test_every_file_is_as_good_as_the_model_it_was_made_of(plain: Path, xml: Path, data: str, request) -> None:
+    """Within 0.2 points on the 2000 images that are shipped, which of 40 is none."""
+    images = data if "/" in data else request.getfixturevalue(data)
+    right = scored(TEACHER, data=images)
+    assert (right["runtime"], right["precision"]) == ("torch", "fp32")
+    for name, options, runtime in RUNS:
+        found = scored({"plain": plain, "xml": xml}[name], *options, data=images)
+        assert (found["runtime"], found["precision"], found["images"]) == (runtime, "fp32", right["images"])
+        assert found["metrics"]["accuracy"] == pytest.approx(right["metrics"]["accuracy"], abs=0.002)
+
+
+def test_eval_says_where_a_file_ran(xml: Path, clothes: Path) -> None:
+    text = run("eval", xml, "--data", clothes).stdout
+    assert text.startswith(f"{xml} on 40 images of {clothes}, in openvino, fp32\n")
+
+
+@pytest.mark.parametrize("resize", [pytest.param(None, marks=pytest.mark.slow), 40])
+def test_a_file_that_prepares_pictures_gets_the_same_part_of_them(
+    teacher, clothes: Path, tmp_path: Path, resize
+) -> None:
+    """With a card that scales to 40 and cuts out 32, the file must be given the 40 to cut from."""
+    net, card = teacher
+    card = replace(card, resize=resize)
+    floats = written(tmp_path / "floats.onnx", net, card)
+    prepared = written(tmp_path / "bytes.onnx", net, card, framing=Framing(card.image_size, resize))
+    convert(prepared, tmp_path / "bytes.xml")
+    right = scored(floats, data=clothes)["metrics"]
+    assert right["accuracy"] > 0.5
+    assert scored(prepared, data=clothes)["metrics"] == right
+    assert scored(tmp_path / "bytes.xml", data=clothes)["metrics"] == right
+    rows = answer(run("bench", prepared, tmp_path / "bytes.xml", "--duration", "0.05s", "--json"))["results"]
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "openvino"]
+    with pytest.raises(UsageError, match="normalises images itself"):
+        open_model(str(prepared), mean=[0.5], std=[0.25])
+
+
+@pytest.mark.parametrize("postprocess", ["argmax", "softmax", "topk"])
+def test_a_file_that_decides_by_itself_is_scored_by_its_decisions(
+    plain: Path, teacher, clothes: Path, tmp_path: Path, postprocess: str
+) -> None:
+    path = written(tmp_path / "a.onnx", *teacher, postprocess=postprocess)
+    convert(path, tmp_path / "a.xml")
+    right = scored(plain, data=clothes)["metrics"]
+    assert scored(path, data=clothes)["metrics"] == right
+    assert scored(tmp_path / "a.xml", data=clothes)["metrics"] == right
+
+
+def test_a_file_of_one_batch_size_gets_whole_batches(plain: Path, teacher, clothes: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.onnx", *teacher, dynamic_batch=False, batch=3)
+    convert(path, tmp_path / "a.xml")
+    right = scored(plain, data=clothes)["metrics"]
+    for one in (path, tmp_path / "a.xml"):
+        assert scored(one, data=clothes)["metrics"] == right
+        images = torch.rand(7, 3, 32, 32)
+        torch.testing.assert_close(
+            open_model(str(one)).answer(images), open_model(str(plain)).answer(images), rtol=1e-4, atol=1e-4
+        )
+        assert "takes batches of 3 only, found --batch-size 1" in refusal(run("bench", one), 2)
+
+
+def test_a_stranger_s_file_is_opened_by_what_its_user_says(plain: Path, tmp_path: Path) -> None:
+    bare = onnx.load(plain)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    convert(tmp_path / "bare.onnx", tmp_path / "bare.xml")
+    opened = open_model(str(tmp_path / "bare.xml"), mean=[0.5], std=[0.25])
+    assert (opened.card.classes, opened.card.image_size, opened.runtime) == (10, (32, 32), "openvino")
+    x = torch.rand(2, 3, 32, 32)
+    found, right = opened.answer(x), open_model(str(plain)).answer((x - 0.5) / 0.25)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_bench_times_each_model_where_it_can_run_and_says_what_it_leaves_out(plain: Path, xml: Path) -> None:
+    arguments = [
+        "--runtimes",
+        "torch,onnxruntime,openvino,tensorrt-rtx",
+        "--duration",
+        "0.05s",
+        "--threads",
+        1,
+        "--json",
+    ]
+    result = run("bench", "wrn16_1", plain, xml, *arguments)
+    rows = [(Path(row["model"]).name, row["runtime"], row["precision"]) for row in answer(result)["results"]]
+    expected = [("wrn16_1", one) for one in ("torch", "onnxruntime", "openvino")]
+    expected += [("teacher.onnx", "onnxruntime"), ("teacher.onnx", "openvino"), ("teacher.xml", "openvino")]
+    assert rows == [(*one, "fp32") for one in expected]
+    assert (
+        "wrn16_1: does not run in tensorrt-rtx; it can be timed in torch, torch-compile, onnxruntime" in result.stderr
+    )
+    assert f"{xml}: does not run in torch, onnxruntime, tensorrt-rtx; it can be timed in openvino." in result.stderr
+
+
+def test_bench_runs_a_file_in_its_own_runtime_unless_told_otherwise(xml: Path) -> None:
+    result = run("bench", xml, "--duration", "0.05s", "--threads", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "does not run" not in result.stderr
+    row = dict(zip(result.stdout.splitlines()[0].split(), result.stdout.splitlines()[2].split(), strict=False))
+    assert (row["runtime"], row["device"], row["precision"]) == ("openvino", "cpu", "fp32")
+
+
+def test_bench_with_nothing_left_is_an_error(xml: Path) -> None:
+    assert "does not run in torch" in refusal(run("bench", xml, "--runtimes", "torch"), 2)
+    assert "does not run in tensorrt" in refusal(run("bench", "wrn16_1", "--runtimes", "tensorrt"), 2)
+
+
+def test_a_provider_or_runtime_that_cannot_be_had_is_one_sentence(xml: Path, plain: Path, clothes: Path) -> None:
+    assert "cuda was asked for, but OpenVINO" in refusal(run("bench", xml, "--provider", "cuda"), 1)
+    assert "TensorrtExecutionProvider" in refusal(run("bench", plain, "--provider", "tensorrt"), 1)
+    assert "PyTorch runs on cpu or cuda" in refusal(
+        run("bench", "wrn16_1", "--runtimes", "torch", "--device", "openvino"), 1
+    )
+    assert "it runs in openvino" in refusal(run("eval", xml, "--runtime", "onnxruntime", "--data", clothes), 1)
+    assert "compress export" in refusal(run("eval", TEACHER, "--runtime", "openvino", "--data", clothes), 2)
+
+
+@pytest.mark.parametrize("command", [["eval", "--data", "embedded/fashion"], ["bench"]])
+def test_broken_artefacts_are_one_sentence(xml: Path, plain: Path, tmp_path: Path, command: list[str]) -> None:
+    alone = tmp_path / "alone.xml"
+    alone.write_bytes(xml.read_bytes())
+    half = tmp_path / "half.onnx"
+    half.write_bytes(plain.read_bytes()[:3000])
+    outside = onnx.load(plain)
+    weights = outside.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../../etc/hostname")
+    onnx.save(outside, tmp_path / "outside.onnx")
+    (tmp_path / "a.engine").write_bytes(bytes(100))
+    for name, says, code in (
+        ("alone.xml", "expected alone.bin beside it", 1),
+        ("half.onnx", "cannot be loaded as ONNX", 1),
+        ("outside.onnx", "outside the folder of the file", 1),
+        ("a.engine", "a.engine.json is not beside it", 1),
+        ("none.xml", "no such file", 2),
+        ("none.engine", "no such file", 2),
+    ):
+        assert says in refusal(run(command[0], tmp_path / name, *command[1:]), code)
+
+
+def test_a_compiled_file_is_no_teacher_and_nothing_to_profile(xml: Path) -> None:
+    assert "give the model that it was exported from" in refusal(run("inspect", xml), 1)
+    assert "expected a PyTorch model" in refusal(run("profile", xml), 2)
+
+
+def test_a_segmenter_s_maps_are_scored_in_openvino(tmp_path: Path) -> None:
+    """The same mIoU as PyTorch's, whatever the sizes of the pictures."""
+    from PIL import Image
+
+    torch.manual_seed(0)
+    noise = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i, (width, height) in enumerate([(40, 33), (33, 47), (64, 33)]):
+        Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            tmp_path / f"data/images/{i}.png"
+        )
+        Image.fromarray(noise.integers(0, 3, (height, width), dtype=np.uint8)).save(tmp_path / f"data/masks/{i}.png")
+    card = Card("torchvision/lraspp_mobilenet_v3_large", 3, (33, 33), "segmentation", mean=(0.5,) * 3, std=(0.2,) * 3)
+    net = network(card).eval()
+    path = written(tmp_path / "a.onnx", net, card, dynamic_size=True)
+    convert(path, tmp_path / "a.xml")
+    right = scored(path, data=tmp_path / "data")["metrics"]
+    found = scored(tmp_path / "a.xml", data=tmp_path / "data")
+    assert (found["runtime"], found["images"]) == ("openvino", 3)
+    assert found["metrics"]["miou"] == pytest.approx(right["miou"], abs=1e-3)

@@ -1,0 +1,149 @@
+"""An accuracy budget leaves in fp32 the layers that hurt, and no more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from garments import accuracy, answers, exported, garments, in_batches, teacher
+from numpy.typing import NDArray
+from torch import nn
+
+from exporters import budget
+from exporters.budget import within_budget
+from exporters.failure import ExportError
+from exporters.graph import Signature, torchscript, write
+
+SORE = "/body/block2/block2.1/conv2/Conv"
+COUNT = 120  #: test images of a score
+DEPTH = 17  #: layers of `stack`
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """The teacher with one channel before one convolution so loud that one step for all its channels drowns the rest.
+
+    What the convolution makes of it is as soft as before: in fp32 nothing has changed.
+    """
+    net = teacher()
+    block = net.body.block2[1]
+    with torch.no_grad():
+        for value in (block.bn2.weight, block.bn2.bias):
+            value[3] *= 3000
+        block.conv2.weight[:, 3] /= 3000
+    return exported(net, tmp_path_factory.mktemp("budget") / "sore.onnx")
+
+
+@pytest.fixture(scope="module")
+def fp32(source: Path) -> float:
+    return accuracy(source, COUNT)
+
+
+def score(path: Path) -> float:
+    return accuracy(path, COUNT)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory) -> Path:
+    """Many small layers in a row."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 12, 12, 3, padding=1), nn.ReLU()) for i in range(DEPTH - 1)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)).eval()
+    for layer in layers:
+        nn.init.kaiming_normal_(layer[0].weight)  # so that values do not fade on their way
+    path = tmp_path_factory.mktemp("budget") / "stack.onnx"
+    write(torchscript(net, torch.zeros(2, 3, 8, 8), 18, Signature()), path)
+    return path
+
+
+class Passes:
+    """Calibration images, and how often they were gone through."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> Iterator[NDArray]:
+        self.count += 1
+        yield np.random.default_rng(0).random((8, 3, 8, 8), dtype=np.float32)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, tmp_path: Path, target) -> None:
+    batches = in_batches(garments("train", 32)[0])
+    found = within_budget(
+        source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target, calibrator="minmax"
+    )  # fmt: skip
+    assert found.quantised.kept == (SORE,)
+    assert found.quantised.layers == 16
+    assert [attempt.kept for attempt in found.attempts] == [(), (SORE,)]
+    assert found.attempts[0].score < fp32 - 10
+    assert found.score == found.attempts[1].score == score(tmp_path / "a.onnx") >= fp32 - 1
+    assert max(found.sensitivity, key=found.sensitivity.__getitem__) == SORE
+    assert len(found.sensitivity) == 17
+    assert (found.reference_score, found.max_drop) == (fp32, 1.0)
+
+
+def test_nothing_is_kept_nor_ranked_where_int8_is_good_enough(stack: Path, tmp_path: Path) -> None:
+    found = within_budget(stack, tmp_path / "a.onnx", Passes(), lambda _: 0.5, 0.6, 0.2, calibrator="minmax")
+    assert (found.quantised.kept, found.sensitivity, len(found.attempts)) == ((), {}, 1)
+
+
+def layers_in_int8(path: Path) -> int:
+    model = onnx.load(path)
+    rounded = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(node.op_type in ("Conv", "Gemm") and node.input[1] in rounded for node in model.graph.node)
+
+
+@pytest.mark.parametrize("most", [16, 15, 12, 10, 5, 1])
+def test_as_few_as_possible_are_kept_in_few_attempts_with_one_calibration(stack: Path, tmp_path: Path, most) -> None:
+    """A score that holds with at most so many layers in int8."""
+    passes = Passes()
+    found = within_budget(
+        stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5,
+        calibrator="minmax",
+    )  # fmt: skip
+    assert found.quantised.layers == layers_in_int8(tmp_path / "a.onnx") == most
+    assert passes.count == 2, "once for the ranges, and once for the images that layers are ranked on"
+    assert len(found.attempts) <= 2 * np.log2(DEPTH) + 1
+    kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
+    assert set(found.quantised.kept) == set(kept)
+
+
+def test_neighbours_are_ranked_together_where_there_are_many(stack: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(budget, "RANKED", 5)
+    found = within_budget(
+        stack, tmp_path / "a.onnx", Passes(), lambda path: float(layers_in_int8(path) <= 15), 1.0, 0.0,
+        calibrator="minmax",
+    )  # fmt: skip
+    assert len(set(found.sensitivity.values())) == 5
+    assert len(found.sensitivity) == DEPTH
+    assert found.quantised.layers == 15
+
+
+@pytest.mark.parametrize("answer", [0.125, float("nan")])
+def test_int8_is_rejected_with_the_figures_where_no_choice_of_layers_helps(stack: Path, tmp_path: Path, answer) -> None:
+    sentence = (
+        rf"^accuracy: fp32 scores 91\.5, int8 {answer:g} with all 17 layers and {answer:g} "
+        r"with 1 of them, expected at most 1 less; .* --max-drop"
+    )
+    with pytest.raises(ExportError, match=sentence) as caught:
+        within_budget(stack, tmp_path / "a.onnx", Passes(), lambda _: answer, 91.5, 1.0, calibrator="minmax")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_file_is_the_one_that_was_scored(stack: Path, tmp_path: Path) -> None:
+    images = next(Passes()())
+    seen: list[NDArray] = []
+
+    def remember(path: Path) -> float:
+        seen.append(answers(path, images))
+        return float(layers_in_int8(path) <= 14)
+
+    found = within_budget(stack, tmp_path / "a.onnx", Passes(), remember, 1.0, 0.0, calibrator="minmax")
+    right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept == found.quantised.kept)
+    np.testing.assert_array_equal(answers(tmp_path / "a.onnx", images), seen[right])

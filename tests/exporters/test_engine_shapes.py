@@ -1,0 +1,60 @@
+"""Ranges that an engine is asked for, against what the file leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import engine_cases as cases
+import pytest
+from engine_cases import engine_of, sentence
+
+from exporters.failure import ExportError
+from exporters.shapes import Shapes, profile_of
+from exporters.sidecar import Port, Profile
+
+
+def test_a_profile_is_what_the_file_fixes_and_ranges_for_what_it_leaves_open() -> None:
+    shapes = Shapes((1, 2, 4), ((8, 9), (16, 17), (32, 33)))
+    images = Port(("n", 3, "h", "w"), "float32")
+    assert profile_of(Path("net.onnx"), images, shapes) == Profile((1, 3, 8, 9), (2, 3, 16, 17), (4, 3, 32, 33))
+    images = Port(("n", "h", "w", 3), "uint8")
+    assert profile_of(Path("net.onnx"), images, shapes) == Profile((1, 8, 9, 3), (2, 16, 17, 3), (4, 32, 33, 3))
+    images = Port((2, 3, 8, 8), "float32")
+    assert profile_of(Path("net.onnx"), images, Shapes((2, 2, 2))).best == (2, 3, 8, 8)
+
+
+def test_open_channels_are_refused() -> None:
+    with pytest.raises(ExportError, match="leaves the channels open") as caught:
+        profile_of(Path("net.onnx"), Port((1, "c", 8, 8), "float32"), Shapes())
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"batch": (1, 8, 4)}, "batch: found 1:8:4"),
+        ({"batch": (0, 1, 1)}, "batch: found 0:1:1"),
+        ({"size": ((8, 8), (16, 4), (16, 16))}, "width: found 8:4:16"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(wish: dict[str, Any], said: str) -> None:
+    with pytest.raises(ExportError, match=said) as caught:
+        Shapes(**wish)
+    sentence(caught)
+
+
+def test_shapes_that_the_file_contradicts_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    source = cases.classifier(tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=r"net\.onnx: its height is fixed to 8, asked for 16;") as caught:
+        engine_of(source, Shapes(cases.BATCH, (16, 10)))
+    sentence(caught)
+    with pytest.raises(ExportError, match="its batch is fixed to 2, asked for 1:8:64") as caught:
+        engine_of(cases.classifier(tmp_path / "fixed.onnx", batch=2))
+    sentence(caught)
+
+
+def test_a_size_that_is_open_and_not_given_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="leaves the height open, and no range was given") as caught:
+        engine_of(cases.segmenter(tmp_path / "maps.onnx"))
+    sentence(caught)

@@ -1,0 +1,397 @@
+"""int8 is made of the right numbers, in the pattern that each runtime wants, and answers as fp32 does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from garments import accuracy, answers, exported, garments, in_batches, session, teacher
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from torch import nn
+
+from exporters.calibration import Reference
+from exporters.failure import ExportError, RunnerError
+from exporters.graph import Signature, torchscript, write
+from exporters.int8 import SCHEMES, Quantised, Target, calibrated, quantise
+
+LAYERS = 17  #: of WRN-16-2: 16 convolutions and the head
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return exported(teacher(), tmp_path_factory.mktemp("int8") / "fp32.onnx")
+
+
+@pytest.fixture(scope="module")
+def made(source: Path) -> dict[str, tuple[Path, Quantised]]:
+    """The teacher for two kinds of targets, calibrated on 64 images."""
+    images, _ = garments("train", 64)
+    targets: tuple[Target, Target] = ("ort-cpu", "tensorrt")
+    paths = {target: source.with_name(f"{target}.onnx") for target in targets}
+    return {
+        target: (paths[target], quantise(source, paths[target], in_batches(images), target=target))
+        for target in targets
+    }
+
+
+class Wired:
+    """A graph to look into."""
+
+    def __init__(self, path: Path) -> None:
+        self.model: ModelProto = onnx.load(path)
+        self.nodes = list(self.model.graph.node)
+        self.values = {each.name: numpy_helper.to_array(each) for each in self.model.graph.initializer}
+        self.producer = {name: node for node in self.nodes for name in node.output}
+
+    def kinds(self) -> Counter[str]:
+        return Counter(node.op_type for node in self.nodes)
+
+    def of(self, *kinds: str) -> list[NodeProto]:
+        return [node for node in self.nodes if node.op_type in kinds]
+
+    def source(self, name: str) -> str:
+        """Kind of the node that a tensor comes from."""
+        return self.producer[name].op_type if name in self.producer else "constant" if name in self.values else "input"
+
+
+def optimised(path: Path) -> Counter[str]:
+    """Kinds of the nodes that ONNX Runtime makes of a file on this machine."""
+    target = path.with_suffix(".optimised")
+    session(path, optimized_model_filepath=str(target))
+    return Wired(target).kinds()
+
+
+def small(body: nn.Module, path: Path, shape: tuple[int, ...] = (3, 3, 12, 12), **signature) -> Path:
+    torch.manual_seed(0)
+    example = torch.zeros(*shape, dtype=torch.uint8) if shape[-1] == 3 else torch.zeros(*shape)
+    model = torchscript(body.eval(), example, 18, Signature(**signature))
+    write(model, path)
+    return path
+
+
+def noise(*shape: int, batches: int = 2):
+    return lambda: (np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in range(batches))
+
+
+def test_real_images_are_told_apart_as_well_as_before(source: Path, made) -> None:
+    before = accuracy(source)
+    assert before > 89
+    for path, record in made.values():
+        assert accuracy(path) > before - 2
+        assert (record.layers, record.kept, record.images) == (LAYERS, (), 64)
+
+
+def test_the_calibrator_taken_is_the_one_that_came_closest(source: Path, made) -> None:
+    images, _ = garments("train", 64)
+    for path, record in made.values():
+        assert set(record.tried) == {"minmax", "percentile"}
+        assert record.calibrator == min(record.tried, key=record.tried.__getitem__)
+        again = Reference(source, in_batches(images), 32).departure(path)
+        assert again == pytest.approx(record.tried[record.calibrator], rel=0.05)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+def test_weights_have_a_step_a_channel_of_their_greatest_over_127(made, target) -> None:
+    wired, body = Wired(made[target][0]), teacher().body
+    # no BatchNorm is folded into these, so that their weights are the network's
+    expected = {"/body/fc/Gemm": body.fc.weight, "/body/block1/block1.0/conv2/Conv": body.block1[0].conv2.weight}
+    expected["/body/block3/block3.1/conv2/Conv"] = body.block3[1].conv2.weight
+    for name, weight in expected.items():
+        node = next(node for node in wired.nodes if node.name == name)
+        values, scale, zero = (wired.values[each] for each in wired.producer[node.input[1]].input)
+        weight = weight.detach().numpy()
+        step = np.abs(weight.reshape(len(weight), -1)).max(1) / 127
+        np.testing.assert_allclose(scale, step, rtol=1e-6)
+        assert (values.dtype, zero.dtype, zero.any()) == (np.int8, np.int8, False)
+        rounded = np.rint(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
+        assert np.abs(values.astype(int) - rounded).max() <= 1
+        assert (values == rounded).mean() > 0.999
+
+
+def test_tensorrt_gets_zero_points_of_zero_and_biases_of_fp32(made) -> None:
+    wired = Wired(made["tensorrt"][0])
+    for node in wired.of("QuantizeLinear", "DequantizeLinear"):
+        zero = wired.values[node.input[2]]
+        assert (zero.dtype, zero.any()) == (np.int8, False)
+    biased = [node for node in wired.of("Conv", "Gemm") if len(node.input) == 3]
+    assert biased
+    assert {wired.values[node.input[2]].dtype.name for node in biased} == {"float32"}
+
+
+def test_tensorrt_rounds_what_layers_read_and_one_term_of_a_sum(made) -> None:
+    wired = Wired(made["tensorrt"][0])
+    for node in wired.of("Conv", "Gemm"):
+        assert [wired.source(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2
+    for node in wired.of("Add"):
+        assert sorted(wired.source(name) for name in node.input) == ["Conv", "DequantizeLinear"]
+    rounded_before = {wired.source(node.input[0]) for node in wired.of("QuantizeLinear")}
+    assert "Conv" in rounded_before, "the shortcut's convolution is a term of a sum"
+    assert wired.kinds()["Relu"] == 13
+    readers = Counter(name for node in wired.nodes for name in node.input)
+    pairs = [node.output[0] for node in wired.of("DequantizeLinear") if wired.source(node.input[0]) == "QuantizeLinear"]
+    assert {readers[name] for name in pairs} == {1}, "each reader has a pair of its own"
+
+
+def test_onnx_runtime_fuses_every_layer_and_sum_into_int8_kernels(made) -> None:
+    kinds = optimised(made["ort-cpu"][0])
+    assert (kinds["QLinearConv"], kinds["QLinearAdd"], kinds["QGemm"]) == (16, 6, 1)
+    assert not {"Conv", "FusedConv", "Gemm", "Add"} & set(kinds)
+
+
+def test_activations_for_onnx_runtime_are_unsigned_and_biases_int32(made) -> None:
+    wired = Wired(made["ort-cpu"][0])
+    assert {wired.values[node.input[2]].dtype.name for node in wired.of("QuantizeLinear")} == {"uint8"}
+    biases = [wired.producer[node.input[2]].input[0] for node in wired.of("Conv", "Gemm") if len(node.input) == 3]
+    assert {wired.values[name].dtype.name for name in biases} == {"int32"}
+
+
+def test_the_answer_of_a_last_product_is_not_rounded(made) -> None:
+    for path, _ in made.values():
+        wired = Wired(path)
+        assert wired.source(wired.model.graph.output[0].name) == "Gemm"
+
+
+def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
+    before = onnx.load(source)
+    for target, (path, record) in made.items():
+        model = onnx.load(path)
+        found = {entry.key: entry.value for entry in model.metadata_props}
+        assert found == {
+            "task": "classification", "precision": "int8", "int8.target": target, "int8.calibrator": record.calibrator,
+        }  # fmt: skip
+        assert list(model.graph.input) == list(before.graph.input)
+        assert [each.name for each in model.graph.output] == [each.name for each in before.graph.output]
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert path.stat().st_size < 0.35 * source.stat().st_size
+    assert not list(source.parent.glob("*inferred*"))
+
+
+def test_every_target_has_its_scheme() -> None:
+    assert set(SCHEMES) == set(get_args(Target))
+    assert [target for target, scheme in SCHEMES.items() if scheme.signed] == ["ort-cuda", "tensorrt", "tensorrt-rtx"]
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+def test_whichever_layers_are_kept_the_network_stays_the_same(source: Path, tmp_path: Path, target) -> None:
+    """A ReLU lost between int8 and fp32, or a layer fed with another's values, would be an error of tens of percent."""
+    images, _ = garments("train", 16)
+    rng = np.random.default_rng(0)
+    with calibrated(source, in_batches(images), target=target, calibrator="minmax") as subject:
+        reference = Reference(source, in_batches(images), 16)
+        for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+            keep = [name for name in subject.layers[1:] if rng.random() < share]
+            record = subject.write(tmp_path / "some.onnx", keep)
+            assert (record.kept, record.layers) == (tuple(keep), LAYERS - len(keep))
+            assert reference.departure(tmp_path / "some.onnx") < 0.05
+
+
+def test_a_layer_that_is_kept_reads_and_weighs_in_fp32(source: Path, tmp_path: Path) -> None:
+    images, _ = garments("train", 8)
+    for target in ("ort-cpu", "tensorrt"):
+        name = "/body/block2/block2.1/conv1/Conv"
+        record = quantise(
+            source, tmp_path / "a.onnx", in_batches(images), target=target, calibrator="minmax", keep=[name]
+        )
+        wired = Wired(tmp_path / "a.onnx")
+        node = next(node for node in wired.nodes if node.name == name)
+        assert (wired.source(node.input[0]), wired.source(node.input[1])) == ("Relu", "constant")
+        assert wired.values[node.input[1]].dtype == np.float32
+        assert (record.kept, record.layers) == ((name,), LAYERS - 1)
+
+
+def test_a_layer_to_keep_that_is_none_is_refused_with_the_nearest(source: Path, tmp_path: Path) -> None:
+    batches = in_batches(garments("train", 4)[0])
+    with pytest.raises(ExportError, match=r"/body/fc/Gem is no layer .* one is /body/fc/Gemm\."):
+        quantise(source, tmp_path / "a.onnx", batches, calibrator="minmax", keep=["/body/fc/Gem"])
+    with (
+        calibrated(source, batches, target="ort-cpu", calibrator="minmax") as subject,
+        pytest.raises(ExportError, match="no layer is left to quantise"),
+    ):
+        subject.write(tmp_path / "a.onnx", subject.layers)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+class Camera(nn.Module):
+    """Bytes in, best labels out, and a network of a convolution and a product between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 6)
+        self.register_buffer("blur", torch.full((12, 12), 1 / 12))
+
+    def forward(self, x):
+        x = x.permute(0, 3, 1, 2).float() @ self.blur
+        x = torch.clamp(x / 255, 0, 1) * 2 - 1
+        x = self.head(nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), 1).flatten(1))
+        return x.softmax(1).topk(3)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+def test_the_preparation_and_the_decision_stay_as_they_are(tmp_path: Path, target) -> None:
+    source = small(Camera(), tmp_path / "a.onnx", (3, 12, 12, 3), outputs=("probabilities", "labels"))
+    images = [np.random.default_rng(i).integers(0, 256, (n, 12, 12, 3), np.uint8) for i, n in enumerate((1, 4, 7))]
+    record = quantise(source, tmp_path / "b.onnx", lambda: images, target=target)
+    wired = Wired(tmp_path / "b.onnx")
+    assert wired.model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    assert (record.layers, record.images) == (2, 12)
+    first = wired.of("Conv")[0]
+    before = first.input[0]
+    while wired.source(before) in ("QuantizeLinear", "DequantizeLinear"):
+        before = wired.producer[before].input[0]
+    kinds = []
+    while before in wired.producer:
+        kinds.append(wired.source(before))
+        before = wired.producer[before].input[0]
+    assert kinds[-2:] == ["Cast", "Transpose"] or kinds[-2:] == ["Transpose", "Cast"]
+    assert "MatMul" in kinds
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(kinds)
+    for kind in ("Softmax", "TopK"):
+        assert wired.source(wired.of(kind)[0].input[0]) in ("Gemm", "Softmax")
+    np.testing.assert_allclose(answers(tmp_path / "b.onnx", images[1]), answers(source, images[1]), atol=0.02)
+
+
+class Maps(nn.Module):
+    """A residual block, two branches, joined, enlarged to the input's size: maps of images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.same = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.whole, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        deep = self.down(x).relu()
+        deep = (self.same(deep) + deep).relu()
+        whole = nn.functional.adaptive_avg_pool2d(deep, 1)
+        joined = torch.cat([deep, self.whole(whole).sigmoid() * deep], 1)
+        return nn.functional.interpolate(self.head(joined), size=x.shape[2:], mode="bilinear")
+
+
+def test_any_height_and_width_goes_through_as_before(tmp_path: Path) -> None:
+    source = small(Maps(), tmp_path / "a.onnx", height=2)
+    sizes = ((2, 16, 24), (1, 33, 17), (3, 21, 40))
+    batches = [np.random.default_rng(n).random((n, 3, h, w), dtype=np.float32) for n, h, w in sizes]
+    for target in ("ort-cpu", "tensorrt"):
+        assert quantise(source, tmp_path / "b.onnx", lambda: batches, target=target).layers == 4
+        for n, h, w in (*sizes, (5, 49, 61)):
+            images = np.random.default_rng(h).random((n, 3, h, w), dtype=np.float32)
+            right, said = answers(source, images), answers(tmp_path / "b.onnx", images)
+            assert right.shape == said.shape == (n, 5, h, w)
+            assert np.linalg.norm(right - said) < 0.05 * np.linalg.norm(right)
+    shape = onnx.load(tmp_path / "b.onnx").graph.input[0].type.tensor_type.shape
+    assert [axis.dim_param or axis.dim_value for axis in shape.dim] == ["batch", 3, "height", "width"]
+
+
+def test_joins_between_layers_stay_in_int8_for_onnx_runtime(tmp_path: Path) -> None:
+    source = small(Maps(), tmp_path / "a.onnx")
+    quantise(source, tmp_path / "b.onnx", noise(2, 3, 12, 12), calibrator="minmax")
+    kinds = optimised(tmp_path / "b.onnx")
+    assert kinds["QLinearConv"] == 4
+    assert kinds["QLinearAdd"] == kinds["QLinearMul"] == kinds["QLinearConcat"] == 1
+    assert not {"Conv", "Add", "Mul"} & set(kinds)
+
+
+class Tokens(nn.Module):
+    """A transformer's products: of patches with weights, and of activations with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.query, self.key = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 16), nn.Linear(16, 16, bias=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        attention = (self.query(x) @ self.key(x).transpose(1, 2) / 4).softmax(-1)
+        return self.head(attention @ x).mean(1)
+
+
+def test_products_with_weights_are_layers_and_those_of_activations_are_not(tmp_path: Path) -> None:
+    source = small(Tokens(), tmp_path / "a.onnx")
+    for target in ("ort-cpu", "tensorrt"):
+        record = quantise(source, tmp_path / "b.onnx", noise(4, 3, 12, 12), target=target)
+        assert record.layers == 4
+        assert min(record.tried.values()) < 0.05
+        wired = Wired(tmp_path / "b.onnx")
+        weighted = [node for node in wired.of("MatMul") if wired.source(node.input[1]) == "DequantizeLinear"]
+        weighted = [node for node in weighted if wired.producer[node.input[1]].input[0] in wired.values]
+        assert len(weighted) == 3
+        assert all(wired.values[wired.producer[node.input[1]].input[1]].shape[0] in (5, 16) for node in weighted)
+        if target == "ort-cpu":
+            kinds = optimised(tmp_path / "b.onnx")
+            assert kinds["QLinearMatMul"] + kinds["MatMulIntegerToFloat"] >= 3
+            assert kinds["MatMul"] + kinds["FusedMatMul"] <= 1, "the one that softmax feeds"
+
+
+def test_files_that_int8_cannot_be_made_of_are_refused_in_one_sentence(source: Path, made, tmp_path: Path) -> None:
+    batches, path = noise(1, 3, 32, 32), tmp_path / "b.onnx"
+    with pytest.raises(ExportError, match="is quantised already; give the fp32 file"):
+        quantise(made["ort-cpu"][0], path, batches)
+    pooled = small(nn.Sequential(nn.AvgPool2d(4)), tmp_path / "pooled.onnx")
+    with pytest.raises(ExportError, match=r"pooled\.onnx: found no convolution or product with float32 weights"):
+        quantise(pooled, path, batches)
+    old = onnx.version_converter.convert_version(onnx.load(pooled), 18)
+    old.opset_import[0].version = 12
+    onnx.save(old, tmp_path / "old.onnx")
+    with pytest.raises(ExportError, match=r"old\.onnx: has opset 12; int8 needs 13 or more"):
+        quantise(tmp_path / "old.onnx", path, batches)
+    (tmp_path / "cut.onnx").write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(RunnerError, match=r"cut\.onnx: cannot be loaded as ONNX"):
+        quantise(tmp_path / "cut.onnx", path, batches)
+    for calibrator in ("auto", "minmax"):
+        with pytest.raises(ExportError, match="does not run on the calibration images"):
+            quantise(source, path, noise(1, 5, 32, 32), calibrator=calibrator)
+        with pytest.raises(ExportError, match="found no images to calibrate on"):
+            quantise(source, path, noise(1, 3, 32, 32, batches=0), calibrator=calibrator)
+    assert not path.exists()
+
+
+def test_weights_beside_the_source_end_up_in_the_one_file(source: Path, tmp_path: Path) -> None:
+    onnx.save_model(onnx.load(source), tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data")
+    (tmp_path / "out").mkdir()
+    batches = in_batches(garments("train", 16)[0])
+    whole = quantise(source, tmp_path / "c.onnx", batches, calibrator="minmax")
+    parts = quantise(tmp_path / "a.onnx", tmp_path / "out" / "b.onnx", batches, calibrator="minmax")
+    assert replace(parts) == replace(whole)
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["b.onnx"]
+    assert (tmp_path / "c.onnx").read_bytes() == (tmp_path / "out" / "b.onnx").read_bytes()
+
+
+def test_tensorrt_rtx_builds_its_own_graph_and_refuses_that_for_onnx_runtime(made) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    network, foreign = (
+        builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)) for _ in range(2)
+    )
+    assert not trt.OnnxParser(foreign, builder.logger).parse(made["ort-cpu"][0].read_bytes())
+    parser = trt.OnnxParser(network, builder.logger)
+    assert parser.parse(made["tensorrt"][0].read_bytes()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    profile = builder.create_optimization_profile()
+    profile.set_shape("images", (1, 3, 32, 32), (8, 3, 32, 32), (16, 3, 32, 32))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None
+    assert engine.nbytes > 500_000
+
+
+def test_openvino_runs_every_layer_of_its_graph_in_int8(source: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    images, _ = garments("train", 32)
+    quantise(source, tmp_path / "a.onnx", in_batches(images), target="openvino", calibrator="minmax")
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(str(tmp_path / "a.onnx"), "CPU", hints)
+    ran = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    precisions = Counter(
+        str(info["runtimePrecision"].value)
+        for info in ran
+        if str(info["layerType"].value) in ("Convolution", "FullyConnected")
+    )
+    assert sum(precisions.values()) == LAYERS
+    assert set(precisions) <= {"u8", "i8"}
+    (said,) = compiled(images).values()
+    assert (said.argmax(1) == answers(source, images).argmax(1)).mean() > 0.9

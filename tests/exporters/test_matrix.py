@@ -1,0 +1,124 @@
+"""Every kind of network in every format and precision, at batch sizes 1, 2 and 5 and, for maps, at odd sizes too.
+
+The networks are trained for a few steps on real images: a random network decides by a hair, and then nothing could be
+said of whether an artefact decides alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.cli.opening import open_architecture
+from compress.data.embedded import fashion, fashion_scenes
+from compress.models.wishes import Wishes
+from exporters.lowering import SUFFIX, Int8, Settings, make
+from exporters.onnx import Question, source, write_onnx
+from exporters.tensorrt import Shapes
+
+ARTEFACTS = [
+    (format, precision)
+    for format in ("onnx", "tensorrt-rtx", "openvino")
+    for precision in ("fp32", "fp16", "int8")
+    if (format, precision)
+    != ("openvino", "fp16")  # it computes in fp32 where the processor has no fp16: not of the matrix
+]
+IMAGES, COMPARED = 320, 24
+#: of training; fewer leave networks that decide by a hair
+STEPS = 80
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network of the matrix: name, size of its images, whether it answers with maps."""
+
+    name: str
+    size: int
+    dense: bool = False
+
+
+CASES = [
+    Case("wrn16_1", 32),
+    Case("torchvision/resnet18", 64),
+    Case("torchvision/mobilenet_v3_small", 64),
+    Case("timm/efficientnet_lite0", 64),
+    Case("deeplabv3_mobilenet_v2", 64, dense=True),
+    Case("torchvision/lraspp_mobilenet_v3_large", 64, dense=True),
+]
+
+
+def images_of(case: Case) -> tuple[Tensor, Tensor]:
+    """Real images [n, 3, h, w] in [0, 1] and what is right."""
+    found = fashion_scenes("train") if case.dense else fashion("train")
+    chosen = range(IMAGES // 4 if case.dense else IMAGES)
+    pixels = np.stack([np.asarray(found.read(i).resize((case.size, case.size))) for i in chosen])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    if case.dense:
+        masks = torch.from_numpy(np.stack([np.asarray(found.mask(i)) for i in chosen]).astype(np.int64))
+        return images, F.interpolate(masks[:, None].float(), size=case.size, mode="nearest")[:, 0].long()
+    assert found.labels is not None
+    return images, torch.from_numpy(found.labels[: len(chosen)])
+
+
+def trained(case: Case) -> tuple[nn.Module, Tensor]:
+    """The network after STEPS steps, and the images."""
+    torch.manual_seed(0)
+    images, right = images_of(case)
+    classes = int(right.max()) + 1
+    net = open_architecture(case.name, Wishes(classes=classes, image_size=(case.size, case.size))).network.train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    for step in range(STEPS):
+        chosen = torch.randperm(len(images))[: 8 if case.dense else 32]
+        loss = F.cross_entropy(net(images[chosen]), right[chosen])
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - step / STEPS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval(), images
+
+
+@cache
+def asked(case: Case, folder: Path) -> tuple[Question, Path]:
+    net, images = trained(case)
+    question = source(net, images[:1], images=images[-COMPARED:], dynamic_size=case.dense)
+    base = folder / f"{case.name.replace('/', '-')}.onnx"
+    write_onnx(question, base, metadata={"precision": "fp32"})
+    return question, base
+
+
+def calibration(case: Case) -> Callable[[], Iterator[np.ndarray]]:
+    images, _ = images_of(case)
+    return lambda: (part.numpy() for part in images[:40].split(8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+def marked(case: Case) -> object:
+    return pytest.param(case, id=case.name, marks=[] if case.name == "wrn16_1" else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("format", "precision"), ARTEFACTS, ids=[f"{f}-{p}" for f, p in ARTEFACTS])
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_it_exports_and_verifies(case: Case, format, precision, folder: Path, tmp_path: Path) -> None:
+    question, base = asked(case, folder)
+    assert {1, 2, 5} <= set(question.batch_sizes)
+    shapes = {batch.shape[2:] for batch in question.batches}
+    assert len(shapes) == (3 if case.dense else 1)
+    sizes = ((32, 32), (case.size, case.size), (128, 128)) if case.dense else None
+    settings = Settings(int8=Int8(calibration(case), calibrator="minmax"), shapes=Shapes((1, 1, 8), sizes))
+    found = make(question, base, tmp_path / f"net{SUFFIX[format]}", format, precision, settings)
+    assert found.parity.images >= COMPARED
+    assert found.parity.top1_agreement >= (1.0 if precision == "fp32" else 0.9)
+    assert (found.unverified is None) == (format != "tensorrt-rtx" or torch.cuda.is_available())
