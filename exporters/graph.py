@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -91,7 +94,7 @@ def torchscript(network: nn.Module, images: Tensor, opset: int, signature: Signa
     """The graph of the tracer."""
     axes = signature.axes
     same = {axis: name for axis, name in axes.items() if axis == 0}
-    with silence(), tempfile.TemporaryDirectory() as folder:
+    with silence(), mute(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "traced.onnx"
         if any(isinstance(part, torch.jit.ScriptModule) for part in network.modules()):
             script = torch.jit.trace(network, images, check_trace=False)  # the exporter's own tracer stops at scripts
@@ -111,6 +114,22 @@ def torchscript(network: nn.Module, images: Tensor, opset: int, signature: Signa
 
 
 WRITERS = {"dynamo": dynamo, "torchscript": torchscript}
+
+
+@contextlib.contextmanager
+def mute() -> Iterator[None]:
+    """Where the tracer's exporter fails it prints whole graphs on the standard output, from C++, told to or not."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # what C++ has not written yet
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

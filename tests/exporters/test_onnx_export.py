@@ -234,3 +234,39 @@ def test_what_caused_an_error_is_named_without_colours() -> None:
     assert first_line(error) == "Failed to export"
     error.__cause__ = ValueError("\nno such operator")
     assert first_line(error) == "no such operator"
+
+
+def test_weights_too_large_for_one_file_stand_beside_it_and_go_with_it(tmp_path: Path, monkeypatch) -> None:
+    from exporters import graph
+    from exporters.failure import RunnerError
+    from exporters.runtime import load
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
+    monkeypatch.setattr(graph, "LARGE", 10_000)
+    found = export(net, EXAMPLE, tmp_path / "a.onnx", metadata={"classes": "5"})
+    assert sorted(os.listdir(tmp_path)) == ["a.onnx", "a.onnx.data"]
+    assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert (tmp_path / "a.onnx").stat().st_size < 10_000
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in list(tmp_path.glob("a.onnx*")):
+        path.rename(moved / path.name)
+    x = torch.rand(4, 3, 16, 16)
+    with load(moved / "a.onnx") as runner:
+        np.testing.assert_allclose(runner(x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    (moved / "a.onnx.data").unlink()
+    with pytest.raises(RunnerError, match=r"a\.onnx"):
+        load(moved / "a.onnx")
+
+
+def test_an_operator_that_onnx_does_not_have_is_named_in_one_sentence(tmp_path: Path, capfd) -> None:
+    class Spectral(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvalsh(x.mean(1) + x.mean(1).transpose(1, 2))
+
+    with pytest.raises(ExportError, match="linalg_eigh") as caught:
+        export(Spectral(), EXAMPLE, tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == []
