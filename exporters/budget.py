@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from exporters.calibration import Batches, Calibrator, Reference
-from exporters.failure import ExportError
+from exporters.failure import RejectedError
 from exporters.int8 import Quantised, Subject, Target, calibrated
 
 RANKED = 64  #: layers, or groups of neighbours, that are quantised alone
@@ -68,7 +68,7 @@ def within_budget(
             search.rank(Reference(source, batches, IMAGES))
             search.settle()
         if search.best is None:
-            raise ExportError(rejection(search, reference_score, max_drop))
+            raise RejectedError(rejection(search, reference_score, max_drop))
         quantised, found = search.best
         return Budgeted(quantised, found, reference_score, max_drop, tuple(search.attempts), dict(search.sensitivity))
 

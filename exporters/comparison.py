@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.failure import ExportError, first_line
+from exporters.failure import ExportError, RejectedError, first_line
 from exporters.parity import Answering, Parity, compare
 from exporters.runner import to_bytes
 
@@ -99,7 +99,7 @@ def framed(batches: list[NDArray[np.float32]]) -> list[NDArray[np.uint8]]:
 
 
 def verify(reference: Answering, candidate: Answering, batches: Iterable[NDArray[Any]], tolerance: Tolerance) -> Parity:
-    """How far the candidate's answers are from the reference's logits. Raises ExportError if that is too far.
+    """How far the candidate's answers are from the reference's logits. Raises RejectedError if that is too far.
 
     Of a candidate that answers labels the labels alone are compared.
     """
@@ -109,15 +109,15 @@ def verify(reference: Answering, candidate: Answering, batches: Iterable[NDArray
 
 
 def refuse(parity: Parity, tolerance: Tolerance) -> None:
-    """Raises ExportError, with the figures, for what the tolerance does not allow."""
+    """Raises RejectedError, with the figures, for what the tolerance does not allow."""
     on = f"on {parity.images} images"
     if parity.max_rel is not None and tolerance.max_rel is not None and not parity.max_rel <= tolerance.max_rel:
-        raise ExportError(
+        raise RejectedError(
             f"differs by {parity.max_rel:.1e} of the greatest logit {on}, top-1 agreement {parity.top1_agreement:.1%}, "
             f"tolerance {tolerance.max_rel:.1e}"
         )
     if parity.cosine is not None and not parity.cosine >= tolerance.cosine:
-        raise ExportError(
+        raise RejectedError(
             f"answers with logits of cosine similarity {parity.cosine:.4f} {on}, top-1 agreement "
             f"{parity.top1_agreement:.1%}, expected at least {tolerance.cosine:g}"
         )
@@ -125,6 +125,6 @@ def refuse(parity: Parity, tolerance: Tolerance) -> None:
     if allowed is None and (parity.miou is not None or parity.max_rel is None):
         allowed = tolerance.max_rel
     if allowed is not None and 1 - parity.top1_agreement > allowed:
-        raise ExportError(
+        raise RejectedError(
             f"gives {1 - parity.top1_agreement:.2%} of the labels otherwise {on}, tolerance {allowed:.1e}"
         )

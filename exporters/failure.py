@@ -14,6 +14,10 @@ class ExportError(Exception):
     exit_code = 1
 
 
+class RejectedError(ExportError):
+    """What was written works, but not as it should: it answers too differently, or it is no faster."""
+
+
 class RunnerError(Exception):
     """A file cannot be run: damaged, of another kind, or for a device that is not there."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from exporters.bisection import first_departure, ranges
 from exporters.budget import within_budget
 from exporters.comparison import TOLERANCES, Tolerance
-from exporters.failure import ExportError, RunnerError
+from exporters.failure import ExportError, RejectedError, RunnerError
 from exporters.graph import write
 from exporters.int8 import Calibrator, Target, quantise
 from exporters.onnx import Question
@@ -49,7 +49,7 @@ class Int8:
     calibrator: Calibrator = "auto"
     max_drop: float | None = None  #: greatest loss of `score`, a share in [0, 1]; None: whatever the tolerance allows
     score: Callable[[Runner], float] | None = None  #: in [0, 1]; None: agreement with PyTorch's decisions
-    #: looks at the fp32 file and the verified draft, which both run in the runtime named, and raises ExportError to
+    #: looks at the fp32 file and the verified draft, which both run in the runtime named, and raises RejectedError to
     #: reject the draft; asked where what the bytes are for is here
     accept: Callable[[Path, Path, Runtime], None] | None = None
 
@@ -92,44 +92,56 @@ def make(
     (with the first operator that departs), where the settings reject it, and where something to build it is missing.
     """
     settings = settings or Settings()
-    tolerance = settings.tolerances[precision]
-    try:
-        with drafting(path) as draft, tempfile.TemporaryDirectory() as folder:
-            graph = draft if format == "onnx" else Path(folder) / f"{path.stem}.onnx"
-            details = lowered(question, base, graph, format, precision, settings)
-            parity, where = checked(question, base, graph, format, precision, tolerance)
-            unverified = NO_BF16 if precision == "bf16" and format == "onnx" else None
-            if format == "openvino":
-                details["openvino"] = asdict(convert(graph, draft))
-                parity, where = put(question, draft, "openvino", tolerance)
-            elif format != "onnx":
-                built = build(graph, draft, kind=format, shapes=settings.shapes or Shapes(), options=settings.options)
-                details[format] = asdict(built)
-                if built.runs_here:
-                    parity, where = put(question, draft, format, tolerance)
-                unverified = (
-                    f"{built.why_not}; the graph that it was built from is what was compared" if built.why_not else None
-                )
-            if precision == "int8" and unverified is None:
-                accept(base, draft, format, settings.int8)
-            found = Artefact(
-                path=str(path),
-                format=format,
-                precision=precision,
-                bytes=size_of(draft),
-                sha256=sha256(draft),
-                parity=parity,
-                tolerance=tolerance,
-                verified_in=where,
-                unverified=unverified,
-                real_images=question.real,
-                batch_sizes=question.batch_sizes,
-                details=details,
-            )
-            publish(draft, path)
-    except (ExportError, RunnerError) as error:
-        raise ExportError(f"{path}: {precision} rejected: {error}".replace(f"{path}: {path}", str(path))) from error
-    return found
+    with drafting(path) as draft, tempfile.TemporaryDirectory() as folder:
+        graph = draft if format == "onnx" else Path(folder) / f"{path.stem}.onnx"
+        try:
+            found = made(question, base, graph, draft, format, precision, settings)
+        except (ExportError, RunnerError) as error:
+            reason = str(error)
+            for inner in (graph, draft, base, base.name):  # where the user will find nothing
+                reason = reason.removeprefix(f"{inner}: ")
+            if isinstance(error, RejectedError):
+                raise RejectedError(f"{path}: {precision} rejected: {reason}") from error
+            raise ExportError(f"{path}: not written: {reason}") from error
+        publish(draft, path)
+    return replace(found, path=str(path))
+
+
+def made(
+    question: Question, base: Path, graph: Path, draft: Path, format: Format, precision: Precision, settings: Settings
+) -> Artefact:
+    """The draft of an artefact, compared; `graph` is the ONNX file that it is compiled from, or the draft itself."""
+    tolerance, unverified = settings.tolerances[precision], None
+    details = lowered(question, base, graph, format, precision, settings)
+    parity, where = checked(question, base, graph, format, precision, tolerance)
+    if format == "onnx":
+        unverified = NO_BF16 if precision == "bf16" else None
+    elif format == "openvino":
+        details["openvino"] = asdict(convert(graph, draft))
+        parity, where = put(question, draft, "openvino", tolerance)
+    else:
+        built = build(graph, draft, kind=format, shapes=settings.shapes or Shapes(), options=settings.options)
+        details[format] = asdict(built)
+        if built.runs_here:
+            parity, where = put(question, draft, format, tolerance)
+        elif built.why_not is not None:
+            unverified = f"{built.why_not}; the graph that it was built from is what was compared"
+    if precision == "int8" and unverified is None:
+        accept(base, draft, format, settings.int8)
+    return Artefact(
+        path=str(draft),
+        format=format,
+        precision=precision,
+        bytes=size_of(draft),
+        sha256=sha256(draft),
+        parity=parity,
+        tolerance=tolerance,
+        verified_in=where,
+        unverified=unverified,
+        real_images=question.real,
+        batch_sizes=question.batch_sizes,
+        details=details,
+    )
 
 
 def accept(base: Path, draft: Path, format: Format, wish: Int8 | None) -> None:
@@ -202,7 +214,7 @@ def checked(
             return parity, where if run == graph else f"{where}, rounding to bf16"
         except ExportError as error:
             first = first_departure(base, run, question.batches[0])
-            raise ExportError(
+            raise type(error)(
                 f"{error}; {f'the first operator to depart is {first}' if first else located()}"
             ) from error
 

@@ -119,11 +119,11 @@ def tolerances(tolerance: float | None, min_agreement: float | None) -> dict[str
 
 
 def refuse_slower(card: Card) -> Callable[[Path, Path, Runtime], None]:
-    """A look at an int8 draft beside its fp32 file: raises ExportError where it takes longer for one image."""
+    """A look at an int8 draft beside its fp32 file: raises RejectedError where it takes longer for one image."""
 
     def look(base: Path, draft: Path, runtime: Runtime) -> None:
         from compress.cli.measuring import candidate, threads_kept
-        from exporters.failure import ExportError
+        from exporters.failure import RejectedError
         from profiles.latency import measure_alternated
 
         named = {
@@ -134,7 +134,7 @@ def refuse_slower(card: Card) -> Callable[[Path, Path, Runtime], None]:
             timed = measure_alternated(named, duration_s=1.0)
         whole, small = timed["fp32"].latency_ms_p50, timed["int8"].latency_ms_p50
         if small > FASTER * whole:
-            raise ExportError(
+            raise RejectedError(
                 f"slower: {small:.2f} ms an image, fp32 {whole:.2f} ms, in {timed['int8'].runtime} on this machine, in "
                 "turns; --allow-slower keeps it all the same."
             )

@@ -219,6 +219,11 @@ def wishes(
     idle = [name for name in sorted(engines) if given[name] and not any(f.startswith("tensorrt") for f in formats)]
     if idle:
         raise UsageError(f"--{idle[0].replace('_', '-')}: is for engines; add --format tensorrt or tensorrt-rtx.")
+    open_size = question.source.dynamic_size or question.source.framing is not None
+    if open_size and not given["sizes"] and any(f.startswith("tensorrt") for f in formats):
+        raise UsageError(
+            "an engine for pictures of any size needs their range; give --sizes 480x640, or least:usual:greatest."
+        )
     int8 = None
     if chosen is not None:
         batches = chosen.batches if question.source.framing is None else chosen.as_bytes()

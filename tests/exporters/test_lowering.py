@@ -15,7 +15,7 @@ from torch import nn
 
 from exporters import lowering
 from exporters.comparison import TOLERANCES
-from exporters.failure import ExportError
+from exporters.failure import ExportError, RejectedError
 from exporters.lowering import Int8, Settings, make
 from exporters.onnx import Question, source, write_onnx
 from exporters.runtime import load
@@ -99,7 +99,7 @@ def test_a_rejection_says_so_and_leaves_nothing(question, base, tmp_path) -> Non
     def slower(fp32: Path, draft: Path, runtime: str) -> None:
         assert fp32 == base
         assert (draft.name, runtime) == ("net.onnx", "onnxruntime")
-        raise ExportError("slower: 2.00 ms an image, fp32 1.00 ms")
+        raise RejectedError("slower: 2.00 ms an image, fp32 1.00 ms")
 
     wish = replace(INT8, accept=slower)
     with pytest.raises(ExportError, match=r"net\.onnx: int8 rejected: slower"):
