@@ -21,30 +21,33 @@ from profiles import machine
 from profiles.record import read_records
 
 RESULTS = Path(__file__).parent / "results"
-#: variant -> what it changes in the settings of `benchmarks.compare`, which are the demo's
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bn 0 (as the paper)": {"bn": 0.0},
-    "ema_G 0.95": {"ema_G": 0.95},
-    "meta_steps 2": {"meta_steps": 2},
-    "meta_steps 2, moves 10": {"meta_steps": 2, "moves": 10},
+#: variant -> method, and what it changes in its settings of `benchmarks.compare`
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("mosaic", {}),
+    "bn 0 (as the paper)": ("mosaic", {"bn": 0.0}),
+    "ema_G 0.95": ("mosaic", {"ema_G": 0.95}),
+    "meta_steps 2": ("mosaic", {"meta_steps": 2}),
+    "meta_steps 2, moves 10": ("mosaic", {"meta_steps": 2, "moves": 10}),
+    # how much of its lead over MosaicKD is the teacher's BatchNorm statistics
+    "FastDFKD, bn 0": ("fastdfkd", {"bn": 0.0}),
 }
 
 
 def made(variant: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a variant, one a seed: accuracy at the end, steps, seconds."""
     out = options.out / variant.replace(" ", "-").replace(",", "")
-    settings = SETTINGS["mosaic"] | VARIANTS[variant]
-    sets = [word for key, value in settings.items() for word in ("--set", f"mosaic.{key}={json.dumps(value)}")]
+    method, changes = VARIANTS[variant]
+    settings = SETTINGS[method] | changes
+    sets = [word for key, value in settings.items() for word in ("--set", f"{method}.{key}={json.dumps(value)}")]
     words = [
-        *TASK, "--methods", "mosaic", "--time-limit", options.time_limit, "--seeds", options.seeds, "--batch-size",
+        *TASK, "--methods", method, "--time-limit", options.time_limit, "--seeds", options.seeds, "--batch-size",
         BATCH_SIZE, *sets, "--out", out,
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "compress", "compare", *map(str, words)], check=True)
-    runs = [read_records(out / f"mosaic-{seed}")[-1].run for seed in range(options.seeds)]
+    runs = [read_records(out / f"{method}-{seed}")[-1].run for seed in range(options.seeds)]
     return [
         {"variant": variant, "seed": run["seed"], "accuracy": run["last"]["accuracy"], "steps": run["steps"],
-         "seconds": run["wall_s"], "settings": VARIANTS[variant]}
+         "seconds": run["wall_s"], "settings": changes}
         for run in runs
     ]  # fmt: skip
 
