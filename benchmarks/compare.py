@@ -88,9 +88,9 @@ def keep(out: Path) -> None:
         (RESULTS / f"compare.{ending}").write_bytes((out / f"compare.{ending}").read_bytes())
     table = (out / "compare.md").read_text().replace("(compare.svg)", "(compare.png)")
     made = (
-        "Made by `python -m benchmarks.compare --write`: the first seed by time and alone on the machine, the others in "
-        "as many steps. How to read it: docs/compare.md; why these settings: benchmarks/compare.py. Those of MosaicKD "
-        "were searched for on this task, which is the demo's; those of the others were fitted to the time; of dfq and "
+        "Made by `python -m benchmarks.compare --write`: the first seed by time and alone on the machine, the others "
+        "in as many steps. docs/compare.md says how to read it, benchmarks/compare.py why these settings: MosaicKD's "
+        "were searched for on this task, which is the demo's, those of the others fitted to the time; of dfq and "
         "fastdfkd two were tried.\n"
     )
     (RESULTS / "compare.md").write_text(f"{table}\n{made}")
