@@ -215,7 +215,7 @@ def write_onnx(
     graph, images, given = question.source.graph(), question.source.traced(), question.source
     keeping = TOLERANCES["fp32"] if tolerance is None else Tolerance(tolerance, None)
     refused: dict[str, str] = {}
-    for kind in ("dynamo", "torchscript") if exporter == "auto" else (exporter,):
+    for kind in exporters_for(given, exporter):
         try:
             finish(WRITERS[kind](graph, images, opset, given.signature), draft, opset, metadata or {})
             with load(draft) as runner:
@@ -242,6 +242,17 @@ def write_onnx(
     raise ExportError(
         f"{name or draft}: not written, for no exporter gives a file that answers as PyTorch does ({why})."
     )
+
+
+def exporters_for(given: Source, wanted: Exporter) -> tuple[str, ...]:
+    """The exporters to try. Raises ExportError for one that cannot write what is asked for."""
+    if given.framing is None:
+        return ("dynamo", "torchscript") if wanted == "auto" else (wanted,)
+    if wanted == "torchscript":
+        raise ExportError(
+            "the tracer writes the size of one picture into the graph; for pictures of any size take dynamo."
+        )
+    return ("dynamo",)
 
 
 def copied(module: nn.Module) -> nn.Module:

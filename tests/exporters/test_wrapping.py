@@ -96,6 +96,12 @@ def test_the_best_labels_of_few_classes_are_all_of_them_and_maps_have_none(tmp_p
         export(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "b.onnx", postprocess="topk")
 
 
+def test_the_tracer_is_not_asked_for_pictures_of_any_size(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="take dynamo"):
+        export(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", framing=Framing((32, 32)), exporter="torchscript")
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_of_any_size_and_images_of_any_size_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="choose one"):
         export(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", framing=Framing((32, 32)), dynamic_size=True)
