@@ -19,7 +19,10 @@ COMMANDS = {
     "eval": ("compress.cli.evaluate", "Measure a model, or an exported file, on labelled data."),
     "inspect": ("compress.cli.inspect", "Say what is in a checkpoint, and how far some data is from it."),
     "profile": ("compress.cli.profile", "Count MACs, FLOPs and parameters of a model."),
-    "export": ("compress.cli.export", "Write a verified ONNX file."),
+    "export": (
+        "compress.cli.export",
+        "Write verified files for ONNX Runtime, OpenVINO, TensorRT, in fp32, fp16, bf16, int8.",
+    ),
     "bench": ("compress.cli.bench", "Measure latency and throughput of models."),
     "report": ("compress.cli.report", "Join runs into one report (HTML, Markdown, JSON)."),
     "demo": ("compress.cli.demo", "The whole path on embedded real data, in ten minutes."),
