@@ -39,6 +39,9 @@ NO_BF16 = (
     "every operator"
 )
 
+ADDS_UP = "no single operator departs by a tenth: the error adds up"
+OF_THE_GRAPH = "the graph that it was built from is what was compared"
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -113,19 +116,21 @@ def made(
     """The draft of an artefact, compared; `graph` is the ONNX file that it is compiled from, or the draft itself."""
     tolerance, unverified = settings.tolerances[precision], None
     details = lowered(question, base, graph, format, precision, settings)
-    parity, where = checked(question, base, graph, format, precision, tolerance)
-    if format == "onnx":
-        unverified = NO_BF16 if precision == "bf16" else None
-    elif format == "openvino":
-        details["openvino"] = asdict(convert(graph, draft))
-        parity, where = put(question, draft, "openvino", tolerance)
-    else:
-        built = build(graph, draft, kind=format, shapes=settings.shapes or Shapes(), options=settings.options)
-        details[format] = asdict(built)
-        if built.runs_here:
-            parity, where = put(question, draft, format, tolerance)
-        elif built.why_not is not None:
-            unverified = f"{built.why_not}; the graph that it was built from is what was compared"
+    with tempfile.TemporaryDirectory() as folder:
+        twin = runnable(base, graph, precision, Path(folder))
+        if format == "openvino":
+            details["openvino"] = asdict(convert(graph, draft))
+            parity, where = compared(question, base, twin, draft, "openvino", tolerance)
+        else:
+            parity, where = compared(question, base, twin, twin, "onnxruntime", tolerance)
+            if precision == "bf16":
+                where, unverified = f"{where}, rounding to bf16", NO_BF16
+        if format in ("tensorrt", "tensorrt-rtx"):
+            built = build(graph, draft, kind=format, shapes=settings.shapes or Shapes(), options=settings.options)
+            details[format] = asdict(built)
+            if built.runs_here:
+                parity, where = compared(question, base, twin, draft, format, tolerance)
+            unverified = None if built.why_not is None else f"{built.why_not}; {OF_THE_GRAPH}"
     if precision == "int8" and unverified is None:
         accept(base, draft, format, settings.int8)
     return Artefact(
@@ -196,28 +201,21 @@ def scoring(question: Question, wish: Int8, target: Target) -> Callable[[Path], 
     return score
 
 
-def checked(
-    question: Question, base: Path, graph: Path, format: Format, precision: Precision, tolerance: Tolerance
+def runnable(base: Path, graph: Path, precision: Precision, folder: Path) -> Path:
+    """What ONNX Runtime runs of a graph. It has no bf16 on the CPU: a twin that rounds to bf16 takes its place."""
+    if precision != "bf16":
+        return graph
+    twin = folder / "rounded.onnx"
+    retype(base, twin, "bf16", emulate=True)
+    return twin
+
+
+def compared(
+    question: Question, base: Path, twin: Path, artefact: Path, runtime: Runtime, tolerance: Tolerance
 ) -> tuple[Parity, str]:
-    """Run the graph where its target has it run, and compare; with the first operator that departs if it fails.
-
-    ONNX Runtime has no bf16 on the CPU: there a twin of the graph that rounds to bf16 is run in its place.
-    """
-    runtime: Runtime = "openvino" if format == "openvino" else "onnxruntime"
-    with tempfile.TemporaryDirectory() as folder:
-        run = graph
-        if precision == "bf16" and runtime == "onnxruntime":
-            run = Path(folder) / "rounded.onnx"
-            retype(base, run, "bf16", emulate=True)
-        try:
-            parity, where = put(question, run, runtime, tolerance)
-            return parity, where if run == graph else f"{where}, rounding to bf16"
-        except ExportError as error:
-            first = first_departure(base, run, question.batches[0])
-            raise type(error)(
-                f"{error}; {f'the first operator to depart is {first}' if first else located()}"
-            ) from error
-
-
-def located() -> str:
-    return "no single operator departs by a tenth: the error adds up"
+    """How far an artefact is from PyTorch, and where it ran; raises with the first operator of `twin` that departs."""
+    try:
+        return put(question, artefact, runtime, tolerance)
+    except ExportError as error:
+        first = first_departure(base, twin, question.batches[0])
+        raise type(error)(f"{error}; {f'the first operator to depart is {first}' if first else ADDS_UP}") from error

@@ -132,3 +132,12 @@ def test_a_budget_is_kept_by_the_score_that_is_given(question, base, tmp_path) -
     assert found.details["int8"]
     with pytest.raises(ExportError, match="rejected"):
         make(question, base, tmp_path / "b.onnx", "onnx", "int8", Settings(int8=replace(wish, max_drop=0.01)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_openvino_file_that_departs_is_refused_in_one_sentence(question, base, tmp_path, precision) -> None:
+    strict = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=1e-9)}
+    with pytest.raises(ExportError, match=rf"net\.xml: {precision} rejected: differs by .*(depart|adds up)") as caught:
+        make(question, base, tmp_path / "net.xml", "openvino", precision, Settings(tolerances=strict))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
