@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.failure import ExportError
+from exporters.reading import opset_of
 
 INPUT = "images"
 #: bytes of weights from which on they stand in a file of their own, for protobuf ends at 2 GiB
@@ -44,7 +45,7 @@ class Signature:
 
 def finish(model: onnx.ModelProto, draft: Path, opset: int, metadata: Mapping[str, str]) -> None:
     """Put the metadata in, write the model to `draft` (weights beside it if they are LARGE), check what is there."""
-    found = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    found = opset_of(model)
     if found != opset:
         raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
     forget_source(model)

@@ -45,6 +45,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from exporters.calibration import AUTO, Batches, Calibration, Calibrator, Method, Ranges, Reference, calibrate, quiet
 from exporters.failure import ExportError, first_line
 from exporters.placement import LAYERS, Graph, Placement, place
+from exporters.reading import metadata_of, opset_of
 from exporters.runtime import FAILURES, open_session
 
 Target = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -213,7 +214,7 @@ def prepared(source: Path, ready: Path) -> ModelProto:
             quant_pre_process(ready, ready, skip_symbolic_shape=True)
             model = onnx.load(ready)
             del model.metadata_props[:]
-            onnx.helper.set_model_props(model, {entry.key: entry.value for entry in given.metadata_props})
+            onnx.helper.set_model_props(model, metadata_of(given))
             used = {node.domain for node in model.graph.node} | {""}
             for entry in [entry for entry in model.opset_import if entry.domain not in used]:
                 model.opset_import.remove(entry)
@@ -225,7 +226,7 @@ def prepared(source: Path, ready: Path) -> ModelProto:
 
 
 def refuse(source: Path, given: ModelProto) -> None:
-    opset = next((entry.version for entry in given.opset_import if entry.domain == ""), 0)
+    opset = opset_of(given)
     if opset < LOWEST_OPSET:
         raise ExportError(f"{source.name}: has opset {opset}; int8 needs {LOWEST_OPSET} or more: export it again.")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in given.graph.node):
@@ -313,6 +314,6 @@ def rounded(model: ModelProto, layers: Collection[str]) -> set[str]:
 
 def describe(model: ModelProto, more: dict[str, Any]) -> None:
     """The source's metadata, and what this file is."""
-    found = {entry.key: entry.value for entry in model.metadata_props if not entry.key.startswith("onnx.")}
+    found = {key: value for key, value in metadata_of(model).items() if not key.startswith("onnx.")}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**found, "precision": "int8", **more})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from exporters.failure import ExportError, MissingFileError, RunnerError
-from exporters.reading import read_model
+from exporters.reading import metadata_of, read_model
 from exporters.runner import Answer, Images, Runner, mismatch, to_host
 
 #: where OpenVINO keeps the metadata of an ONNX file
@@ -48,7 +48,7 @@ def convert(source: Path, draft: Path) -> Converted:
     """
     openvino = package()
     model = read_model(source)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     try:
         graph = openvino.Core().read_model(str(source))
         for name, value in metadata.items():
@@ -135,7 +135,7 @@ def read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
         check_pair(path)
         metadata = None
     else:
-        metadata = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        metadata = metadata_of(read_model(path))
     try:
         graph = core.read_model(str(path))
     except (RuntimeError, TypeError, ValueError) as error:
@@ -143,7 +143,7 @@ def read(core: Any, path: Path) -> tuple[Any, dict[str, str]]:
             f"{path}: cannot be loaded by OpenVINO ({reason(error)}); the file is damaged or needs what OpenVINO does "
             "not have: export it again."
         ) from error
-    return graph, metadata_of(graph) if metadata is None else metadata
+    return graph, noted(graph) if metadata is None else metadata
 
 
 def check_pair(path: Path) -> None:
@@ -157,7 +157,7 @@ def check_pair(path: Path) -> None:
             raise RunnerError(f"{path}: no description of a network; expected an .xml file of OpenVINO.")
 
 
-def metadata_of(graph: Any) -> dict[str, str]:
+def noted(graph: Any) -> dict[str, str]:
     if not graph.has_rt_info([METADATA]):
         return {}
     names = graph.get_rt_info([METADATA]).astype(dict)

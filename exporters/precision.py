@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.failure import ExportError
 from exporters.graph import write
+from exporters.reading import metadata_of, opset_of
 
 Low = Literal["fp16", "bf16"]
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -71,7 +72,7 @@ def retype(
     found = pass_.run()
     if not found.low:
         raise ExportError(f"{source}: has no operator that could be in {precision} (kept: {said(found.kept)}).")
-    props = {entry.key: entry.value for entry in model.metadata_props}
+    props = metadata_of(model)
     onnx.helper.set_model_props(model, props | {"precision": precision})
     del model.graph.value_info[:]
     write(model, draft)
@@ -80,10 +81,9 @@ def retype(
 
 def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model at an opset whose convolutions know bf16."""
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    if opset >= BF16_OPSET:
+    if opset_of(model) >= BF16_OPSET:
         return model
-    props = {entry.key: entry.value for entry in model.metadata_props}
+    props = metadata_of(model)
     model = onnx.version_converter.convert_version(model, BF16_OPSET)
     onnx.helper.set_model_props(model, props)
     return model

@@ -71,6 +71,16 @@ def look_through(path: Path, model: ModelProto) -> None:
         raise damaged(path, "its names and metadata are no text")
 
 
+def metadata_of(model: ModelProto) -> dict[str, str]:
+    """What a file says of itself, by name."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where a file has none of them."""
+    return next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+
+
 def damaged(path: Path, reason: str) -> RunnerError:
     return RunnerError(
         f"{path}: cannot be loaded as ONNX ({reason}); the file is damaged or another kind: export it again."

@@ -21,7 +21,7 @@ from exporters.engine_options import Options, check, configure, keep_cache, targ
 from exporters.failure import ExportError, MissingFileError, RunnerError, first_line
 from exporters.nvidia import FAILURES, NAMES, Gpu, Kind, Said, gpu_here, hearing, library
 from exporters.publishing import sha256, unwritable
-from exporters.reading import check_location, decode, tensors_of
+from exporters.reading import check_location, decode, metadata_of, tensors_of
 from exporters.shapes import Shapes, profile_of
 from exporters.sidecar import FORMAT, Description, Port, Profile, Source, obstacle, platform_here, write_description
 
@@ -128,7 +128,7 @@ def build(source: Path, draft: Path, *, kind: Kind, shapes: Shapes, options: Opt
 
 def describe(job: Job, made: Compiled, gpu: Gpu | None) -> Description:
     """What stands beside the engine."""
-    metadata = {entry.key: entry.value for entry in job.model.metadata_props}
+    metadata = metadata_of(job.model)
     return Description(
         format=FORMAT,
         kind=job.kind,

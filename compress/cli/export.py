@@ -194,7 +194,7 @@ def asked(model: str, given: dict[str, Any]) -> tuple[Question, Card, str]:
     opened = open_model(model, **{**about, "image_size": None if dynamic else about["image_size"]})
     network, card = opened.network, opened.card
     images = given["images"] or default_images(card)
-    least, _, most = (1, 1, 1) if given["static_batch"] else given["batch"] or BATCH
+    least, _, most = batch_of(given)
     question = onnx.source(
         network,
         torch.zeros(most if least == most else 1, 3, *card.image_size),
@@ -205,6 +205,11 @@ def asked(model: str, given: dict[str, Any]) -> tuple[Question, Card, str]:
         postprocess=given["postprocess"],
     )
     return question, card, images
+
+
+def batch_of(given: dict[str, Any]) -> tuple[int, int, int]:
+    """Fewest, usual and most images at a time."""
+    return (1, 1, 1) if given["static_batch"] else given["batch"] or BATCH
 
 
 def wishes(
@@ -233,7 +238,6 @@ def wishes(
             score_on(given["val"], card, given["data_root"]) if given["val"] else None,
             None if given["allow_slower"] else refuse_slower(card),
         )  # fmt: skip
-    batch = (1, 1, 1) if given["static_batch"] else given["batch"] or BATCH
     options = Options(
         workspace_bytes=given["workspace"],
         timing_cache=given["timing_cache"],
@@ -244,6 +248,6 @@ def wishes(
     return Settings(
         tolerances=tolerances(given["tolerance"], given["min_agreement"]),
         int8=int8,
-        shapes=Shapes(batch, given["sizes"]),
+        shapes=Shapes(batch_of(given), given["sizes"]),
         options=options,
     )

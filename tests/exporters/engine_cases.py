@@ -69,6 +69,11 @@ def classifier(path: Path, *, batch: int | str = "batch", metadata: dict[str, st
     return save(path, nodes, [batch, 3, *SIZE], answers, {"w": filters()}, metadata=metadata)
 
 
+def shipped(folder: Path) -> Path:
+    """The classifier as our own export has it, with a word on what it is."""
+    return classifier(folder / "net.onnx", metadata={"classes": "4", "precision": "fp32"})
+
+
 def segmenter(path: Path) -> Path:
     """float32 [batch, 3, height, width] -> maps of 4 logits."""
     nodes = [helper.make_node("Conv", ["images", "w"], ["logits"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])]

@@ -28,9 +28,7 @@ from exporters.wrapping import Framing
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return cases.classifier(
-        tmp_path_factory.mktemp("source") / "net.onnx", metadata={"classes": "4", "precision": "fp32"}
-    )
+    return cases.shipped(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
