@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.methods import METHODS
+from profiles.record import FILE, holds_records
 
 RESULTS = Path(__file__).parent / "results"
 TASK = [
@@ -67,13 +68,13 @@ def settings(methods: list[str]) -> list[str]:
 
 def complete(name: str, seeds: int, out: Path) -> bool:
     """Whether all runs of a method have finished."""
-    return all((out / f"{name}-{seed}" / "record.json").exists() for seed in range(seeds))
+    return all(holds_records(out / f"{name}-{seed}") for seed in range(seeds))
 
 
 def restore(out: Path) -> None:
     """Put the records of the runs that results holds where `compress compare` finds them."""
-    for kept in (RESULTS / "compare").glob("*.json"):
-        record = out / kept.stem / "record.json"
+    for kept in (RESULTS / "compare").glob("*.jsonl"):
+        record = out / kept.stem / FILE
         if not record.exists():
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_bytes(kept.read_bytes())
@@ -82,8 +83,8 @@ def restore(out: Path) -> None:
 def keep(out: Path) -> None:
     """Take the table, its picture, its numbers, and the record of every run over into results."""
     (RESULTS / "compare").mkdir(parents=True, exist_ok=True)
-    for record in out.glob("*-[0-9]*/record.json"):
-        (RESULTS / "compare" / f"{record.parent.name}.json").write_bytes(record.read_bytes())
+    for record in out.glob(f"*-[0-9]*/{FILE}"):
+        (RESULTS / "compare" / f"{record.parent.name}.jsonl").write_bytes(record.read_bytes())
     for ending in ("json", "png"):
         (RESULTS / f"compare.{ending}").write_bytes((out / f"compare.{ending}").read_bytes())
     table = (out / "compare.md").read_text().replace("(compare.svg)", "(compare.png)")

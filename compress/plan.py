@@ -334,7 +334,7 @@ def forget(folder: Path) -> None:
 
     for name in ("checkpoints", "pictures", "pool", "tensorboard", "best", "last"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", RECIPE, "record.json", "pool.png", "overlays.npz", "overlays.png"):
+    for name in ("metrics.jsonl", RECIPE, "record.json", "records.jsonl", "pool.png", "overlays.npz", "overlays.png"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -6,12 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
+from profiles.latency import Latency
 from profiles.record import Record
 
+Cost = Literal["flops", "latency", "size", "energy"]
 MAIN_METRICS = ("accuracy", "miou", "f1")  #: the first that is there is compared
 METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
+QUICK = "quick"  #: our own scenario
 CLASS_IOU = "iou/"  #: before the name of a class: its intersection over union
 RUNTIME_NAMES = {
     "torch": "PyTorch",
@@ -25,26 +29,27 @@ RUNTIME_NAMES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How a latency was measured; only latencies of one setting are compared."""
+    """Where and how a latency was measured; only latencies of one setting are compared."""
 
-    runtime: str
+    machine: str
     device: str
-    precision: str
+    runtime: str
     threads: int | None
-    batch_size: int | None
+    batch_size: int
+    scenario: str = QUICK
 
     def __str__(self) -> str:
         device = {"cpu": "CPU", "cuda": "CUDA"}.get(self.device, self.device)
         threads = "" if self.threads is None else f"{self.threads} thread{'s' * (self.threads != 1)}"
-        batch = "" if self.batch_size is None else f"batch {self.batch_size}"
         runtime = RUNTIME_NAMES.get(self.runtime, self.runtime)
-        return ", ".join(part for part in (runtime, device, self.precision, threads, batch) if part)
+        scenario = "" if self.scenario == QUICK else self.scenario
+        return ", ".join(part for part in (runtime, device, threads, f"batch {self.batch_size}", scenario) if part)
 
 
-def setting(latency: dict[str, Any]) -> Setting:
-    """What a latency was measured with, as its record tells."""
-    runtime, device, precision = (str(latency.get(key) or "") for key in ("runtime", "device", "precision"))
-    return Setting(runtime, device, precision, latency.get("threads"), latency.get("batch_size"))
+def setting(latency: Latency) -> Setting:
+    """What a latency was measured with. Its precision is not part of it: it is what is compared."""
+    one = latency
+    return Setting(one.machine, one.device, one.runtime, one.threads, one.batch_size, one.scenario)
 
 
 class Comparison:
@@ -65,7 +70,22 @@ class Comparison:
         count = Counter(one for record in self.records for one in {setting(latency) for latency in record.latencies})
         if not count:
             return None
-        return max(count, key=lambda one: (count[one], one.runtime != "torch", -(one.batch_size or 0), str(one)))
+        return max(count, key=lambda one: (count[one], one.runtime != "torch", -one.batch_size, str(one), one.machine))
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """All that something was measured at, those of the most records first."""
+        count = Counter(one for record in self.records for one in {setting(latency) for latency in record.latencies})
+        rest = sorted(count, key=lambda one: (-count[one], str(one), one.machine))
+        return [] if self.setting is None else [self.setting, *(one for one in rest if one != self.setting)]
+
+    def label(self, at: Setting) -> str:
+        """A setting in words; with its machine where there are several."""
+        return f"{at.machine or 'another machine'}: {at}" if self.several_machines else str(at)
+
+    @cached_property
+    def several_machines(self) -> bool:
+        return len({one.machine for one in self.settings}) > 1
 
     @property
     def metric_name(self) -> str:
@@ -85,11 +105,15 @@ class Comparison:
         """The main metric, a share in [0, 1]."""
         return number(record.metrics.get(self.metric))
 
+    def measured(self, record: Record, at: Setting | None = None) -> Latency | None:
+        """What was measured at a setting, the main one by default."""
+        wanted = at or self.setting
+        return next((one for one in record.latencies if setting(one) == wanted), None)
+
     def latency(self, record: Record, at: Setting | None = None) -> float | None:
         """The median latency in ms at a setting, the main one by default."""
-        wanted = at or self.setting
-        found = [one for one in record.latencies if setting(one) == wanted]
-        return positive(found[0].get("latency_ms_p50")) if found else None
+        found = self.measured(record, at)
+        return None if found is None else positive(found.latency_ms_p50)
 
     def teacher(self, record: Record) -> Record | None:
         """The teacher of a record: the only one there is, or the one that its run names."""
@@ -136,22 +160,29 @@ class Comparison:
             if record is not best
             and record.role == best.role == "student"
             and record.architecture == best.architecture
+            and (record.format, record.precision) == (best.format, best.precision)
+            and record.method != best.method
             and budget is not None
             and record.run.get("budget_s") == budget
             and self.score(record) is not None
         ]
         return max(peers, key=lambda record: self.score(record) or 0.0, default=None)
 
-    def front(self, cost: str) -> list[Record]:
-        """The Pareto-optimal records by score and cost ("flops" or "latency"), cheapest first."""
+    def front(self, cost: Cost) -> list[Record]:
+        """The Pareto-optimal records by score and cost, cheapest first."""
         points = [(self.cost(record, cost), self.score(record), record) for record in self.records]
         known = [(c, s, record) for c, s, record in points if c is not None and s is not None]
         return [known[i][2] for i in pareto([(c, s) for c, s, _ in known])]
 
-    def cost(self, record: Record, cost: str) -> float | None:
-        """GFLOP of one image ("flops") or the median latency in ms ("latency")."""
+    def cost(self, record: Record, cost: Cost) -> float | None:
+        """What a record costs: GFLOP of an image, median latency in ms, MB of its file, or mJ an image."""
         if cost == "latency":
             return self.latency(record)
+        if cost == "energy":
+            found = self.measured(record)
+            return None if found is None else positive(found.energy_mj)
+        if cost == "size":
+            return None if positive(record.size_bytes) is None else (record.size_bytes or 0) / 1e6
         flops = record.flops if record.flops is not None or record.macs is None else 2 * record.macs
         return None if positive(flops) is None or flops is None else flops / 1e9
 

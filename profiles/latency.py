@@ -1,19 +1,25 @@
 """How long one call takes, as the median and the tail of many; several calls in turn, so that they share the weather.
 
-Conventions of trtexec: a warm-up of 0.2 s that is not counted, then a duration with a minimum of runs. The clock runs
-around the whole call, images in host memory to logits in host memory. The load of the machine stands beside the
-numbers, for a busy machine makes any of them meaningless.
+Conventions of trtexec: a warm-up of 0.2 s at least that is not counted (here it goes on until the times are stable),
+then a duration with a minimum of runs. The clock runs around the whole call, images in host memory to logits in host
+memory. What was known of the machine meanwhile stands beside the numbers, for a busy one makes any of them meaningless.
+
+Needs numpy and nothing of ours that needs more: this file is sent to machines without PyTorch.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
+
+from profiles import energy, machine, nvml
+from profiles.conditions import busy, load
+from profiles.parts import Parts, shares
+from profiles.steady import WARMUP_S, Clock, Warmth, warm_up
 
 Example = TypeVar("Example")
 Key = TypeVar("Key", bound=Hashable)
@@ -37,6 +43,11 @@ class Candidate(Generic[Example]):
     precision: str = "fp32"  #: the one actually run
     threads: int | None = None
     synchronize: Callable[[], None] | None = None  #: waits for the device; called within the time
+    load_ms: float | None = None  #: these three as `profiles.resident.begin` has measured them
+    first_ms: float | None = None
+    peak_bytes: int | None = None
+    parts: Parts | None = None  #: the same call in three steps, where a GPU makes it
+    gpu: str | None = None  #: NVML's uuid of that GPU
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,47 @@ class Latency:
     precision: str
     load_before: float | None  #: one-minute load average of the machine; None where the system has none
     load_after: float | None
+    machine: str = ""  #: what computed: the processor with its cores, or the GPU
+    scenario: str = (
+        "quick"  #: ours, with trtexec's conventions; else LoadGen's SingleStream, MultiStream, Offline, Server
+    )
+    valid: bool | None = None  #: LoadGen's verdict; None without LoadGen
+    invalid_because: str = ""
+    first_ms: float | None = None  #: the first inference after loading
+    load_ms: float | None = None  #: from the file to something that can be called
+    warmup_runs: int | None = None  #: calls before the counted ones
+    settled: bool | None = None  #: False: the times were not stable when the limit of the warm-up was reached
+    busy: str = ""  #: a sentence where load or spread says that the machine had other work
+    clock_mhz: float | None = None
+    governor: str | None = None  #: of the processor's clock, by the kernel's name
+    peak_bytes: int | None = None  #: rise of the resident memory from before loading; on a GPU what was allocated
+    copy_in_ms: float | None = None  #: medians by CUDA's events; None on a processor
+    compute_ms: float | None = None
+    copy_out_ms: float | None = None
+    energy_mj: float | None = None  #: millijoules an image, idle power included; None where the machine does not tell
+    energy_source: str = ""  #: "NVML" or "RAPL package"
+    submission_length: bool | None = None  #: of LoadGen's: whether it ran as long as MLPerf asks for
+    target_qps: float | None = None  #: images a second that LoadGen was told to ask for, in Server
+    latency_bound_ms: float | None = None  #: that LoadGen's verdict holds the answers to, in Server
+
+
+@dataclass
+class Notes:
+    """What is written down of one candidate while it is timed."""
+
+    warmth: Warmth
+    rounds: list[list[float]] = field(default_factory=list)  #: seconds of each counted call
+    joules: list[float | None] = field(default_factory=list)  #: of each round
+    clocks: list[float] = field(default_factory=list)  #: MHz at the end of each round
+    slowed: str = ""
+
+
+@dataclass(frozen=True)
+class Rounds(Generic[Key]):
+    """Several calls, measured in turns."""
+
+    latencies: dict[Key, Latency]
+    medians: dict[Key, list[float]]  #: milliseconds, one a round; the same place is the same round
 
 
 def measure(
@@ -64,7 +116,7 @@ def measure(
     example: Example,
     *,
     batch_size: int = 1,
-    warmup_s: float = 0.2,
+    warmup_s: float = WARMUP_S,
     duration_s: float = 1.0,
     min_runs: int = 10,
     synchronize: Callable[[], None] | None = None,
@@ -72,77 +124,156 @@ def measure(
     device: str = "cpu",
     precision: str = "fp32",
     threads: int | None = None,
+    clock: Clock | None = None,
 ) -> Latency:
     """Time `call(example)` for `duration_s` seconds and at least `min_runs` times, after an uncounted warm-up."""
-    candidate = Candidate(call, example, batch_size, runtime, device, precision, threads, synchronize)
-    timings = {"": candidate}
-    return measure_alternated(timings, warmup_s=warmup_s, duration_s=duration_s, min_runs=min_runs, rounds=1)[""]
+    one = Candidate(call, example, batch_size, runtime, device, precision, threads, synchronize)
+    return measure_alternated(
+        {"": one}, warmup_s=warmup_s, duration_s=duration_s, min_runs=min_runs, rounds=1, clock=clock
+    )[""]
 
 
 def measure_alternated(
     candidates: Mapping[Key, Candidate[Example]],
     *,
-    warmup_s: float = 0.2,
+    warmup_s: float = WARMUP_S,
     duration_s: float = 1.0,
     min_runs: int = 10,
     rounds: int = ROUNDS,
+    clock: Clock | None = None,
 ) -> dict[Key, Latency]:
+    """The latencies that `measure_rounds` finds."""
+    return measure_rounds(
+        candidates, warmup_s=warmup_s, duration_s=duration_s, min_runs=min_runs, rounds=rounds, clock=clock
+    ).latencies
+
+
+def measure_rounds(
+    candidates: Mapping[Key, Candidate[Example]],
+    *,
+    warmup_s: float = WARMUP_S,
+    duration_s: float = 1.0,
+    min_runs: int = 10,
+    rounds: int = ROUNDS,
+    clock: Clock | None = None,
+    meter: Callable[[str, str | None], energy.Meter | None] = energy.meter,
+) -> Rounds[Key]:
     """Time several calls in turn, slice by slice, so that a ratio between two compares the same minutes of the machine.
 
-    Each gets `duration_s` seconds in all and at least `min_runs` counted calls. Raises ValueError for nothing to time.
+    Each gets `duration_s` seconds in all and at least `min_runs` counted calls, after a warm-up that ends when its
+    times are stable, but lasts `warmup_s` at least and the longer of the two at most. Every second round has them in
+    the reverse order, so that a clock that falls steadily favours none. Raises ValueError for nothing to time.
     """
     if not candidates or min_runs < 1 or rounds < 1:
         raise ValueError("measure_alternated: expected at least one candidate, one run and one round.")
-    before = load()
-    for candidate in candidates.values():
-        run_for(candidate, seconds=warmup_s, at_least=1)
-    times: dict[Key, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, candidate in candidates.items():
-            if len(candidates) > 1:
-                time.sleep(REST_S)
-                run_for(candidate, seconds=0, at_least=DISCARDED)
-            times[name] += run_for(candidate, seconds=duration_s / rounds, at_least=-(-min_runs // rounds))
+    clock = clock or Clock()
+    before, limit = load(), max(warmup_s, duration_s)
+    notes = {
+        name: Notes(warm_up(partial(once, one, clock), least_s=warmup_s, limit_s=limit, clock=clock))
+        for name, one in candidates.items()
+    }
+    meters = {name: meter(one.device, one.gpu) for name, one in candidates.items()}
+    names = list(candidates)
+    for turn in range(rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            one = candidates[name]
+            if len(names) > 1:
+                clock.sleep(REST_S)
+                run_for(one, seconds=0, at_least=DISCARDED, clock=clock)
+            least = -(-min_runs // rounds)
+            one_slice(one, notes[name], meters[name], seconds=duration_s / rounds, at_least=least, clock=clock)
     after = load()
-    return {name: summary(times[name], candidate, before, after) for name, candidate in candidates.items()}
+    found = {name: summary(one, notes[name], before, after, meters[name]) for name, one in candidates.items()}
+    medians = {name: [1e3 * float(np.median(times)) for times in notes[name].rounds] for name in names}
+    return Rounds(found, medians)
 
 
-def run_for(candidate: Candidate[Example], *, seconds: float, at_least: int) -> list[float]:
+def one_slice(
+    candidate: Candidate, notes: Notes, meter: energy.Meter | None, *, seconds: float, at_least: int, clock: Clock
+) -> None:
+    """One turn of a candidate, and what the machine says of it."""
+    if meter is not None:
+        meter.lap()
+    notes.rounds.append(run_for(candidate, seconds=seconds, at_least=at_least, clock=clock))
+    notes.joules.append(None if meter is None else meter.lap())
+    now = machine.clock_mhz(candidate.device, candidate.gpu)
+    notes.clocks += [] if now is None else [now]
+    gpu = nvml.gpu(candidate.gpu) if machine.on_gpu(candidate.device) else None
+    notes.slowed = notes.slowed or ("" if gpu is None else gpu.slowed())
+
+
+def run_for(candidate: Candidate, *, seconds: float, at_least: int, clock: Clock) -> list[float]:
     """Seconds of each call, for `seconds` in all and `at_least` so many calls."""
     times: list[float] = []
-    call, example, synchronize = candidate.call, candidate.example, candidate.synchronize
-    end = time.perf_counter() + seconds
-    while len(times) < at_least or time.perf_counter() < end:
-        start = time.perf_counter()
-        call(example)
-        if synchronize is not None:
-            synchronize()
-        times.append(time.perf_counter() - start)
+    end = clock.now() + seconds
+    while len(times) < at_least or clock.now() < end:
+        times.append(once(candidate, clock))
     return times
 
 
-def summary(times: list[float], candidate: Candidate[Example], before: float | None, after: float | None) -> Latency:
-    """`times` in seconds -> percentiles in milliseconds."""
-    ms = np.asarray(times) * 1e3
+def once(candidate: Candidate, clock: Clock) -> float:
+    """Seconds of one call, the wait for its device included."""
+    call, example, synchronize, now = candidate.call, candidate.example, candidate.synchronize, clock.now
+    start = now()
+    call(example)
+    if synchronize is not None:
+        synchronize()
+    return now() - start
+
+
+def summary(
+    candidate: Candidate, notes: Notes, before: float | None, after: float | None, meter: energy.Meter | None
+) -> Latency:
+    """What was written down -> percentiles in milliseconds, and the circumstances."""
+    ms = 1e3 * np.concatenate([np.asarray(times) for times in notes.rounds])
     p50, p90, p99 = (float(value) for value in np.percentile(ms, [50, 90, 99]))
-    return Latency(
+    medians = [float(np.median(times)) for times in notes.rounds]
+    signs = {"before": before, "after": after, "cores": machine.cores(), "threads": candidate.threads}
+    joules = energy_of(notes, ms.sum() / 1e3)
+    found = Latency(
         latency_ms_p50=p50,
         latency_ms_p90=p90,
         latency_ms_p99=p99,
         latency_ms_mean=float(ms.mean()),
         latency_ms_std=float(ms.std()),
-        throughput_ips=candidate.batch_size * len(times) / float(np.sum(times)),
+        throughput_ips=candidate.batch_size * len(ms) / float(ms.sum() / 1e3),
         batch_size=candidate.batch_size,
-        runs=len(times),
+        runs=len(ms),
         threads=candidate.threads,
         runtime=candidate.runtime,
         device=candidate.device,
         precision=candidate.precision,
         load_before=before,
         load_after=after,
+        busy=busy(**signs, p50=p50, p90=p90, rounds=medians, slowed=notes.slowed),
+        energy_mj=None if joules is None else 1e3 * joules / (candidate.batch_size * len(ms)),
+        energy_source="" if joules is None or meter is None else meter.source,
+    )
+    return surrounded(found, candidate, notes)
+
+
+def surrounded(found: Latency, candidate: Candidate, notes: Notes) -> Latency:
+    """The same with what is known of the candidate's beginning, of its parts and of where it ran."""
+    on_gpu = machine.on_gpu(candidate.device)
+    apart = None if candidate.parts is None else shares(candidate.parts, candidate.example)
+    return replace(
+        found,
+        machine=machine.short_name(candidate.device, candidate.gpu),
+        first_ms=candidate.first_ms,
+        load_ms=candidate.load_ms,
+        peak_bytes=candidate.peak_bytes,
+        warmup_runs=notes.warmth.runs,
+        settled=notes.warmth.settled,
+        clock_mhz=float(np.median(notes.clocks)) if notes.clocks else None,
+        governor=None if on_gpu else machine.governor(),
+        copy_in_ms=None if apart is None else apart.copy_in_ms,
+        compute_ms=None if apart is None else apart.compute_ms,
+        copy_out_ms=None if apart is None else apart.copy_out_ms,
     )
 
 
-def load() -> float | None:
-    """The load average of the last minute; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def energy_of(notes: Notes, seconds: float) -> float | None:
+    """Joules of all rounds; None where one of them is not known, or all are too short for the counter."""
+    known = [joules for joules in notes.joules if joules is not None]
+    whole = len(known) == len(notes.joules) and seconds >= energy.LEAST_S
+    return sum(known) if whole else None

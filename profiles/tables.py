@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from statistics import stdev
 from typing import Any, TypeVar
 
-from profiles.comparison import CLASS_IOU, METRIC_NAMES, Comparison, heading, number, positive, setting
+from profiles.comparison import CLASS_IOU, METRIC_NAMES, Comparison, Setting, heading, number, positive
+from profiles.latency import Latency
 from profiles.record import Record
 from profiles.wording import count, seconds, share, three, times
 
@@ -57,12 +59,15 @@ def results(comparison: Comparison) -> Table | None:
     names = [name for record in comparison.records for name in record.metrics if not name.startswith(CLASS_IOU)]
     other = [name for name in names if name != comparison.metric]
     told = all(record.architecture in record.name for record in comparison.records)  # then a column would repeat it
+    several = len({(record.format, record.precision) for record in comparison.records}) > 1
     columns: Columns = {
         "Model": lambda r: r.name,
         "Role": lambda r: r.role,
         "Method": lambda r: r.method,
         "Network": lambda r: "" if told else r.architecture,
-        heading(comparison.metric_name): lambda r: share(comparison.score(r)),
+        "Format": lambda r: r.format,
+        "Precision": lambda r: r.precision if several else "",
+        heading(comparison.metric_name): lambda r: scored(comparison, r),
         "Of teacher's": lambda r: share(comparison.retained(r), 1),
     }
     for name in dict.fromkeys(other):
@@ -77,6 +82,13 @@ def results(comparison: Comparison) -> Table | None:
     }
     at = "" if comparison.setting is None else f" p50: median latency with {comparison.setting}."
     return tabulate(f"Results, for one image.{at} 1 MAC = 2 FLOP.", columns, comparison.records, comparison.best())
+
+
+def scored(comparison: Comparison, record: Record) -> str:
+    """The main metric; over several seeds with its spread."""
+    scores = (record.run.get("scores") or {}).get(comparison.metric) or []
+    around = f" ± {100 * stdev(scores):.2f} ({len(scores)} seeds)" if len(scores) > 1 else ""
+    return share(comparison.score(record)) + around
 
 
 def metric_text(value: Any) -> str:
@@ -98,21 +110,32 @@ def classes(comparison: Comparison) -> Table | None:
 
 def latencies(comparison: Comparison) -> Table | None:
     """One row a record and setting, the settings together so that comparable numbers stand under each other."""
-    pairs = [(setting(one), record, one) for record in comparison.records for one in record.latencies]
-    settings = list(dict.fromkeys(at for at, _, _ in pairs))
-    pairs.sort(key=lambda pair: settings.index(pair[0]))
-    header = ["Model", "Setting", "p50 (ms)", "p90 (ms)", "p99 (ms)", "Images/s", "Speed-up"]
-    rows = [
-        [
-            record.name,
-            str(at),
-            *(three(positive(one.get(f"latency_ms_{p}"))) or MISSING for p in ("p50", "p90", "p99")),
-            three(positive(one.get("throughput_ips"))) or MISSING,
-            times(comparison.speedup(record, at)) or MISSING,
-        ]
-        for at, record, one in pairs
-    ]
-    return Table("Latency of one batch, and throughput.", header, rows) if rows else None
+    rows = [(at, record, one) for at in comparison.settings for record, one in at_setting(comparison, at)]
+    columns: dict[str, Callable[[tuple[Setting, Record, Latency]], str]] = {
+        "Model": lambda row: form(row[1]),
+        "Setting": lambda row: comparison.label(row[0]),
+        "p50 (ms)": lambda row: three(positive(row[2].latency_ms_p50)),
+        "p90 (ms)": lambda row: three(positive(row[2].latency_ms_p90)),
+        "p99 (ms)": lambda row: three(positive(row[2].latency_ms_p99)),
+        "First (ms)": lambda row: three(positive(row[2].first_ms)),
+        "Load (ms)": lambda row: three(positive(row[2].load_ms)),
+        "Images/s": lambda row: three(positive(row[2].throughput_ips)),
+        "mJ/image": lambda row: three(positive(row[2].energy_mj)),
+        "Memory": lambda row: f"{count(row[2].peak_bytes)}B" if row[2].peak_bytes else "",
+        "LoadGen": lambda row: {True: "valid", False: f"INVALID: {row[2].invalid_because}", None: ""}[row[2].valid],
+        "Speed-up": lambda row: times(comparison.speedup(row[1], row[0])),
+    }
+    return tabulate("Latency of one batch, and throughput.", columns, rows)
+
+
+def at_setting(comparison: Comparison, at: Setting) -> list[tuple[Record, Latency]]:
+    found = [(record, comparison.measured(record, at)) for record in comparison.records]
+    return [(record, one) for record, one in found if one is not None]
+
+
+def form(record: Record) -> str:
+    """A record's name, with format and precision where it is not PyTorch's network."""
+    return " ".join([record.name, *([record.format, record.precision] if record.format else [])])
 
 
 def exports(comparison: Comparison) -> Table | None:
@@ -125,7 +148,7 @@ def exports(comparison: Comparison) -> Table | None:
         return lambda record: str((record.export or {}).get(key) or "")
 
     columns: Columns = {
-        "Model": lambda r: r.name,
+        "Model": form,
         "File": lambda r: PurePath(told("path")(r)).name,
         "Opset": told("opset"),
         "SHA-256": lambda r: told("sha256")(r)[:12],

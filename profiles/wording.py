@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 from profiles.comparison import Comparison, number, setting
+from profiles.latency import Latency
 from profiles.record import Record
 
 FOUND = 0.01  #: IoU from which a class counts as found at all
-MOST_NAMED = 8  #: classes in one sentence
+MOST_NAMED = 8  #: names in one sentence
 TOLERATED_DISAGREEMENT = 0.05  #: between the two counters of MACs, before the report says so
 
 
@@ -52,35 +53,28 @@ def seconds(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 120 else f"{known / 60:.1f} min"
 
 
-def summary(comparison: Comparison) -> str:
-    """The report in two or three sentences, computed from the records."""
-    best = comparison.best()
-    if best is None:
-        return "No model was evaluated." if comparison.records else "There are no results yet."
-    score = share(comparison.score(best), 1)
-    parts = [f"{best.name} is the best {best.role}: {score} {comparison.metric_name}"]
-    if len(comparison.records) == 1:
-        parts = [f"{best.name} reaches {score} {comparison.metric_name}"]
-    teacher = comparison.teacher(best)
-    if teacher is not None and (kept := comparison.retained(best)) is not None:
-        parts.append(f"{share(kept, 1)} of its teacher's {share(comparison.score(teacher), 1)}")
-    gains = [
-        change(comparison.fewer_macs(best), "fewer MACs", "more MACs"),
-        change(comparison.fewer_params(best), "fewer parameters", "more parameters"),
-        change(comparison.speedup(best), "lower latency", "higher latency"),
+def gains(comparison: Comparison, record: Record) -> str:
+    """What a model saves against its teacher: `4× fewer MACs and 2× lower latency`; empty where nothing is known."""
+    found = [
+        change(comparison.fewer_macs(record), "fewer MACs", "more MACs"),
+        change(comparison.fewer_params(record), "fewer parameters", "more parameters"),
+        change(comparison.speedup(record), "lower latency", "higher latency"),
     ]
-    said = [f"{factor} {what}" for factor, what in gains if factor]
-    if gains[-1][0]:
-        said[-1] += f" ({comparison.setting})"
-    text = ", ".join(parts) + (f", with {listed(said)}" if said else "") + "."
-    rival = comparison.rival(best)
+    said = [f"{factor} {what}" for factor, what in found if factor]
+    return listed(said) if said else ""
+
+
+def rivalry(comparison: Comparison, record: Record) -> str:
+    """How far the same network that was taught otherwise is from a model; empty where there is none."""
+    rival = comparison.rival(record)
     if rival is None:
-        return text
-    points = 100 * ((comparison.score(best) or 0.0) - (comparison.score(rival) or 0.0))
-    budget = seconds(best.run.get("budget_s"))
+        return ""
+    points = 100 * ((comparison.score(record) or 0.0) - (comparison.score(rival) or 0.0))
+    side = "below" if points >= 0 else "above"
+    budget = seconds(record.run.get("budget_s"))
     return (
-        f"{text} That is {points:.1f} points above {rival.name} ({share(comparison.score(rival), 1)}), "
-        f"the same network with the same wall-clock budget ({budget})."
+        f"{rival.name}, the same network with the same wall-clock budget ({budget}), is {abs(points):.1f} points "
+        f"{side} it ({share(comparison.score(rival), 1)})."
     )
 
 
@@ -93,6 +87,11 @@ def change(factor: float | None, better: str, worse: str) -> tuple[str, str]:
 
 def listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def shortened(names: list[str]) -> list[str]:
+    """The first of many names, and how many more there are."""
+    return names if len(names) <= MOST_NAMED + 1 else [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
 
 
 def caveats(comparison: Comparison) -> list[str]:
@@ -110,17 +109,19 @@ def caveats(comparison: Comparison) -> list[str]:
     found += [words for record in records if (words := hardly_found(comparison, record))]
     unscored = [record.name for record in records if comparison.score(record) is None]
     if unscored and len(unscored) < len(records):
-        found.append(f"Not evaluated on {comparison.metric_name}: {', '.join(unscored)}.")
-    if len({str(record.machine) for record in records if record.latencies}) > 1:
+        found.append(f"Not evaluated on {comparison.metric_name}: {listed(shortened(unscored))}.")
+    if len({one.machine for record in records for one in record.latencies}) > 1:
         found.append("Latencies come from different machines and must not be compared between them.")
     busy = [record.name for record in records if any(is_busy(one, record) for one in record.latencies)]
     if busy:
-        found.append(f"The machine was busy with other work when these latencies were measured: {', '.join(busy)}.")
+        names = listed(shortened(list(dict.fromkeys(busy))))
+        found.append(f"The machine was busy with other work when these latencies were measured: {names}.")
     elsewhere = [
         r.name for r in records if r.latencies and all(setting(one) != comparison.setting for one in r.latencies)
     ]
     if elsewhere:
-        found.append(f"No latency at the setting that is compared ({comparison.setting}): {', '.join(elsewhere)}.")
+        at = f"the setting that is compared ({comparison.setting})"
+        found.append(f"No latency at {at}: {listed(shortened(elsewhere))}.")
     if len(comparison.teachers) > 1 and any(comparison.teacher(r) is None for r in records if r.role == "student"):
         found.append("There are several teachers; a student whose run does not name its own is compared with none.")
     return found
@@ -132,15 +133,13 @@ def hardly_found(comparison: Comparison, record: Record) -> str:
     missed = [name for name, iou in known if iou is not None and iou < FOUND]
     if not missed:
         return ""
-    if len(missed) > MOST_NAMED + 1:
-        missed = [*missed[:MOST_NAMED], f"{len(missed) - MOST_NAMED} more"]
-    return f"{record.name} hardly finds {listed(missed)} (IoU below {share(FOUND, 0)})."
+    return f"{record.name} hardly finds {listed(shortened(missed))} (IoU below {share(FOUND, 0)})."
 
 
-def is_busy(latency: dict[str, Any], record: Record) -> bool:
-    """Whether more processes wanted to run before the measurement than the machine has cores."""
-    load, cores = number(latency.get("load_before")), number(record.machine.get("cores"))
-    return load is not None and cores is not None and load > cores
+def is_busy(latency: Latency, record: Record) -> bool:
+    """Whether the measurement says so, or more processes wanted to run before it than the machine has cores."""
+    load, cores = latency.load_before, number(record.machine.get("cores"))
+    return bool(latency.busy) or (load is not None and cores is not None and load > cores)
 
 
 def cell(text: object) -> str:

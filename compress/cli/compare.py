@@ -91,7 +91,7 @@ def compare(
     plan = Shared(options, teacher, sets).plan()
     (net, card), *_ = load_teachers(plan)
     options["student"] = options["student"] or default_student(card.task, card.image_size)
-    field = enter(chosen, Shared(options, teacher, sets), own, seeds, out, net, card, follow=same_steps)
+    field = enter(chosen, Shared(options, teacher, sets), own, range(seeds), out, net, card, follow=same_steps)
     if not field.entrants:
         raise UsageError(f"no method can run here: {'; '.join(f'{name}: {why}' for name, why in field.left_out)}.")
     look_at_data(plan)
@@ -147,15 +147,15 @@ def teacher_record(net: Network, card: Card, plan: Plan, out: Path) -> Record:
     from compress.engine.place import open_place
     from compress.engine.player import Frozen
     from compress.sources import cache_folder, scorer, validation_images
-    from profiles.record import FILE, Record, read_records, write_records
+    from profiles.record import Record, append_records, holds_records, read_records
 
     folder, asked = out / "teacher", {"teacher": plan.teachers[0].model, "val": plan.data.validation}
     cached = validation_images(
         plan.data.validation or "", card, root=plan.data.root, folder=cache_folder(plan.data.cache),
         max_bad=plan.data.max_bad, say=say,
     )  # fmt: skip
-    if (folder / FILE).exists():
-        known = read_records(folder)[0]
+    if holds_records(folder):
+        known = read_records(folder)[-1]
         if known.run == asked:
             return known
     say(f"measuring the teacher on {len(cached)} images")
@@ -166,7 +166,7 @@ def teacher_record(net: Network, card: Card, plan: Plan, out: Path) -> Record:
         f"Teacher {card.architecture}", "teacher", architecture=card.architecture,
         task=card.task, image_size=card.image_size, metrics=metrics, run=asked,
     )  # fmt: skip
-    write_records(folder, [record])
+    append_records(folder, [record])
     return record
 
 

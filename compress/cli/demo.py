@@ -62,10 +62,11 @@ def demo(task: str, out: Path | None, time_limit: float | None, quick: bool, see
       compress demo --quick --out runs/quick
     """
     from compress.cli.measuring import Timed
-    from compress.cli.results import make_report, model_record, timed
+    from compress.cli.reporting import make_report
+    from compress.cli.results import model_record, timed
     from compress.models.folder import load_model_folder
     from compress.models.loading import load_model
-    from profiles.record import write_records
+    from profiles.record import append_records
 
     show = SHOWS[task]
     out = out or Path(show.folder)
@@ -81,8 +82,8 @@ def demo(task: str, out: Path | None, time_limit: float | None, quick: bool, see
     records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", onnx=onnx))
     say("timing teacher and students in turns")
     records = timed(records, {records[0].name: Timed(teacher, card, onnx), **nets})
-    write_records(out, records)
-    paths = make_report(out, records, title=show.title)
+    append_records(out, records)
+    paths, _ = make_report(out, [out], title=show.title)
     result: dict[str, Any] = {
         "models": {r.name: facts_of(r) for r in records},
         "report": {kind: str(path) for kind, path in paths.items()},

@@ -23,7 +23,6 @@ DATA = {"unlabelled": ("ood", "unlabelled images (--ood)"), "labelled": ("data",
 #: settings that must be the same for all, or that tell the runs apart
 FIXED = ("student.model", "data.unlabelled", "data.labelled", "data.validation", "pace.steps", "pace.epochs")
 FIXED += ("pace.time_limit", "pace.batch_size", "pace.seed")
-RECORD = "record.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / RECORD).exists()
+        from profiles.record import holds_records
+
+        return holds_records(self.folder)
 
     def command(self) -> list[str]:
         """The words with the steps of the run that it follows. Raises UsageError where that has not finished."""
@@ -154,10 +155,12 @@ def given(name: str, kind: type, sets: Sequence[str]) -> dict[str, Any]:
 
 
 def enter(
-    methods: Mapping[str, type], shared: Shared, own: Mapping[str, tuple[str, ...]], seeds: int, out: Path,
-    teacher: nn.Module, card: Card, *, follow: bool = False,
+    methods: Mapping[str, type], shared: Shared, own: Mapping[str, tuple[str, ...]], seeds: Sequence[int], out: Path,
+    teacher: nn.Module, card: Card, *, follow: bool = False, before: str = "",
 ) -> Field:  # fmt: skip
     """Every method with its runs, or the reason why it has none. With `follow` seeds after the first have its steps.
+
+    The run of a seed is in the folder METHOD-SEED of `out`, with `before` before that.
 
     Raises UsageError where the request is wrong for all, or a folder of `out` holds a run with other settings.
     """
@@ -175,8 +178,8 @@ def enter(
         ready = prepared(*read, teacher, card)
         jobs = [
             Job(display_name(key), seed, folder, command(options, first and shared.teacher, sets, seed, folder))
-            for seed in range(seeds)
-            for folder in [out / f"{key.replace(':', '-')}-{seed}"]
+            for seed in seeds
+            for folder in [out / f"{before}{key.replace(':', '-')}-{seed}"]
         ]
         if follow:
             jobs = [jobs[0], *(replace(job, follows=jobs[0]) for job in jobs[1:])]

@@ -9,6 +9,7 @@ import click
 
 from compress.cli.opening import model_options, open_model
 from compress.cli.output import common, emit, say, table
+from compress.cli.recording import record_option, remember
 from compress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ IOU = "iou/"
 )
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Of an exported file.  [default: its own]")
 @model_options
+@record_option
 @common
 def eval_(
-    model: str, data: str, data_root: Path | None, max_bad: float, runtime: Any, as_json: bool, **wishes: Any
-) -> None:
+    model: str, data: str, data_root: Path | None, max_bad: float, runtime: Any, record: Path | None, as_json: bool,
+    **wishes: Any,
+) -> None:  # fmt: skip
     """Measure MODEL (a folder, checkpoint, name, or an exported .onnx, .xml or .engine file) on labelled images.
 
     \b
@@ -72,6 +75,8 @@ def eval_(
     }
     ran = "" if opened.file is None else f", in {opened.runtime}, {opened.precision}"
     text = "\n".join([f"{model} on {len(images)} images of {data}{ran}", *describe(metrics, opened.card)])
+    if record is not None:
+        remember(record, opened, metrics=metrics, run={"val": data})
     emit(result, as_json=as_json, text=text)
 
 

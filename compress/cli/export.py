@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.opening import DYNAMIC, export_options
+from compress.cli.options import byte_size
 from compress.cli.output import common, emit, parse_size, say
+from compress.cli.recording import record_option, remember_form
 from compress.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -63,16 +64,6 @@ def parse_sizes(context: click.Context, option: click.Parameter, value: str | No
     return tuple(parts * 3 if len(parts) == 1 else parts)
 
 
-def parse_bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """`2GiB`, `512MiB` or plain bytes."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+)\s*([KMG]i?B)?", value.strip())
-    if found is None:
-        raise click.BadParameter(f"found {value!r}, expected bytes, as 2GiB or 512MiB")
-    return int(found[1]) * 1024 ** " KMG".index((found[2] or " ")[0])
-
-
 OPTIONS = [
     click.option("--format", "formats", multiple=True, default=["onnx"], callback=several(FORMATS), metavar="NAME[,…]",
                  help="onnx, openvino, tensorrt, tensorrt-rtx.  [default: onnx]"),
@@ -107,7 +98,7 @@ OPTIONS = [
                  help="int8 leaves layers in float until at most so many points are lost."),
     click.option("--val", metavar="DATA", help="Labelled images for --max-drop.  [default: agreement with PyTorch]"),
     click.option("--allow-slower", is_flag=True, help="Keep int8 that is slower here than fp32."),
-    click.option("--workspace", callback=parse_bytes, metavar="2GiB", help="GPU memory a layer of an engine may use."),
+    click.option("--workspace", callback=byte_size, metavar="2GiB", help="GPU memory a layer of an engine may use."),
     click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT: what was timed before, kept."),
     click.option("--version-compatible", is_flag=True, help="TensorRT: an engine for later versions too."),
     click.option("--hardware-compatible", type=click.Choice(["ampere+", "same-capability"]),
@@ -131,8 +122,9 @@ def all_options(function: Any) -> Any:
 @click.argument("model")
 @all_options
 @export_options
+@record_option
 @common
-def export(model: str, as_json: bool, formats: Any, precisions: Any, **given: Any) -> None:
+def export(model: str, as_json: bool, record: Path | None, formats: Any, precisions: Any, **given: Any) -> None:
     """Write MODEL for each --format and --precision, normalisation included, compared with PyTorch before it is named.
 
     With --input-size dynamic the files take images of any height and width, where the network does. What answers too
@@ -174,6 +166,9 @@ def export(model: str, as_json: bool, formats: Any, precisions: Any, **given: An
         "dynamic_size": outcome.source.dynamic_size, "artefacts": [asdict(one) for one in outcome.made],
         "rejected": outcome.rejected,
     }  # fmt: skip
+    if record is not None:
+        for one in outcome.made:
+            remember_form(record, model, card, one.format, one.precision, export=asdict(one), size_bytes=one.bytes)
     text = describe(outcome.made, images, chosen)
     emit(found, as_json=as_json, text=text)
     if outcome.rejected:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import CompressError, UsageError
+from compress.cli.candidates import candidate
+from compress.errors import CompressError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from compress.cli.opening import Opened
     from compress.models.card import Card
     from exporters.onnx import Export
-    from exporters.runtime import Provider, Runtime
-    from profiles.latency import Candidate
+    from exporters.runtime import Provider
+    from profiles.latency import Candidate, Latency
 
 #: images on which an export is compared with PyTorch
 COMPARED = 64
@@ -101,7 +102,7 @@ class Timed:
 
 def time_models(
     models: Mapping[str, Timed], *, batch_sizes: Sequence[int] = BATCH_SIZES, duration_s: float = 1.0
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Latency]]:
     """Latencies of networks in PyTorch and of their ONNX files in ONNX Runtime, all in turns: their ratios hold.
 
     One entry a runtime and batch size, by the model's name. On the CPU with all cores, and on CUDA where PyTorch sees
@@ -111,7 +112,7 @@ def time_models(
 
     from profiles.latency import measure_alternated
 
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    found: dict[str, list[Latency]] = {name: [] for name in models}
     places: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for place in places:
         named: dict[tuple[str, str, int], Candidate[Any]] = {}
@@ -123,7 +124,7 @@ def time_models(
         with threads_kept():
             measured = measure_alternated(named, duration_s=duration_s)
         for (name, _, _), latency in measured.items():
-            found[name].append(asdict(latency))
+            found[name].append(latency)
     for model in models.values():
         model.net.cpu()
     return found
@@ -148,42 +149,3 @@ def runs_onnx(provider: Provider) -> bool:
     from exporters.runtime import PROVIDERS
 
     return PROVIDERS[provider] in onnxruntime.get_available_providers()
-
-
-def candidate(
-    model: nn.Module | Path,
-    card: Card,
-    batch_size: int,
-    *,
-    runtime: Runtime | None = None,
-    provider: Provider | None = None,
-    threads: int | None = None,
-    trusted: bool = False,
-) -> Candidate[Any]:
-    """One thing to time: a network or an exported file, on random images of the card's size in the host's memory.
-
-    The images are float32, or uint8 for a file that prepares them. Raises UsageError for a batch that it does not take.
-    """
-    import torch
-
-    from exporters.runner import to_bytes
-    from exporters.runtime import load
-    from profiles.latency import Candidate
-    from profiles.machine import cores
-
-    threads = cores() if threads is None else threads
-    runner = load(model, runtime=runtime, provider=provider, threads=threads, trusted=trusted)
-    fewest, most = runner.batches
-    if not fewest <= batch_size <= (most or batch_size):
-        taken = f"{fewest} only" if fewest == most else f"{fewest} to {most}"
-        raise UsageError(f"{model}: takes batches of {taken}, found --batch-size {batch_size}.")
-    images = torch.rand(batch_size, runner.channels, *card.image_size)
-    return Candidate(
-        runner,
-        to_bytes(images) if runner.takes_bytes else images,
-        batch_size,
-        runtime=runner.runtime,
-        device=runner.provider,
-        precision=runner.precision,
-        threads=runner.threads,
-    )

@@ -29,6 +29,16 @@ def duration(_: click.Context, __: click.Parameter, value: str | None) -> float 
     return float(found[1]) * SECONDS[found[2] or "s"]
 
 
+def byte_size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """`2GiB`, `500kB`, `1.5MB` or plain bytes -> bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kKMG])(i?)B|B)?", value.strip())
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"found {value!r}, expected bytes, as 500kB, 2MB or 1GiB")
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
+
+
 def patch_size(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
     """A number of pixels, or `auto` as it is."""
     if value is None or value == "auto":

@@ -1,12 +1,31 @@
-"""`compress report`: several runs in one report."""
+"""`compress report`: any number of runs in one report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from compress.cli.options import byte_size
 from compress.cli.output import common, emit
+
+LIMITS = [
+    click.option("--max-latency", type=click.FloatRange(min=0, min_open=True), metavar="MS",
+                 help="The model to ship takes at most so long: median of a batch, where most were timed."),
+    click.option("--max-gflop", type=click.FloatRange(min=0, min_open=True), metavar="GFLOP",
+                 help="And so much arithmetic an image."),
+    click.option("--max-size", callback=byte_size, metavar="1MB", help="And a file of so many bytes."),
+    click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), metavar="MJ",
+                 help="And so many millijoules an image."),
+]  # fmt: skip
+
+
+def limits(function: Any) -> Any:
+    """Options for what the model that is advised may cost."""
+    for option in reversed(LIMITS):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -15,46 +34,30 @@ from compress.cli.output import common, emit
     "--out", type=click.Path(path_type=Path), help="Where to write. [default: DIR if there is one, else report]"
 )
 @click.option("--title", help="The report's heading.")
+@limits
 @common
-def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_json: bool) -> None:
-    """Join the runs in DIR... into one report: report.html (a single file), report.md and report.json.
+def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_json: bool, **most: Any) -> None:
+    """Join the runs in DIR... into one report: report.html (a single file), report.md, report.csv and report.json.
 
-    A DIR is a folder in which `compress distill`, `compress train` or `compress demo` has left its record.json, or one
-    that holds such folders. Pictures that lie in it become part of the report.
+    A DIR is a folder with the records of `compress distill`, `train`, `demo`, `sweep` or of --record, or one that holds
+    such folders. Runs that only a seed tells apart count as one model. Pictures that lie in them become part of the
+    report. With limits the report says which model to ship within them.
 
     \b
     Example:
-      compress report runs/demo --title "Students from photographs"
+      compress report runs/demo --max-latency 2 --title "Students from photographs"
     """
     import json
 
-    from profiles import overlays
-    from profiles.record import join, runs_in
-    from profiles.report import TITLE, write_report
+    from compress.cli.reporting import make_report
 
     folder = out or (only_folder(folders[0]) if len(folders) == 1 else Path("report"))
-    records, known = join(folders)
-    places = [place for given in folders for place in runs_in(given) if place.is_dir()]
-    pictures, notes = overlays.collect(with_inner_runs(places), folder)
-    pictures |= known
-    for place in places:
-        shown = {path.resolve() for path in pictures.values()}
-        beside = [f for f in sorted(place.glob("*.png")) if f.resolve() not in shown and f.name != overlays.PICTURE]
-        pictures |= {f"{file.stem} ({place.name})": file.resolve() for file in beside}
-    paths = write_report(folder, records, title=title or TITLE, pictures=pictures, notes=notes)
+    paths, models = make_report(folder, folders, title=title, most=most)
     found = json.loads(paths["json"].read_text())
-    kept = {key: found[key] for key in ("summary", "best", "metric", "pareto", "caveats")}
-    result = {kind: str(path) for kind, path in paths.items()} | kept | {"models": len(records)}
+    kept = {key: found[key] for key in ("summary", "best", "budget", "metric", "pareto", "caveats")}
+    result = {kind: str(path) for kind, path in paths.items()} | kept | {"models": models}
     text = "\n".join([found["summary"], "", *(str(path) for path in reversed(paths.values()))])
     emit(result, as_json=as_json, text=text)
-
-
-def with_inner_runs(places: list[Path]) -> list[Path]:
-    """The folders, and those within them that hold runs of their own, as a demo's does."""
-    from profiles.overlays import ARRAYS
-
-    found = [inner for place in places for inner in (place, *sorted(f.parent for f in place.glob(f"*/{ARRAYS}")))]
-    return list(dict.fromkeys(found))
 
 
 def only_folder(path: Path) -> Path:

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.output import say
-
 if TYPE_CHECKING:
     from compress.cli.measuring import Timed
     from compress.engine.run import Run
@@ -55,12 +53,13 @@ def clock(seconds: float) -> str:
 
 
 def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool) -> tuple[dict[str, Any], str]:
-    """Measure the best student, write record.json (and the export, and the report), and say what came out."""
+    """Measure the best student, add it to records.jsonl (and the export, and the report), and say what came out."""
     from compress.cli.measuring import Timed
     from compress.cli.overlays import show_overlays
+    from compress.cli.reporting import make_report
     from compress.models.blackbox import is_black_box
     from compress.models.folder import load_model_folder
-    from profiles.record import write_records
+    from profiles.record import append_records
 
     net, card = load_model_folder(run.folder / "best", own=ready.card.architecture)
     onnx = run.folder / "student.onnx" if exported is not None or reported else None
@@ -75,7 +74,7 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
                 models[name] = Timed(teacher, teacher_card)
         records = timed(records, models)
     record = records[-1]
-    write_records(run.folder, records)
+    append_records(run.folder, records)
     shown = {"teacher": ready.teachers[0][0]} if ready.teachers else {}
     overlays = show_overlays(run.folder, {**shown, record.name: net}, card, ready.plan.data)
     result: dict[str, Any] = {
@@ -83,13 +82,14 @@ def finished(run: Run, ready: Prepared, *, exported: str | None, reported: bool)
         "best_step": card.provenance.get("step"), "steps": run.step, "seconds": record.run["wall_s"],
         "images_per_s": record.run["images_per_s"], "peak_bytes": record.run["peak_bytes"],
         "macs": record.macs, "flops": record.flops, "params": record.params, "unsupported": record.unsupported,
-        "export": record.export, "latencies": record.latencies, "overlays": None if overlays is None else str(overlays),
+        "export": record.export, "latencies": [asdict(one) for one in record.latencies],
+        "overlays": None if overlays is None else str(overlays),
     }  # fmt: skip
     lines = summary(result)
     if overlays is not None:
         lines.append(f"overlays   {overlays}")
     if reported:
-        paths = make_report(run.folder, records, title=f"{ready.plan.method['name']}: {card.architecture}")
+        paths, _ = make_report(run.folder, [run.folder], title=f"{ready.plan.method['name']}: {card.architecture}")
         result["report"] = {kind: str(path) for kind, path in paths.items()}
         lines.append(f"report     {paths['html']}")
     return result, "\n".join(lines)
@@ -150,6 +150,7 @@ def student_record(run: Run, ready: Prepared, net: Network, card: Card, *, onnx:
     made = {
         "steps": run.step, "wall_s": round(seconds, 2), "seed": plan.pace.seed, "batch_size": plan.pace.batch_size,
         "images_per_s": round(run.step * run.batch_size / seconds, 2), "peak_bytes": run.peak_bytes,
+        "teacher": f"Teacher {ready.teachers[0][1].architecture}" if ready.teachers else None,
         "precision": run.place.precision, "ood": plan.data.unlabelled or plan.data.labelled,
         "budget_s": plan.pace.time_limit,
         "data_wait_share": round(run.data_wait_share, 5), "command": shlex.join(["compress", *sys.argv[1:]]),
@@ -176,31 +177,3 @@ def model_record(net: Any, card: Card, *, name: str, role: str, onnx: Path | Non
         metrics=card.metrics, **costs, size_bytes=onnx.stat().st_size if onnx is not None else None,
         export=export, machine=machine.describe(), versions=versions(),
     )  # fmt: skip
-
-
-def make_report(folder: Path, records: list[Record], *, title: str) -> dict[str, Path]:
-    """Write the report of some records into `folder`, with the pictures that lie there and in its runs."""
-    from profiles import overlays
-    from profiles.report import write_report
-
-    places = [folder, *sorted(path.parent for path in folder.glob(f"*/{overlays.ARRAYS}"))]
-    pictures, notes = overlays.collect(places, folder)
-    pictures |= {
-        grid_caption(path.relative_to(folder), records[-1].task): path
-        for path in sorted([*folder.glob("*.png"), *folder.glob("*/mosaics.png")])
-        if path.name != overlays.PICTURE
-    }
-    commands = [record.run["command"] for record in records if record.run.get("command")]
-    say(f"writing the report into {folder}")
-    return write_report(
-        folder, records, title=title, pictures=pictures, notes=notes, commands=list(dict.fromkeys(commands))
-    )
-
-
-def grid_caption(picture: Path, task: str) -> str:
-    """What a grid that a run showed of itself is."""
-    if picture.stem == "pool":
-        return f"{picture.with_suffix('')}: images made for each class, a class a row"
-    what = "with their predicted classes" if task == "segmentation" else "by predicted class"
-    beside = ", beside out-of-domain images" if picture.stem == "mosaics" else ""
-    return f"{picture.with_suffix('')} {what}{beside}"

@@ -21,6 +21,7 @@ from compress import config
 from compress.cli import sequence
 from compress.cli.entrants import given, route
 from compress.methods import METHODS, NAMES, display_name
+from profiles.record import FILE, as_json, read_records
 
 TINY = ("--student", "wrn16_1", "--steps", "2", "--batch-size", "8", "--precision", "32", "--device", "cpu")
 SMALL = ("--set", "mosaic.width_G=8", "--set", "mosaic.width_D=8", "--set", "data.views=1")
@@ -108,7 +109,7 @@ def test_the_methods_are_made_and_compared(calls, photos, clothes, tmp_path) -> 
     for one in found["methods"]:
         assert [each["seed"] for each in one["runs"]] == [0, 1]
         for each in one["runs"]:
-            record = json.loads((out / f"{one['method']}-{each['seed']}" / "record.json").read_text())["records"][0]
+            record = as_json(read_records(out / f"{one['method']}-{each['seed']}")[0])
             assert each["last"] == record["run"]["last"]["accuracy"] == each["history"][-1]["score"]
             assert each["images_per_s"] == record["run"]["images_per_s"]
             assert each["peak_bytes"] == record["run"]["peak_bytes"]
@@ -148,7 +149,7 @@ def test_what_is_finished_is_not_made_again_and_what_is_not_is(calls, photos, cl
     again = answer(compare("--methods", "kd", "--seeds", 2, "--json", **where))
     assert len(calls) == 2
     assert again["methods"] == first["methods"]
-    (tmp_path / "out" / "kd-1" / "record.json").unlink()
+    (tmp_path / "out" / "kd-1" / FILE).unlink()
     more = answer(compare("--methods", "kd", "--seeds", 3, "--json", **where))
     assert [told(words)["--seed"] for words in calls[2:]] == ["1", "2"]
     assert [each["seed"] for each in more["methods"][0]["runs"]] == [0, 1, 2]
@@ -161,9 +162,7 @@ def test_later_seeds_make_the_steps_that_the_first_made_in_its_time(calls, photo
     )
     words = ("--teacher", TEACHER, "--ood", photos, "--val", clothes, "--methods", "kd", "--same-steps", *small)
     found = answer(run("compare", *words, "--time-limit", "1s", "--seeds", 2, "--out", out, "--json"))
-    steps = [
-        json.loads((out / f"kd-{seed}" / "record.json").read_text())["records"][-1]["run"]["steps"] for seed in (0, 1)
-    ]
+    steps = [read_records(out / f"kd-{seed}")[-1].run["steps"] for seed in (0, 1)]
     assert steps[0] == steps[1] > 0
     assert told(calls[0])["--time-limit"] == "1.0"
     assert "--time-limit" not in told(calls[1])
@@ -213,7 +212,7 @@ def test_a_run_that_fails_is_named_and_keeps_nobody_else(calls, broken, photos, 
 def test_a_damaged_record_is_a_failed_run(calls, photos, clothes, tmp_path) -> None:
     where = {"photos": photos, "clothes": clothes, "out": tmp_path / "out"}
     assert compare("--methods", "kd", "--seeds", 2, **where).exit_code == 0
-    (tmp_path / "out" / "kd-1" / "record.json").write_text("{")
+    (tmp_path / "out" / "kd-1" / FILE).write_text("{\n")
     result = compare("--methods", "kd", "--seeds", 2, "--json", **where)
     assert result.exit_code == 1
     (failed,) = json.loads(result.stdout)["failed"]

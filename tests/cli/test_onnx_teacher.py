@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from invoking import TEACHER, answer, files, refusal, run
 
+from profiles.record import as_json, read_records
+
 #: two steps that fit into a second
 TINY = ("--steps", "2", "--batch-size", "8", "--precision", "32", "--device", "cpu", "--set", "data.views=1")
 
@@ -81,7 +83,7 @@ def test_what_cannot_be_counted_is_not_called_nothing(teacher):
 @pytest.mark.slow
 def test_a_report_leaves_open_what_is_not_known_of_it(teacher, photos, tmp_path):
     answer(distill(teacher, "kd", photos, tmp_path / "run", "--report", "--json"))
-    records = json.loads((tmp_path / "run" / "record.json").read_text())["records"]
+    records = [as_json(record) for record in read_records(tmp_path / "run")]
     assert [record["role"] for record in records] == ["teacher", "student"]
     assert (records[0]["macs"], records[0]["params"], records[0]["latencies"]) == (None, None, [])
     assert records[1]["latencies"]

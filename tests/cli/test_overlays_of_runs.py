@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,13 @@ from invoking import answer, run
 from PIL import Image
 
 from compress.cli.overlays import answered, spread_choice
-from compress.cli.results import grid_caption, of_all, summary
+from compress.cli.reporting import grid_caption
+from compress.cli.results import of_all, summary
 from compress.data import open_images
 from compress.data.cache import build_cache
 from compress.models.card import Card
 from profiles.overlays import ARRAYS, PICTURE, load
+from profiles.record import read_records
 
 
 def masks_with(*classes: tuple[int, ...]) -> np.ndarray:
@@ -108,8 +109,7 @@ def test_a_distilled_segmenter_leaves_its_overlays_for_the_report(tmp_path: Path
     assert np.array_equal(shown.images, alone.images)
     assert np.array_equal(shown.answers["teacher"], alone.answers["Supervised deeplab_wrn16_1"])
     assert shown.truth.max() == 255
-    assert "history" in (tmp_path / "kd" / "record.json").read_text()
-    history = json.loads((tmp_path / "kd" / "record.json").read_text())["records"][0]["run"]["history"]
+    history = read_records(tmp_path / "kd")[0].run["history"]
     assert set(history[-1]) == {"step", "seconds", "miou", "pixel_accuracy"}
     assert "iou/square" in found["metrics"]
     answer(run("report", tmp_path / "kd", "--json"))

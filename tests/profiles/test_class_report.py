@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from profiles.comparison import Comparison, heading
+from profiles.illustrations import draw_classes
+from profiles.latency import Latency
 from profiles.record import Record
-from profiles.report import draw_classes, write_report
+from profiles.report import write_report
 from profiles.tables import classes, results
 from profiles.wording import caveats
 
@@ -58,11 +60,8 @@ VOC21 = [
 ]
 
 
-def latency(p50: float) -> dict[str, Any]:
-    return {
-        "latency_ms_p50": p50, "runtime": "onnxruntime", "device": "cpu", "precision": "float32", "threads": 1,
-        "batch_size": 1,
-    }  # fmt: skip
+def latency(p50: float) -> Latency:
+    return Latency(p50, p50, p50, p50, 0.0, 1000 / p50, 1, 10, 1, "onnxruntime", "cpu", "fp32", None, None)
 
 
 def record(name: str, miou: float, names: list[str], role: Any = "student", **more: Any) -> Record:
@@ -93,7 +92,7 @@ def test_the_main_table_is_as_narrow_as_with_accuracy():
 def test_cost_and_latency_are_drawn_against_miou(tmp_path: Path):
     paths = write_report(tmp_path, three(NYU13))
     text = paths["markdown"].read_text()
-    assert "MosaicKD is the best student: 45.4 % mIoU, 87.5 % of its teacher's 51.9 %" in text
+    assert "Ship MosaicKD: 45.4 % mIoU, 87.5 % of its teacher's 51.9 %" in text
     assert "mIoU against GFLOP. Teacher: 51.9 % at 81.9 GFLOP; KD: 40.6 % at 11.2 GFLOP" in text
     assert "mIoU against latency. Teacher: 51.9 % at 90 ms" in text
     assert json.loads(paths["json"].read_text())["metric"] == "miou"

@@ -17,7 +17,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from profiles import overlays
 from profiles.overlays import ARRAYS, IGNORE, PICTURE, Overlays, collect, join, load, overlay, save, strip, wrapped
 from profiles.palette import GROUND, TAKEN, colours, distinct, perceived
-from profiles.record import Record, write_records
+from profiles.record import Record, append_records
 from profiles.report import write_report
 
 NAMES = ["background", "coat", "bag"]
@@ -178,7 +178,7 @@ def test_the_command_shows_the_overlays_of_the_runs_it_joins(tmp_path: Path, sho
 
     for name, answer in shown.answers.items():
         record = Record(name, metrics={"miou": 0.5, "iou/coat": 0.25}, task="segmentation")
-        write_records(tmp_path / "runs" / name, [record])
+        append_records(tmp_path / "runs" / name, [record])
         save(tmp_path / "runs" / name, replace(shown, answers={name: answer}))
     out = tmp_path / "out"
     result = CliRunner().invoke(command, [str(tmp_path / "runs"), "--out", str(out), "--json"], catch_exceptions=False)

@@ -1,83 +1,156 @@
 # ruff: noqa: E501 - records on one line
-"""Records: written whole, read back equal, refused with a sentence where they are not what they should be."""
+"""Records: lines that are only ever added, read back equal, refused with a sentence where they are not what they should be."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from profiles.record import FILE, NoRecordError, Record, RecordError, join, read_records, write_records
+from profiles.latency import Latency
+from profiles.record import (
+    FILE,
+    FIRST,
+    SCHEMA,
+    NoRecordError,
+    Record,
+    RecordError,
+    append_records,
+    folded,
+    read_lines,
+    read_records,
+)  # fmt: skip
 
+SOME: dict[str, Any] = {
+    "latency_ms_p50": 1.5, "latency_ms_p90": 2.0, "latency_ms_p99": 3.0, "latency_ms_mean": 1.6, "latency_ms_std": 0.1,
+    "throughput_ips": 600.0, "batch_size": 1, "runs": 10, "threads": None, "runtime": "torch", "device": "cpu",
+    "precision": "fp32", "load_before": None, "load_after": 0.5,
+}  # fmt: skip
 FULL = Record(
-    "Student <b>", "student", "kd", "wrn16_1", "classification", (32, 32), {"accuracy": 0.5, "f1": 0.25}, 10, 20, 3, 11,
-    {"odd": 2}, 99, [{"latency_ms_p50": 1.5, "runtime": "torch", "threads": None}], {"opset": 18, "parity": {"images": 3}},
-    {"steps": 7, "history": [{"step": 1, "seconds": 0.5, "accuracy": 0.1}]}, {"cores": 2}, {"python": "3.11"}, {"a": "b.png"},
+    "Student <b>", "student", "kd", "wrn16_1", "classification", (32, 32), "onnx", "int8", {"accuracy": 0.5, "f1": 0.25}, 10, 20, 3, 4, 11,
+    {"odd": 2}, 99, [Latency(**SOME)], {"opset": 18, "parity": {"images": 3}},
+    {"steps": 7, "seed": 0, "history": [{"step": 1, "seconds": 0.5, "accuracy": 0.1}]}, {"cores": 2}, {"python": "3.11"}, {"a": "b.png"}, "2026-01-01T00:00:00+00:00",
 )  # fmt: skip
 
 
 def test_what_is_written_reads_back_equal(tmp_path: Path):
-    write_records(tmp_path, [FULL, Record("bare")])
-    assert read_records(tmp_path) == read_records(tmp_path / FILE) == [FULL, Record("bare")]
-    content = json.loads((tmp_path / FILE).read_text())
-    assert content["schema"] == 1
-    assert set(content["records"][0]) == {one.name for one in dataclasses.fields(Record)}
+    append_records(tmp_path, [FULL, Record("bare", at="then")])
+    assert read_records(tmp_path) == read_records(tmp_path / FILE) == [FULL, Record("bare", at="then")]
+    first = json.loads((tmp_path / FILE).read_text().splitlines()[0])
+    assert set(first) == {one.name for one in dataclasses.fields(Record)} | {"schema"}
+    assert first["schema"] == SCHEMA == 2
 
 
-def test_no_records_are_records_too(tmp_path: Path):
-    write_records(tmp_path, [])
-    assert read_records(tmp_path) == []
+def test_each_measurement_is_dated_and_what_stands_there_is_left_as_it_is(tmp_path: Path):
+    append_records(tmp_path, [Record("a", macs=1)])
+    before = (tmp_path / FILE).read_bytes()
+    append_records(tmp_path, [Record("a", params=2)])
+    after = (tmp_path / FILE).read_bytes()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 2
+    assert all(line.at.endswith("+00:00") for line in read_lines(tmp_path))
+
+
+def test_a_model_is_what_its_lines_say_together_and_the_later_one_holds(tmp_path: Path):
+    slow, fast = Latency(**SOME), Latency(**SOME | {"latency_ms_p50": 1.0})
+    elsewhere = Latency(**SOME | {"machine": "a board"})
+    append_records(tmp_path, [Record("a", metrics={"accuracy": 0.1, "f1": 0.3}, macs=5, run={"seed": 0, "steps": 3})])
+    append_records(tmp_path, [Record("a", latencies=[slow], run={"seed": 0})])
+    append_records(tmp_path, [Record("a", metrics={"accuracy": 0.2}, latencies=[fast, elsewhere], run={"seed": 0})])
+    (found,) = read_records(tmp_path)
+    assert found.metrics == {"accuracy": 0.2, "f1": 0.3}
+    assert (found.macs, found.run["steps"]) == (5, 3)
+    assert found.latencies == [fast, elsewhere]
+
+
+def test_forms_of_a_model_seeds_and_roles_are_told_apart():
+    lines = [
+        Record("a"), Record("a", format="onnx"), Record("a", format="onnx", precision="int8"), Record("a", "teacher"),
+        Record("a", run={"seed": 1}), Record("a", method="kd"),
+    ]  # fmt: skip
+    assert folded([*lines, *lines]) == lines
+
+
+def test_a_task_that_was_said_once_stays():
+    (found,) = folded([Record("a", task="segmentation"), Record("a", macs=3)])
+    assert (found.task, found.macs) == ("segmentation", 3)
+
+
+def test_a_line_that_was_not_written_to_its_end_is_nobodys(tmp_path: Path):
+    append_records(tmp_path, [FULL])
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'{"schema": 2, "name": "cut o')
+    assert read_records(tmp_path) == [FULL]
+    append_records(tmp_path, [Record("next")])
+    assert [record.name for record in read_records(tmp_path)] == [FULL.name, "next"]
+
+
+def append_some(folder: Path, name: str) -> None:
+    for i in range(20):
+        append_records(folder, [Record(f"{name}{i}", run={"text": "x" * 10_000})])
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=append_some, args=(tmp_path, name)) for name in "abc"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert {record.name for record in read_records(tmp_path)} == {f"{name}{i}" for name in "abc" for i in range(20)}
 
 
 def test_numbers_that_json_does_not_have_and_paths_are_written_all_the_same(tmp_path: Path):
     odd = Record(
         "x", metrics={"accuracy": math.nan, "f1": 0.5}, export={"path": Path("a/b"), "parity": {"max_abs": math.inf}}
     )
-    write_records(tmp_path, [odd])
+    append_records(tmp_path, [odd])
     assert "NaN" not in (tmp_path / FILE).read_text()
     read = read_records(tmp_path)[0]
     assert read.metrics == {"f1": 0.5}
     assert read.export == {"path": "a/b", "parity": {"max_abs": None}}
 
 
-def test_a_failed_writing_leaves_the_record_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_records(tmp_path, [FULL])
+def test_a_failed_writing_leaves_the_records_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    append_records(tmp_path, [FULL])
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RecordError, match="cannot be written \\(No space left"):
-        write_records(tmp_path, [])
+        append_records(tmp_path, [Record("more")])
     assert read_records(tmp_path) == [FULL]
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match=r"file/sub/record\.json: cannot be written"):
-        write_records(tmp_path / "file" / "sub", [])
+    with pytest.raises(RecordError, match=r"file/sub/records\.jsonl: cannot be written"):
+        append_records(tmp_path / "file" / "sub", [])
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "damaged, not JSON"),
-        ('{"schema": 1, "rec', "damaged, not JSON"),
-        ("[" * 100_000, "damaged, not JSON"),
-        ("\xff\xfe", "damaged, not JSON"),
-        ("[]", "not a record: the whole"),
-        ('{"schema": 2, "records": []}', "written by a newer version (schema 2, known up to 1); update."),
-        ('{"schema": 1}', "not a record: records: "),
-        ('{"schema": 1, "records": [{"name": "a", "role": "king"}]}', "not a record: records.0.role: "),
-        ('{"schema": 1, "records": [{"name": "a", "macs": "many"}]}', "not a record: records.0.macs: "),
+        ('{"schema": 2, "rec\n', "line 1: damaged, not JSON"),
+        ("[" * 100_000 + "\n", "line 1: damaged, not JSON"),
+        ("\xff\xfe\n", "line 1: damaged, not JSON"),
+        ("[]\n", "line 1: not a record; expected an object of JSON."),
+        ('{"schema": 2, "name": "a"}\n{"schema": 3}\n', "written by a newer version (schema 3, known up to 2); update."),
+        ('{"schema": 2}\n', "line 1: not a record: name: "),
+        ('{"schema": 2, "name": "a", "role": "king"}\n', "line 1: not a record: role: "),
+        ('{"schema": 2, "name": "a", "macs": "many"}\n', "line 1: not a record: macs: "),
+        ('{"schema": 2, "name": "a", "latencies": [{"latency_ms_p50": 1}]}\n', "line 1: not a record: latencies.0.latency_ms_p90: "),
     ],
-)
-def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: str, said: str):
+)  # fmt: skip
+def test_a_bad_line_is_refused_in_one_sentence(tmp_path: Path, content: str, said: str):
     (tmp_path / FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(RecordError) as caught:
         read_records(tmp_path)
@@ -86,22 +159,25 @@ def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: str, sai
     assert caught.value.exit_code == 1
 
 
+def test_records_of_the_first_schema_are_read_too(tmp_path: Path):
+    old = {
+        "schema": 1,
+        "records": [{"name": "a", "role": "student", "metrics": {"accuracy": 0.5}, "latencies": [SOME]}],
+    }
+    (tmp_path / FIRST).write_text(json.dumps(old))
+    (found,) = read_records(tmp_path)
+    assert (found.name, found.metrics, found.latencies) == ("a", {"accuracy": 0.5}, [Latency(**SOME)])
+    append_records(tmp_path, [FULL])
+    assert read_records(tmp_path) == [FULL], "what was measured since stands in the new file"
+    (tmp_path / FILE).unlink()
+    for content, said in (("", "damaged, not JSON"), ('{"schema": 1}', "not a record: records: ")):
+        (tmp_path / FIRST).write_text(content)
+        with pytest.raises(RecordError, match=said):
+            read_records(tmp_path)
+
+
 def test_a_missing_record_is_a_wrong_request(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(NoRecordError, match=r"no record\.json in it") as caught:
+        with pytest.raises(NoRecordError, match=r"no records\.jsonl in it") as caught:
             read_records(folder)
         assert caught.value.exit_code == 2
-
-
-def test_joined_runs_share_a_teacher_and_students_of_one_name_are_told_apart(tmp_path: Path):
-    teacher = Record("T", "teacher", metrics={"accuracy": 0.9})
-    timed = dataclasses.replace(teacher, latencies=[{"latency_ms_p50": 1.0}])
-    student = Record("S", "student", metrics={"accuracy": 0.8}, run={"seed": 0}, pictures={"mosaics": "grid.png"})
-    other = dataclasses.replace(student, run={"seed": 1})
-    write_records(tmp_path / "one", [teacher, student])
-    write_records(tmp_path / "two", [timed, other])
-    records, pictures = join([tmp_path / "one", tmp_path / "two", tmp_path / "one"])
-    assert [record.name for record in records] == ["T", "S (one)", "S (two)"]
-    assert records[0].latencies == timed.latencies
-    assert pictures == {"mosaics": tmp_path / "one" / "grid.png", "mosaics (two)": tmp_path / "two" / "grid.png"}
-    assert join([tmp_path])[0] == records  # a folder of runs stands for the runs in it

@@ -19,16 +19,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 from profiles.comparison import Comparison, pareto
-from profiles.record import Record, RecordError, write_records
+from profiles.latency import Latency
+from profiles.record import Record, RecordError, append_records
 from profiles.report import write_report
 from profiles.wording import cell, count, fenced, seconds, share, three, times
 
 
-def latency(p50: float, **more: Any) -> dict[str, Any]:
-    return {
-        "latency_ms_p50": p50, "latency_ms_p90": 2 * p50, "latency_ms_p99": 4 * p50, "throughput_ips": 1000 / p50, "runtime": "onnxruntime",
-        "device": "cpu", "precision": "float32", "threads": 1, "batch_size": 1,
-    } | more  # fmt: skip
+def latency(p50: float, **more: Any) -> Latency:
+    told = {
+        "latency_ms_p50": p50, "latency_ms_p90": 2 * p50, "latency_ms_p99": 4 * p50, "latency_ms_mean": p50, "latency_ms_std": 0.1,
+        "throughput_ips": 1000 / p50, "batch_size": 1, "runs": 10, "threads": 1, "runtime": "onnxruntime", "device": "cpu",
+        "precision": "fp32", "load_before": 0.1, "load_after": 0.1,
+    }  # fmt: skip
+    return Latency(**told | more)
 
 
 MACHINE = {
@@ -64,9 +67,9 @@ PLAIN = replace(
 GOLDEN = """\
 # Fashion
 
-MosaicKD wrn16_1 is the best student: 80.5 % accuracy, 87.5 % of its teacher's 92.0 %, with 4× fewer MACs, 4× fewer parameters and 4× lower latency (ONNX Runtime, CPU, float32, 1 thread, batch 1). That is 20.5 points above KD wrn16_1 (60.0 %), the same network with the same wall-clock budget (4.0 min).
+Ship MosaicKD wrn16_1: 80.5 % accuracy, 87.5 % of its teacher's 92.0 %, with 4× fewer MACs, 4× fewer parameters and 4× lower latency. It costs 0.500 ms (ONNX Runtime, CPU, 1 thread, batch 1), 0.0500 GFLOP and 720 kB. It is the best of 2 models. KD wrn16_1, the same network with the same wall-clock budget (4.0 min), is 20.5 points below it (60.0 %).
 
-Results, for one image. p50: median latency with ONNX Runtime, CPU, float32, 1 thread, batch 1. 1 MAC = 2 FLOP.
+Results, for one image. p50: median latency with ONNX Runtime, CPU, 1 thread, batch 1. 1 MAC = 2 FLOP.
 
 | Model | Role | Method | Network | Accuracy | Of teacher's | Parameters | GMAC | GFLOP | Size | p50 (ms) | Speed-up |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -78,10 +81,10 @@ Latency of one batch, and throughput.
 
 | Model | Setting | p50 (ms) | p90 (ms) | p99 (ms) | Images/s | Speed-up |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
-| Teacher | ONNX Runtime, CPU, float32, 1 thread, batch 1 | 2.00 | 4.00 | 8.00 | 500 | – |
-| MosaicKD wrn16_1 | ONNX Runtime, CPU, float32, 1 thread, batch 1 | 0.500 | 1.00 | 2.00 | 2000 | 4× |
-| KD wrn16_1 | ONNX Runtime, CPU, float32, 1 thread, batch 1 | 0.500 | 1.00 | 2.00 | 2000 | 4× |
-| Teacher | PyTorch, CPU, float32, 1 thread, batch 1 | 5.00 | 10.0 | 20.0 | 200 | – |
+| Teacher | ONNX Runtime, CPU, 1 thread, batch 1 | 2.00 | 4.00 | 8.00 | 500 | – |
+| MosaicKD wrn16_1 | ONNX Runtime, CPU, 1 thread, batch 1 | 0.500 | 1.00 | 2.00 | 2000 | 4× |
+| KD wrn16_1 | ONNX Runtime, CPU, 1 thread, batch 1 | 0.500 | 1.00 | 2.00 | 2000 | 4× |
+| Teacher | PyTorch, CPU, 1 thread, batch 1 | 5.00 | 10.0 | 20.0 | 200 | – |
 
 Exported files against PyTorch: logits on the same images.
 
@@ -102,6 +105,10 @@ Accuracy against GFLOP. Teacher: 92.0 % at 0.2 GFLOP; MosaicKD wrn16_1: 80.5 % a
 ![Accuracy against latency](report_latency.svg)
 
 Accuracy against latency. Teacher: 92.0 % at 2 ms; MosaicKD wrn16_1: 80.5 % at 0.5 ms; KD wrn16_1: 60.0 % at 0.5 ms. Pareto-optimal: MosaicKD wrn16_1, Teacher.
+
+![Accuracy against size](report_size.svg)
+
+Accuracy against size. Teacher: 92.0 % at 2.8 MB; MosaicKD wrn16_1: 80.5 % at 0.72 MB; KD wrn16_1: 60.0 % at 0.72 MB. Pareto-optimal: MosaicKD wrn16_1, Teacher.
 
 ![Learning curves](report_learning.svg)
 
@@ -185,7 +192,7 @@ def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, p
     html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], pictures={"Mosaics": picture})
     page = Page(html)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("svg") == 3
+    assert tags.count("svg") == 4
     for words in ("80.50 %", "0.0250", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
         assert words in page.text
     for tag, attributes in page.tags:
@@ -213,7 +220,8 @@ def test_the_numbers_for_programs_are_the_ones_of_the_records(tmp_path: Path):
     assert student["retained_share"] == pytest.approx(0.805 / 0.92)
     assert (student["macs_ratio"], student["params_ratio"], student["speedup"]) == (4, 4, 4)
     assert found["records"][0]["speedup"] is None
-    assert found["pareto"] == {"flops": ["MosaicKD wrn16_1", "Teacher"], "latency": ["MosaicKD wrn16_1", "Teacher"]}
+    front = ["MosaicKD wrn16_1", "Teacher"]
+    assert found["pareto"] == {"flops": front, "latency": front, "size": front, "energy": []}
 
 
 NASTY = "<script>alert(1)</script>|`a` $x_1$ \"'&amp; ![x](http:y) \n# 漢字 \x07\ud800"
@@ -271,14 +279,14 @@ def test_what_was_not_measured_is_missing_and_not_zero(tmp_path: Path):
         Record("C", "teacher", metrics={"miou": 0.0}, macs=0),
     ]
     html, markdown, found = report(tmp_path, bare)
-    assert "B is the best student: 40.0 % mIoU." in markdown
+    assert "Ship B: 40.0 % mIoU." in markdown
     assert "| A | model | – |" in markdown
     assert "Not evaluated on mIoU: A." in html
     assert [record["retained_share"] for record in found["records"]] == [None, None, None]
     assert "Latency" not in markdown
     assert report(tmp_path, [Record("A")])[2]["summary"] == "No model was evaluated."
     one = report(tmp_path, [Record("A", metrics={"accuracy": 0.5}, macs=5, flops=10)])
-    assert one[2]["summary"] == "A reaches 50.0 % accuracy."
+    assert one[2]["summary"] == "A reaches 50.0 % accuracy. It costs 1.00e-08 GFLOP."
     assert "<svg" not in one[0]
 
 
@@ -308,7 +316,7 @@ def test_with_two_teachers_a_student_is_compared_with_the_one_its_run_names(tmp_
 
 def test_what_makes_numbers_doubtful_is_said(tmp_path: Path):
     doubtful = replace(
-        MOSAIC, unsupported={"aten::odd": 3}, macs_torch=10_000_000, latencies=[latency(1.0, load_before=5.0)], machine={"cores": 2, "cpu": "Other"}
+        MOSAIC, unsupported={"aten::odd": 3}, macs_torch=10_000_000, latencies=[latency(1.0, load_before=5.0, machine="Other")], machine={"cores": 2, "cpu": "Other"}
     )  # fmt: skip
     caveats = " ".join(report(tmp_path, [TEACHER, doubtful])[2]["caveats"])
     for words in (
@@ -416,8 +424,8 @@ def test_markdown_cells_and_blocks_cannot_be_broken_out_of():
 def test_the_command_joins_runs_and_prints_where_the_report_is(tmp_path: Path):
     from compress.cli.report import report as command
 
-    write_records(tmp_path / "a", [TEACHER, MOSAIC])
-    write_records(tmp_path / "b", [TEACHER, PLAIN])
+    append_records(tmp_path / "a", [TEACHER, MOSAIC])
+    append_records(tmp_path / "b", [TEACHER, PLAIN])
     Image.new("RGB", (8, 8)).save(tmp_path / "b" / "gallery.png")
     out = tmp_path / "out"
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--title", "Both"]

@@ -1,0 +1,78 @@
+"""`--record DIR`: what a command measures becomes a line in a run's folder, for `compress report` to find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from compress.cli.opening import Opened
+    from compress.models.card import Card
+    from profiles.record import Record
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+#: facts of a run that tell nothing of another form of its student
+OWN = ("history", "last", "scores")
+
+
+def record_option(function: Command) -> Command:
+    """Add `--record`, passed on as `record`."""
+    return click.option(
+        "--record", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+        help="Add what is measured to DIR/records.jsonl, for `compress report`.",
+    )(function)  # fmt: skip
+
+
+def remember(folder: Path, opened: Opened, **found: Any) -> None:
+    """Add a measurement of an opened model to the records in `folder`. Raises RecordError."""
+    form = format_of(opened)
+    precision = opened.precision if form else "fp32"
+    remember_form(folder, opened.spec, opened.card, form, precision, **found)
+
+
+def remember_form(folder: Path, spec: str, card: Card, form: str, precision: str, **found: Any) -> None:
+    """Add a measurement of a model in one form ("onnx", …, or "" for the network). Raises RecordError."""
+    from compress.models.folder import versions
+    from compress.models.programs import EXPORTED
+    from profiles import machine
+    from profiles.record import Record, append_records
+
+    known = record_of(folder, spec, card)
+    unnamed = (Path(spec).stem if card.architecture == EXPORTED else card.architecture, "model", "")
+    name, role, method = unnamed if known is None else (known.name, known.role, known.method)
+    run = {} if known is None else {key: value for key, value in known.run.items() if key not in OWN}
+    run |= found.pop("run", {})
+    line = Record(
+        name, role, method, card.architecture, card.task, card.image_size, form, precision,
+        machine=machine.describe(), versions=versions(), run=run, **found,
+    )  # fmt: skip
+    append_records(folder, [line])
+
+
+def format_of(opened: Opened) -> str:
+    """What a record says of the file that a model was opened from; empty for a network."""
+    if opened.file is None:
+        return ""
+    suffix = opened.file.suffix.lower()
+    return {".onnx": "onnx", ".xml": "openvino"}.get(suffix, opened.runtime)
+
+
+def record_of(folder: Path, spec: str, card: Card) -> Record | None:
+    """The network in the records of `folder` that a model is, or was exported from; None where there is none.
+
+    What lies in the folder is its student; anything else is the teacher there, if it has that architecture.
+    """
+    from profiles.record import holds_records, read_records
+
+    if not holds_records(folder):
+        return None
+    inside = Path(spec).exists() and Path(spec).resolve().is_relative_to(folder.resolve())
+    records = [
+        record for record in read_records(folder)
+        if not record.format and record.architecture == card.architecture and (record.role == "teacher") != inside
+    ]  # fmt: skip
+    named = [record for record in records if record.name == spec]
+    return (named or records or [None])[-1]

@@ -1,0 +1,84 @@
+"""The trade-off as data: what a page is given is what the records say; to a spreadsheet nothing is a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from statistics import stdev
+from typing import Any
+
+import pytest
+
+from profiles.advice import Budget, advise
+from profiles.comparison import Comparison
+from profiles.joining import over_seeds
+from profiles.latency import Latency
+from profiles.record import Record
+from profiles.tradeoff import as_csv, page_data
+
+
+def timed(p50: float, machine: str = "one", **more: Any) -> Latency:
+    shape = (1, 10, 2, "onnxruntime", "cpu", "fp32", None, None)
+    return Latency(p50, 2 * p50, 3 * p50, p50, 0.1, 1000 / p50, *shape, machine, **more)
+
+
+TEACHER = Record("T", "teacher", metrics={"accuracy": 0.9}, macs=8, flops=16, latencies=[timed(8.0)])
+HISTORY = [{"step": 1, "seconds": 1.0, "accuracy": 0.2}, {"step": 2, "seconds": 2.0, "accuracy": 0.8}]
+STUDENT = Record(
+    "S", "student", "KD", "wrn16_1", metrics={"accuracy": 0.8, "f1": 0.7}, macs=2, flops=4, params=5, size_bytes=6,
+    latencies=[timed(2.0, energy_mj=3.0), timed(9.0, "two")], run={"seed": 0, "history": HISTORY, "command": "=evil()"},
+    export={"verified_in": "onnxruntime", "parity": {"images": 64, "max_abs": 1e-6, "top1_agreement": 1.0}},
+)  # fmt: skip
+AGAIN = replace(STUDENT, metrics={"accuracy": 0.6}, run=STUDENT.run | {"seed": 1})
+
+
+def data_of(*runs: Record) -> dict[str, Any]:
+    comparison = Comparison(over_seeds(runs))
+    return page_data(comparison, runs, advise(comparison), Budget(), title="t")
+
+
+def test_rows_are_models_with_means_over_seeds_best_first():
+    data = data_of(TEACHER, STUDENT, AGAIN)
+    teacher, student = data["rows"]
+    assert (teacher["name"], teacher["teacher"], student["teacher"]) == ("T", None, 0)
+    assert student["score"] == pytest.approx(0.7)
+    assert student["spread"] == pytest.approx(stdev([0.8, 0.6]))
+    assert (student["seeds"], student["scores"], data["pick"]) == (2, [0.8, 0.6], 1)
+    assert student["retained"] == pytest.approx(0.7 / 0.9)
+    assert student["verified"] == {
+        "images": 64, "max_abs": 1e-6, "top1_agreement": 1.0, "in": "onnxruntime", "not_run": None
+    }  # fmt: skip
+
+
+def test_times_stand_by_place_and_a_place_has_no_precision():
+    quick = replace(STUDENT, format="onnx", precision="int8", latencies=[replace(timed(1.0), precision="int8")])
+    data = data_of(TEACHER, STUDENT, quick)
+    assert [place["machine"] for place in data["places"]] == ["one", "two"]
+    assert data["places"][0]["label"] == "one, ONNX Runtime, CPU, 2 threads, batch 1"
+    by = {(row["name"], row["precision"]): row["times"] for row in data["rows"]}
+    assert by["S", "int8"]["0"]["p50"] == 1.0
+    told = {"p50": 2.0, "p90": 4.0, "p99": 6.0, "mean": 2.0, "std": 0.1, "ips": 500.0, "energy_mj": 3.0, "runs": 10}
+    assert by["S", "fp32"] == {"0": told, "1": by["S", "fp32"]["1"]}
+    assert set(by["T", "fp32"]) == {"0"}
+
+
+def test_curves_are_those_of_runs_and_not_of_their_files():
+    data = data_of(TEACHER, STUDENT, AGAIN, replace(STUDENT, format="onnx"))
+    assert [curve["name"] for curve in data["curves"]] == ["S, seed 0", "S, seed 1"]
+    assert data["curves"][0]["seconds"] == [1.0, 2.0]
+    assert data["curves_in_all"] == 2
+
+
+def test_the_data_are_json_and_small():
+    many = [replace(STUDENT, name=f"model {i}", run={"seed": 0}) for i in range(100)]
+    assert len(json.dumps(data_of(TEACHER, *many), allow_nan=False, separators=(",", ":"))) < 100 * 1000
+
+
+def test_the_csv_has_a_line_for_every_place_and_no_formula():
+    lines = list(csv.DictReader(io.StringIO(as_csv(data_of(TEACHER, STUDENT)))))
+    assert [(line["name"], line["machine"]) for line in lines] == [("T", "one"), ("S", "one"), ("S", "two")]
+    assert float(lines[1]["latency_ms_p50"]) == 2.0
+    assert lines[1]["command"] == "'=evil()"
+    assert lines[0]["params"] == ""
