@@ -196,6 +196,13 @@ def adapter(kind: type) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(kind)
 
 
+def json_schema() -> dict[str, Any]:
+    """The form of a line as a JSON schema."""
+    found = adapter(Record).json_schema()
+    found["properties"] = {"schema": {"const": SCHEMA, "description": "of this form of line"}, **found["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
 def refuse_newer(found: Any, path: Path) -> None:
     schema = found.get("schema") if isinstance(found, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
@@ -274,3 +281,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise RecordError(f"{path}: cannot be written ({error.strerror or error}); choose another folder.") from error
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=2))
