@@ -35,12 +35,16 @@ class EngineRunner(Runner):
         reason = obstacle(self.description, content, trt, gpu_here())
         if reason is not None:
             raise RunnerError(f"{path}: {reason}.")
+        self.refuse_code(trusted=trusted)
+        self.start(trt, content)
+
+    def refuse_code(self, *, trusted: bool) -> None:
+        """Raises RunnerError for an engine that brings code for the processor, unless that is `trusted`."""
         if self.description.options.get("version_compatible") and not trusted:
             raise RunnerError(
-                f"{path}: is version-compatible, so it brings code that runs when it is loaded; if you trust whoever "
-                "made it, pass --trust-engine."
+                f"{self.path}: is version-compatible, so it brings code that runs when it is loaded; if you trust "
+                "whoever made it, pass --trust-engine."
             )
-        self.start(trt, content)
 
     def describe(self, profile: Profile) -> None:
         """What the description says; an axis that the engine was built for one size of counts as fixed."""

@@ -46,6 +46,13 @@ class Advice:
     sentence: str
 
 
+def superseded(comparison: Comparison) -> set[int]:
+    """`id` of the networks that were exported: what is shipped of them is a file."""
+    files = {(record.name, record.role, record.method) for record in comparison.records if record.format}
+    networks = [record for record in comparison.records if not record.format]
+    return {id(record) for record in networks if (record.name, record.role, record.method) in files}
+
+
 def excess(comparison: Comparison, record: Record, budget: Budget) -> str:
     """The first limit that a record breaks, in words; empty where it holds them all. What is not known holds none."""
     for cost, limit in budget.limits.items():
@@ -61,11 +68,14 @@ def excess(comparison: Comparison, record: Record, budget: Budget) -> str:
 def advise(comparison: Comparison, budget: Budget | None = None) -> Advice:
     """The cheapest of the models that hold the budget and are within a point of the best of them.
 
-    Cheapest: by latency where it is known of all, else by arithmetic, else by size. A teacher is advised only if it
-    holds a budget that is given: without one there would be nothing to do.
+    Cheapest: by latency where it is known of all, else by arithmetic, else by size. Of a model that was exported its
+    files are advised, not the network. A teacher is advised only if it holds a budget that is given: without one there
+    would be nothing to do.
     """
     budget = budget or Budget()
-    scored = [record for record in comparison.records if comparison.score(record) is not None]
+    replaced = superseded(comparison)
+    known = [record for record in comparison.records if id(record) not in replaced]
+    scored = [record for record in known if comparison.score(record) is not None]
     students = [record for record in scored if record.role != "teacher"]
     able = scored if budget.limits or not students else students
     held = [record for record in able if not excess(comparison, record, budget)]
@@ -74,10 +84,10 @@ def advise(comparison: Comparison, budget: Budget | None = None) -> Advice:
     best = max(comparison.score(record) or 0.0 for record in held)
     good = [record for record in held if (comparison.score(record) or 0.0) >= best - TOLERANCE]
     compared: list[Cost] = ["latency", "flops", "size"]
-    known: list[Cost] = [cost for cost in compared if all(comparison.cost(record, cost) is not None for record in good)]
+    shared: list[Cost] = [cost for cost in compared if all(comparison.cost(one, cost) is not None for one in good)]
 
     def price(record: Record) -> tuple[float, ...]:
-        return (*(comparison.cost(record, cost) or 0.0 for cost in known), -(comparison.score(record) or 0.0))
+        return (*(comparison.cost(record, cost) or 0.0 for cost in shared), -(comparison.score(record) or 0.0))
 
     chosen = min(good, key=price)
     return Advice(chosen, reasons(comparison, chosen, held, able, budget))

@@ -1,9 +1,9 @@
 """What one image costs in arithmetic, by two counters that know nothing of each other.
 
-fvcore traces the network and sums a formula per operator. It counts multiply-accumulates, whatever it calls them, so
-its sum is `macs` here and `flops` is twice that. PyTorch's own counter runs the network and sees products only
-(convolutions, matrix products, attention): it stays a little below fvcore, which also counts normalisation, pooling by
-averages and interpolation. Neither counts element-wise arithmetic; what is left out is listed by name in `FREE`.
+fvcore traces the network and sums a formula per operator (`profiles.formulas`). It counts multiply-accumulates,
+whatever it calls them, so its sum is `macs` here and `flops` is twice that. PyTorch's own counter runs the network and
+sees products only (convolutions, matrix products, attention): there both agree to the last digit, and all of what
+fvcore finds above it is normalisation, pooling by averages and interpolation. Neither counts element-wise arithmetic.
 """
 
 from __future__ import annotations
@@ -11,34 +11,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from profiles.layers import Layer, Work, calls_of, layers_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fvcore compiles a loss with torch.jit when it is imported
     from fvcore.nn import FlopCountAnalysis
 
-#: Operators that cost nothing by convention, beside those that fvcore ignores already: their cost is memory traffic,
-#: which no count of MACs tells. Arithmetic and activations of single elements; reductions and choices; moves.
-ELEMENTS = """abs add addcmul clamp_max clamp_min cos cosh div elu erf exp fmod gelu glu hardsigmoid hardswish hardtanh
-leaky_relu log log1p maximum minimum mish mul neg pow prelu reciprocal relu6 rsqrt rsub selu sigmoid sign silu sin sinh
-softplus softsign sqrt square sub tanh true_divide where bitwise_and bitwise_or le logical_and logical_not logical_or lt
-ne dropout feature_dropout native_dropout bernoulli"""
-REDUCTIONS = """amax amin any all argmax argmin cumsum frobenius_norm linalg_norm linalg_vector_norm log_softmax
-logsumexp max_pool1d max_pool2d max_pool2d_with_indices max_pool3d adaptive_max_pool2d mean min norm numel prod softmax
-std std_mean sum topk var var_mean"""
-MOVES = """alias as_strided broadcast_tensors channel_shuffle clone empty_like expand_as fill flip im2col index_fill
-index_select lift_fresh linspace masked_select meshgrid movedim native_channel_shuffle new_ones ones_like
-outer pad pixel_shuffle pixel_unshuffle rand rand_like randn randn_like reflection_pad2d repeat
-repeat_interleave replication_pad2d reshape_as resolve_conj resolve_neg scatter swapaxes swapdims
-tensor_split tile tril triu type unflatten unfold view_as zero Bool Float IntImplicit"""
-FREE = frozenset((ELEMENTS + " " + REDUCTIONS + " " + MOVES).split())
+    from profiles.formulas import OTHERS, PRODUCT_NAMES, PRODUCTS, Formula, activations, is_free
 
 #: what fvcore's tracer raises for programs of torch.export and TorchScript
 UNTRACEABLE = (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError)
@@ -55,6 +45,19 @@ class Flops:
     unsupported: dict[str, int]  #: operator -> calls that fvcore could not count and that are not free: macs is too low
     by_operator: dict[str, int]  #: kind of operator -> macs
     counter: str = "fvcore"  #: "torch" for a program that fvcore cannot trace: then macs is macs_torch, products only
+    products: int = 0  #: of macs, those in products: equal to macs_torch where both counters agree
+    activations: int | None = None  #: numbers that products make; None for a program that fvcore cannot trace
+    layers: tuple[Layer, ...] = ()  #: every module, the whole first; empty for a program that fvcore cannot trace
+
+
+@dataclass(frozen=True)
+class Trace:
+    """fvcore's view."""
+
+    by_operator: dict[str, int]  #: kind of operator -> MACs, greatest first
+    unsupported: dict[str, int]  #: operator -> calls that it cannot count and that are not free
+    works: list[Work]  #: every operation that was counted
+    calls: Counter[tuple[str, ...]]  #: as `profiles.layers.calls_of`
 
 
 def count(module: nn.Module, example: tuple[Tensor, ...]) -> Flops:
@@ -63,45 +66,74 @@ def count(module: nn.Module, example: tuple[Tensor, ...]) -> Flops:
     Raises what the forward pass raises; the meta device is not for tracing, use `products` there.
     """
     macs_torch = products(module, example)
+    params = sum(parameter.numel() for parameter in module.parameters())
     try:
-        by_operator, unsupported = traced(module, example)
+        found = traced(module, example)
     except UNTRACEABLE:
-        counter, macs, by_operator, unsupported = "torch", macs_torch, {"products": macs_torch}, {}
-    else:
-        counter, macs = "fvcore", sum(by_operator.values())
+        by_operator = {"products": macs_torch}
+        return Flops(macs_torch, 2 * macs_torch, params, macs_torch, {}, by_operator, "torch", macs_torch)
+    macs = sum(found.by_operator.values())
     return Flops(
         macs=macs,
         flops=2 * macs,
-        params=sum(parameter.numel() for parameter in module.parameters()),
+        params=params,
         macs_torch=macs_torch,
-        unsupported=unsupported,
-        by_operator=by_operator,
-        counter=counter,
+        unsupported=found.unsupported,
+        by_operator=found.by_operator,
+        products=sum(macs for name, macs in found.by_operator.items() if name in PRODUCT_NAMES),
+        activations=sum(work.activations for work in found.works),
+        layers=tuple(layers_of(module, found.works, found.calls)),
     )
 
 
-def traced(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, int], dict[str, int]]:
-    """fvcore's view: MACs of each kind of operator, greatest first, and the calls it cannot count that are not free."""
-    with evaluating(module), torch.no_grad(), attention_in_parts(), quiet():
-        analysis = FlopCountAnalysis(module, example).ancestor_mode("caller")
+def traced(module: nn.Module, example: tuple[Tensor, ...]) -> Trace:
+    """What fvcore sees of one forward pass, in one trace. Raises one of `UNTRACEABLE` where it sees nothing."""
+    works: list[Work] = []
+    with running(module), quiet(), calls_of(module) as calls:
+        analysis = FlopCountAnalysis(module, example)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.set_op_handle(**HANDLERS)
+        for kind, (name, formula) in (PRODUCTS | OTHERS).items():
+            analysis.set_op_handle(kind, noting(kind, name, formula, works))
         macs = {name: int(value) for name, value in analysis.by_operator().items() if value}
         left = {name: calls for name, calls in analysis.unsupported_ops().items() if not is_free(name)}
-    return dict(sorted(macs.items(), key=lambda item: -item[1])), dict(sorted(left.items()))
+    return Trace(dict(sorted(macs.items(), key=lambda item: -item[1])), dict(sorted(left.items())), works, calls)
+
+
+def noting(kind: str, name: str, formula: Formula, works: list[Work]) -> Callable[[list[Any], list[Any]], Counter[str]]:
+    """A handle for fvcore that also notes where the operation stands."""
+
+    def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        macs = formula(inputs, outputs)
+        scopes = outputs[0].node().scopeName().split("/")
+        stack = tuple(scope for scope in scopes if scope)
+        works.append(Work(stack, macs, activations(kind, inputs, outputs)))
+        return Counter({name: macs})
+
+    return handle
 
 
 def products(module: nn.Module, example: tuple[Tensor, ...]) -> int:
     """MACs of convolutions, matrix products and attention in one forward pass, by PyTorch's counter; any device."""
-    with evaluating(module), torch.no_grad(), attention_in_parts(), FlopCounterMode(display=False) as counter:
+    with running(module), FlopCounterMode(display=False, custom_mapping=VECTORS) as counter:
         module(*example)
     return counter.get_total_flops() // 2
 
 
-def is_free(operator: str) -> bool:
-    """Whether `operator` ("aten::add_") costs no multiply-accumulate by convention, or is not arithmetic at all."""
-    space, _, name = operator.partition("::")
-    return space == "prim" or name in FREE or name.removesuffix("_") in FREE
+def vector_flops(answer: Any, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    """FLOPs of a product with a vector, which PyTorch's counter leaves out. The last two shapes are the operands'."""
+    matrix, _vector = [part for part in (answer, *shapes) if isinstance(part, torch.Size)][-2:]
+    return 2 * prod(matrix)
+
+
+aten = torch.ops.aten
+VECTORS: dict[Any, Any] = {aten.mv: vector_flops, aten.dot: vector_flops, aten.addmv: vector_flops}
+
+
+@contextlib.contextmanager
+def running(module: nn.Module) -> Iterator[None]:
+    """As both counters want it: eval mode, no gradients, attention in the parts that it is made of."""
+    with evaluating(module), frozen(module), torch.no_grad(), attention_in_parts(), lstm_in_parts(module):
+        yield
 
 
 @contextlib.contextmanager
@@ -117,14 +149,35 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def attention_in_parts() -> Iterator[None]:
-    """`nn.MultiheadAttention` as the products it is made of: its fused call is invisible to both counters."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients: PyTorch's counter stumbles over one that is handed from module to module."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """`nn.MultiheadAttention` as the products it is made of, for its fused call is invisible to both counters; and
+    attention by PyTorch's plain code, whose products are counted on every device."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def lstm_in_parts(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """An LSTM as the products it is made of: oneDNN's fused one is invisible to PyTorch's counter."""
+    here = any(isinstance(part, nn.LSTM) for part in module.modules())
+    return torch.backends.mkldnn.flags(enabled=False) if here else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -139,40 +192,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def shape(value: Any) -> list[int]:
-    """The shape of a traced value; empty where the tracer does not know one."""
-    return list(value.type().sizes() or []) if value.isCompleteTensor() else []
-
-
-def attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Queries times keys and weights times values: n heads q k (d + dv). The softmax between them is free."""
-    query, key, value = (shape(part) for part in inputs[:3])
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def batched_product(inputs: list[Any], outputs: list[Any]) -> int:
-    """baddbmm(input, a, b), a of [n, i, j] and b of [n, j, k]: n i j k."""
-    a, b = shape(inputs[1]), shape(inputs[2])
-    return prod(a) * b[-1]
-
-
-def vector_product(inputs: list[Any], outputs: list[Any]) -> int:
-    """mv(a, v), a of [i, j]: i j."""
-    return prod(shape(inputs[0]))
-
-
-def pooling(inputs: list[Any], outputs: list[Any]) -> int:
-    """One accumulation for each number read."""
-    return prod(shape(inputs[0]))
-
-
-#: formulas that fvcore lacks
-HANDLERS: dict[str, Any] = {
-    "aten::scaled_dot_product_attention": attention,
-    "aten::baddbmm": batched_product,
-    "aten::mv": vector_product,
-    "aten::avg_pool2d": pooling,
-    "aten::adaptive_avg_pool1d": pooling,
-}

@@ -14,6 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from profiles import nvml
+
+#: where Linux tells of each processor
+CPUS = Path("/sys/devices/system/cpu")
 #: instruction sets that decide which precision is fast, as Linux spells them
 INSTRUCTIONS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -23,6 +27,7 @@ INSTRUCTIONS = (
 PACKAGES = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxscript", "onnxslim",
     "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "fvcore", "timm", "numpy",
+    "mlcommons-loadgen",
 )  # fmt: skip
 
 
@@ -72,6 +77,53 @@ def cpuinfo() -> str:
 def cpu_model() -> str:
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo(), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def short_name(device: str = "cpu", gpu: str | None = None) -> str:
+    """What computes on `device`, in a few words: "AMD EPYC 9B14, 2 cores", or the GPU's name (`gpu`: NVML's uuid)."""
+    if on_gpu(device):
+        found = nvml.gpu(gpu)
+        named = None if found is None else found.name()
+        return named or next((one.name for one in gpus()), "GPU")
+    return f"{tidy(cpu_model())}, {cores()} core{'s' if cores() > 1 else ''}"
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device, or a provider of ONNX Runtime, is a GPU of NVIDIA's."""
+    return device.split(":")[0] in ("cuda", "tensorrt")
+
+
+def tidy(name: str) -> str:
+    """A processor's name without marks, its clock and its number of cores."""
+    bare = re.sub(r"\((?:R|TM|tm|r)\)|\bCPU\b|@.*$|\b\d+-Core\b|\bProcessor\b", " ", name)
+    return " ".join(bare.split())
+
+
+def governor(root: Path = CPUS) -> str | None:
+    """What chooses the clock of the processors that this process may use, in the kernel's words; None: not told."""
+    found = sorted(set(of_each(root, "scaling_governor")))
+    return " and ".join(found) or None
+
+
+def clock_mhz(device: str = "cpu", gpu: str | None = None, *, root: Path = CPUS) -> float | None:
+    """The clock now: of a GPU by NVML, else the fastest of the processors that this process may use; None: not told."""
+    if on_gpu(device):
+        found = nvml.gpu(gpu)
+        return None if found is None else found.clock_mhz()
+    clocks = [int(text) / 1e3 for text in of_each(root, "scaling_cur_freq") if text.isdecimal()]
+    return max(clocks, default=None)
+
+
+def of_each(root: Path, file: str) -> list[str]:
+    """What the kernel says in `file` of each processor that this process may use."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    found = []
+    for number in sorted(usable):
+        try:
+            found.append((root / f"cpu{number}" / "cpufreq" / file).read_text().strip())
+        except OSError:
+            continue
+    return found
 
 
 def cores() -> int:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from profiles.flops import evaluating
-
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+from profiles.resident import resident_peak
 
 
 @dataclass(frozen=True)
@@ -78,33 +73,19 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
     return cuda_peak(call, device) if device.type == "cuda" else resident_peak(call)
 
 
-def resident_peak(call: Callable[[], object]) -> int | None:
-    """Bytes by which the resident memory of this process rose above its start while `call` ran, at the peak.
+def rise(call: Callable[[], object], *, module: nn.Module, device: str) -> int | None:
+    """Bytes that `module` takes on `device` while `call` runs, at the peak: its weights, and all that `call` adds.
 
-    None where the kernel does not let a process reset its high-water mark (anything but Linux); `call` runs there too,
-    and what it raises is passed on.
+    Weights that were there before are counted by their size. None where the system does not tell, as `resident_peak`.
     """
-    before = from_here_on()
-    call()
-    return None if before is None else max(0, status("VmHWM") - before)
-
-
-def from_here_on() -> int | None:
-    """Resident bytes of this process, now that its high-water mark begins anew; None where that cannot be."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # else what the allocator kept of earlier calls would not count
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        CLEAR.write_text("5")
-        return status("VmRSS")
-    except OSError:
-        return None
-
-
-def status(key: str) -> int:
-    """A field of the process's status, in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
+    weights = [*module.parameters(), *module.buffers()]
+    kind = torch.device(device).type
+    there = storage_bytes([tensor for tensor in weights if tensor.device.type == kind])
+    if kind == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        return cuda_peak(call, device) - before + there
+    found = resident_peak(call)
+    return None if found is None else found + there
 
 
 def cuda_peak(call: Callable[[], object], device: torch.device | str = "cuda") -> int:

@@ -16,10 +16,11 @@ from profiles.advice import Advice, Budget, advise
 from profiles.comparison import Comparison, Cost
 from profiles.illustrations import draw, draw_classes
 from profiles.joining import over_seeds
+from profiles.page import render_page
 from profiles.pictures import embed
 from profiles.record import Record, as_json, finite, write_atomically
-from profiles.tradeoff import as_csv, page_data
-from profiles.wording import caveats, cell, change, count, fenced, share
+from profiles.tradeoff import as_csv, page_data, ranked
+from profiles.wording import caveats, cell, fenced
 
 SCHEMA = 2
 TITLE = "Compression report"
@@ -44,7 +45,8 @@ def write_report(
     are html, markdown, csv and json. Raises RecordError where the folder cannot be written.
     """
     folder, budget = Path(folder), budget or Budget()
-    comparison = Comparison(over_seeds(records))
+    models = over_seeds(records)
+    comparison = Comparison(models if len(models) <= tables.MOST_ROWS else ranked(Comparison(models)))
     advice = advise(comparison, budget)
     shown, failures = embed(pictures or {})
     drawn, by_class = draw(comparison, records), draw_classes(comparison)
@@ -52,7 +54,6 @@ def write_report(
     content = {
         "title": title,
         "summary": advice.sentence,
-        "tiles": tiles(comparison, advice),
         "tables": tables.all_tables(comparison),
         "charts": drawn,
         "class_charts": by_class,
@@ -64,7 +65,7 @@ def write_report(
     }
     beside = [replace(p, source=relative(p.path, folder)) for p in shown]
     written = {
-        "html": render("report.html.jinja", content).encode("utf-8", "replace"),
+        "html": page(data, content, comparison).encode("utf-8", "replace"),
         "markdown": render("report.md.jinja", content | {"pictures": beside}).encode("utf-8", "replace"),
         "csv": as_csv(data).encode("utf-8", "replace"),
         "json": (json.dumps(machine_readable(content, data, comparison, advice), indent=2) + "\n").encode(),
@@ -75,6 +76,13 @@ def write_report(
     for chart in [*drawn, *by_class]:
         write_atomically(folder / chart.file, charts.standalone(chart.svg))
     return paths
+
+
+def page(data: Mapping[str, Any], content: Mapping[str, Any], comparison: Comparison) -> str:
+    """The report as a page that draws itself."""
+    made = tables.runs(comparison)
+    parts = {key: content[key] for key in ("pictures", "commands", "caveats", "environment")}
+    return render_page(data, tables=[] if made is None else [made], **parts)
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -95,22 +103,6 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     environment.filters["cell"] = cell
     environment.filters["fenced"] = fenced
     return environment.get_template(template).render(content).rstrip() + "\n"
-
-
-def tiles(comparison: Comparison, advice: Advice) -> list[tuple[str, str]]:
-    """The model that is advised in a few large numbers: (number, what it is)."""
-    best = advice.record
-    if best is None:
-        return []
-    found = [
-        (share(comparison.score(best), 1), comparison.metric_name),
-        (share(comparison.retained(best), 1), "of its teacher's"),
-        change(comparison.fewer_macs(best), "fewer MACs", "more MACs"),
-        change(comparison.fewer_params(best), "fewer parameters", "more parameters"),
-        change(comparison.speedup(best), "faster", "slower"),
-        (count(best.params) if comparison.teacher(best) is None else "", "parameters"),
-    ]
-    return [(value, name) for value, name in found if value]
 
 
 def machine_readable(

@@ -38,14 +38,14 @@ def write_contest(folder: Path, contest: Contest) -> tuple[dict[str, Path], dict
     """
     drawn = draw(contest)
     found = {
-        "title": contest.title, "summary": summary(contest), "tiles": [], "tables": all_tables(contest),
+        "title": contest.title, "summary": summary(contest), "tables": all_tables(contest),
         "charts": [drawn] if drawn else [], "class_charts": [], "class_table": None, "pictures": [],
         "commands": list(contest.commands), "caveats": caveats(contest),
         "environment": tables.environment(contest.records),
     }  # fmt: skip
     numbers = machine_readable(contest)
     content = {
-        "html": render("report.html.jinja", found).encode("utf-8", "replace"),
+        "html": render("contest.html.jinja", found).encode("utf-8", "replace"),
         "markdown": render("report.md.jinja", found).encode("utf-8", "replace"),
         "csv": as_csv(numbers["methods"]).encode("utf-8", "replace"),
         "json": (json.dumps(numbers, indent=2) + "\n").encode(),

@@ -14,6 +14,7 @@ from profiles.record import Record
 from profiles.wording import count, seconds, share, three, times
 
 MISSING = "–"
+MOST_ROWS = 200  #: of a table
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,14 @@ Columns = dict[str, Callable[[Record], str]]
 def tabulate(
     caption: str, columns: dict[str, Callable[[Thing], str]], records: Sequence[Thing], best: Thing | None = None
 ) -> Table | None:
-    """One row a record, or whatever the columns read; None where no column but the name has anything."""
+    """One row a record, or whatever the columns read; None where no column but the name has anything.
+
+    Of very many the first are shown, and how many there are.
+    """
     names = list(columns)
+    if len(records) > MOST_ROWS:
+        caption = f"{caption} The first {MOST_ROWS} of {len(records):,}."
+        records = records[:MOST_ROWS]
     cells = [[columns[name](record) for name in names] for record in records]
     kept = [i for i in range(len(names)) if i == 0 or any(row[i] for row in cells)]
     if len(kept) < 2:

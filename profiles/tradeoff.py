@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
-from profiles.advice import TOLERANCE, Advice, Budget
+from profiles.advice import TOLERANCE, Advice, Budget, superseded
 from profiles.comparison import CLASS_IOU, Comparison, Setting, number
 from profiles.latency import Latency
 from profiles.record import Record, finite
+from profiles.tables import form
 
 #: curves that the page draws
 MOST_CURVES = 30
@@ -40,7 +41,10 @@ def page_data(
     records = ranked(comparison)
     settings = comparison.settings
     places = {id(record): i for i, record in enumerate(records)}
+    replaced = superseded(comparison)
     rows = [row_of(comparison, record, places, settings) for record in records]
+    for row, record in zip(rows, records, strict=True):
+        row["superseded"] = True if id(record) in replaced else None
     return finite({
         "title": title,
         "metric": comparison.metric,
@@ -142,9 +146,10 @@ def course(record: Record, metric: str) -> list[tuple[float, float]]:
 def classes_of(comparison: Comparison, records: Sequence[Record]) -> dict[str, Any] | None:
     """The IoU of each class: the teacher's and the best models'."""
     names = comparison.classes
-    scored = [r for r in records if any(comparison.class_iou(r, name) is not None for name in names)]
+    known = [r for r in records if any(comparison.class_iou(r, name) is not None for name in names)]
+    scored = [r for r in known if not r.format] or known  # a model's files say nearly the same of its classes
     shown = sorted(scored, key=lambda record: record.role != "teacher")[:MOST_MODELS]
-    rows = [{"name": r.name, "values": [comparison.class_iou(r, name) for name in names]} for r in shown]
+    rows = [{"name": form(r), "values": [comparison.class_iou(r, name) for name in names]} for r in shown]
     return {"names": names, "rows": rows} if rows else None
 
 

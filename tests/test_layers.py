@@ -42,6 +42,7 @@ MAY |= {
     "compress.sources": IN_HOUSE,
     "compress.requirements": IN_HOUSE,
     "compress.plan": IN_HOUSE | {"compress.sources", "compress.requirements"},
+    "compress.sweep": IN_HOUSE,
     "compress.rehearsal": IN_HOUSE | {"compress.sources", "compress.plan"},
     "compress.generated": IN_HOUSE | {"compress.plan", "compress.rehearsal"},
     "compress.discrepancy": IN_HOUSE,
@@ -62,6 +63,9 @@ OPTIONAL = {
     "openvino": "exporters/openvino.py",
     "tensorrt": "exporters/nvidia.py",
     "tensorrt_rtx": "exporters/nvidia.py",
+    "optuna": "compress/cli/scheduling.py",
+    "mlperf_loadgen": "profiles/loadgen.py",
+    "pynvml": "profiles/nvml.py",
 }
 BARE_LOAD = "compress/models/weights.py"  #: where --trust-pickle is honoured, and nowhere else
 

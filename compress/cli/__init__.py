@@ -14,6 +14,7 @@ import click
 COMMANDS = {
     "distill": ("compress.cli.distill", "Teach a small student from a teacher and out-of-domain pictures."),
     "compare": ("compress.cli.compare", "Distil by several methods under one budget, and put them into one table."),
+    "sweep": ("compress.cli.sweep", "Students × methods × precisions × seeds: train, export, measure, report."),
     "synthesize": ("compress.cli.synthesize", "Make images out of a trained model alone, without data or student."),
     "train": ("compress.cli.train", "Train a model on labelled data (for teachers and comparisons)."),
     "eval": ("compress.cli.evaluate", "Measure a model, or an exported file, on labelled data."),

@@ -46,12 +46,15 @@ class Order:
 
     def path(self, format: Format, precision: Precision) -> Path:
         """Where an artefact goes: `model.onnx`, `model.int8.onnx`, `model.fp16.tensorrt-rtx.engine`."""
-        from exporters.lowering import SUFFIX
+        return self.out if len(self.wanted) == 1 else self.out / file_name(format, precision)
 
-        if len(self.wanted) == 1:
-            return self.out
-        parts = ["model", *([] if precision == "fp32" else [precision])]
-        return self.out / (".".join([*parts, *([format] if format.startswith("tensorrt") else [])]) + SUFFIX[format])
+
+def file_name(format: Format, precision: Precision) -> str:
+    """What an artefact is called among others of its model."""
+    from exporters.lowering import SUFFIX
+
+    parts = ["model", *([] if precision == "fp32" else [precision])]
+    return ".".join([*parts, *([format] if format.startswith("tensorrt") else [])]) + SUFFIX[format]
 
 
 @dataclass

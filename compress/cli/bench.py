@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -9,23 +10,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compress.cli.cases import Case, cases_of
 from compress.cli.opening import model_options
 from compress.cli.options import duration
-from compress.cli.output import common, emit, say, table
-from compress.errors import UsageError, nearest
+from compress.cli.output import common, emit, say
+from compress.cli.recording import record_option, remember
+from compress.cli.targets import (
+    Target,
+    judged,
+    refuse_check_without_budget,
+    refuse_other_precision,
+    refuse_other_versions,
+    refuse_over_budget,
+    target_options,
+    verdict,
+)
+from compress.errors import CompressError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from compress.cli.elsewhere import Found
     from compress.cli.opening import Opened
     from exporters.runtime import Provider, Runtime
-    from profiles.latency import Candidate, Latency
+    from profiles.latency import Latency, Rounds
+    from profiles.scenarios import Rules, Scenario
 
 #: what a network can be timed in: PyTorch, and what runs an ONNX file that is made of it for the occasion
 NETWORKS: tuple[Runtime, ...] = ("torch", "torch-compile", "onnxruntime", "openvino")
 RUNTIMES: tuple[Runtime, ...] = (*NETWORKS, "tensorrt", "tensorrt-rtx")
 #: of a network, unless more is asked for; an exported file runs in its own
 USUAL: tuple[Runtime, ...] = ("torch", "onnxruntime")
-#: load a core above which other work on the machine is worth a word
-BUSY = 0.2
+#: ours, and MLPerf's by the names that LoadGen gives them
+QUICK = "quick"
+SCENARIOS: dict[str, Scenario] = {
+    "single-stream": "SingleStream",
+    "multi-stream": "MultiStream",
+    "offline": "Offline",
+    "server": "Server",
+}
+#: seconds of a row, if none are asked for: trtexec's
+QUICK_S = 3.0
 
 
 def parse_sizes(_: click.Context, __: click.Parameter, value: str) -> list[int]:
@@ -37,13 +60,33 @@ def parse_sizes(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 
 
 def parse_runtimes(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
-    if value is None:
-        return None
+    return None if value is None else chosen_of(value, RUNTIMES)
+
+
+def parse_scenarios(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    """`quick,server` -> [quick, server]; LoadGen's own spelling goes too."""
+    ours = {theirs: name for name, theirs in SCENARIOS.items()}
+    names = [ours.get(part.strip(), part) for part in value.split(",")]
+    return chosen_of(",".join(names), (QUICK, *SCENARIOS))
+
+
+def chosen_of(value: str, known: tuple[str, ...]) -> list[str]:
+    """`a,b` -> [a, b], each of them known."""
     names = [part.strip() for part in value.split(",")]
     for name in names:
-        if name not in RUNTIMES:
-            raise click.BadParameter(f"found {name!r}, expected some of {','.join(RUNTIMES)}{nearest(name, RUNTIMES)}")
+        if name not in known:
+            raise click.BadParameter(f"found {name!r}, expected some of {','.join(known)}{nearest(name, known)}")
     return list(dict.fromkeys(names))
+
+
+def parse_bound(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """`15ms`, `0.1s` or plain milliseconds -> milliseconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|)", value.strip())
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"found {value!r}, expected a time such as 15ms or 0.1s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
 @click.command()
@@ -66,14 +109,27 @@ def parse_runtimes(_: click.Context, __: click.Parameter, value: str | None) -> 
     "--batch-size", default="1", show_default=True, callback=parse_sizes, metavar="N[,N…]", help="Images a call."
 )
 @click.option(
-    "--duration",
-    default="1s",
-    show_default=True,
-    callback=duration,
-    metavar="3s",
-    help="Of each row.",
+    "--duration", callback=duration, metavar="3s", help="Of each row.  [default: 3s; of LoadGen's scenarios 10s]"
 )
+@click.option(
+    "--scenario",
+    "scenarios",
+    default=QUICK,
+    show_default=True,
+    callback=parse_scenarios,
+    metavar="S[,S…]",
+    help=f"Of {QUICK} (ours) and, played by MLPerf's LoadGen, {', '.join(SCENARIOS)}.",
+)
+@click.option("--mlperf", is_flag=True, help="LoadGen's scenarios as long as a submission: 10 minutes each, or more.")
+@click.option(
+    "--target-qps",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Images a second that server asks for.  [default: half of what the model does]",
+)
+@click.option("--latency-bound", callback=parse_bound, metavar="15ms", help="Of server's answers.  [default: 15ms]")
+@target_options
 @model_options
+@record_option
 @common
 def bench(
     models: tuple[str, ...],
@@ -81,7 +137,14 @@ def bench(
     provider: Provider | None,
     threads: int | None,
     batch_size: list[int],
-    duration: float,
+    duration: float | None,
+    scenarios: list[str],
+    mlperf: bool,
+    target_qps: float | None,
+    latency_bound: float | None,
+    target: Target | None,
+    check: bool,
+    record: Path | None,
     as_json: bool,
     **wishes: Any,
 ) -> None:
@@ -93,30 +156,129 @@ def bench(
     Example:
       compress bench embedded/fashion_wrn16_2 wrn16_1 --batch-size 1,8
     """
-    from compress.cli.measuring import threads_kept
+    from compress.cli.elsewhere import open_to_send, runtimes_there, time_elsewhere
+    from compress.cli.latencies import describe_rows, ratios_of, warn_of_others
     from compress.cli.opening import open_model
-    from profiles.latency import measure_alternated
-    from profiles.machine import cores, describe
+    from profiles.conditions import load
 
-    opened = [open_model(model, untrained=True, **wishes) for model in models]
-    chosen = [chosen_runtimes(one, runtimes, provider) for one in opened]
-    refuse_nothing(opened, chosen, runtimes)
+    refuse_check_without_budget(target, check=check)
+    refuse_other_versions(target)
+    rules = rules_of(scenarios, duration, batch_size, target_qps, latency_bound, mlperf=mlperf)
+    before, away = load(), target if target is not None and target.host is not None else None
+    opened = [open_to_send(one, **wishes) if away else open_model(one, untrained=True, **wishes) for one in models]
+    chosen = runtimes_there(opened, runtimes) if away else runtimes_here(opened, runtimes, provider)
+    seconds = (duration or QUICK_S) if QUICK in scenarios else None
     with tempfile.TemporaryDirectory() as folder:
-        named: dict[tuple[int, str, int], Candidate[Any]] = {}
-        for i, one in enumerate(opened):
-            for runtime in chosen[i]:
-                for size in batch_size:
-                    draft = Path(folder) / f"{i}.onnx"
-                    named[i, runtime, size] = candidate_of(
-                        one, runtime, size, provider, threads, draft, trusted=wishes["trust_pickle"]
-                    )
-        say(f"Timing {len(named)} in turns, about {len(named) * (duration + 0.5):.0f} s …")
-        with threads_kept():
-            timed = measure_alternated(named, duration_s=duration)
-    rows = [{"model": models[i], **asdict(latency)} for (i, _, _), latency in timed.items()]
-    warn_of_load(list(timed.values()), cores())
-    text = describe_rows([(opened[i].name, latency) for (i, _, _), latency in timed.items()])
-    emit({"results": rows, "machine": describe()}, as_json=as_json, text=text)
+        cases = cases_of(opened, chosen, batch_size, Path(folder), provider, threads, wishes)
+        found = time_elsewhere(away, cases, seconds, rules) if away else time_here(cases, seconds, rules, before)
+    rounds = found.rounds
+    timed = [*([] if rounds is None else rounds.latencies.items()), *found.played]
+    ratios = [] if rounds is None else ratios_of([(case.size, rounds.medians[case]) for case in rounds.medians])
+    results = [
+        {"model": models[case.index], **asdict(latency), **found.of(case), **judged(target, latency)}
+        for case, latency in timed
+    ]
+    named = [(case.model.name, latency) for case, latency in timed]
+    refuse_other_precision(target, named)
+    warn_of_others([latency for _, latency in timed])
+    if record is not None:
+        remember_all(record, timed, found, trusted=wishes["trust_pickle"])
+    text = "\n".join([describe_rows(named, ratios), *verdict(target, named)])
+    printed = {"results": results, "ratios": ratios, "failed": found.failed, "machine": found.machine}
+    emit(printed, as_json=as_json, text=text)
+    if found.failed:
+        raise CompressError(" ".join(found.failed))
+    refuse_over_budget(target, named, check=check)
+
+
+def remember_all(folder: Path, timed: list[tuple[Case, Latency]], found: Found, *, trusted: bool) -> None:
+    """Add each model's latencies to the records in `folder`, with the machine that they are of."""
+    from compress.cli.elsewhere import beside
+
+    machine = {key: value for key, value in found.machine.items() if key != "versions"}
+    told = {"machine": machine, "versions": found.machine.get("versions", {})}
+    for model in {case.index: case.model for case, _ in timed}.values():
+        mine = [latency for case, latency in timed if case.model is model]
+        files = [] if model.file is None else [model.file, *beside(model.file, trusted=trusted)]
+        size = sum(file.stat().st_size for file in files) or None
+        remember(folder, model, latencies=mine, size_bytes=size, **told)
+
+
+def rules_of(
+    scenarios: list[str],
+    duration: float | None,
+    sizes: list[int],
+    target_qps: float | None,
+    latency_bound: float | None,
+    *,
+    mlperf: bool,
+) -> list[Rules]:
+    """How LoadGen plays those of the scenarios that are its own. Raises UsageError for what goes with none of them."""
+    from profiles.scenarios import DURATION_S, Rules
+
+    for option, given, needed in (
+        ("--mlperf", mlperf, set(SCENARIOS)),
+        ("--target-qps", target_qps is not None, {"server"}),
+        ("--latency-bound", latency_bound is not None, {"server"}),
+    ):
+        if given and not needed & set(scenarios):
+            raise UsageError(
+                f"{option} goes with --scenario {' or '.join(sorted(needed))}, found {','.join(scenarios)}."
+            )
+    if "single-stream" in scenarios and 1 not in sizes:
+        raise UsageError("--scenario single-stream asks for one image at a time; expected --batch-size 1 among others.")
+    return [
+        Rules(SCENARIOS[name], duration or DURATION_S, mlperf, target_qps, latency_bound)
+        for name in scenarios
+        if name != QUICK
+    ]
+
+
+def time_here(cases: list[Case], seconds: float | None, rules: list[Rules], before: float | None) -> Found:
+    """All rows in turns, unless `seconds` of each is None, and by each of the rules.
+
+    Raises CompressError if all of it fails.
+    """
+    from compress.cli.elsewhere import Found
+    from profiles.machine import describe
+
+    rounds = None if seconds is None else time_in_turns(cases, seconds)
+    failed: list[str] = []
+    played = [pair for rule in rules for pair in play_all(cases, rule, before, failed)]
+    if failed and rounds is None and not played:
+        raise CompressError(" ".join(failed))
+    return Found(rounds, played, describe(), failed)
+
+
+def time_in_turns(cases: list[Case], seconds: float) -> Rounds[Case]:
+    """Our own measurement, of all rows in turns."""
+    from compress.cli.measuring import threads_kept
+    from profiles.latency import measure_rounds
+
+    with threads_kept():
+        candidates = {case: case.candidate() for case in cases}
+        say(f"Timing {len(cases)} in turns, about {len(cases) * (seconds + 0.5):.0f} s …")
+        return measure_rounds(candidates, duration_s=seconds)
+
+
+def play_all(cases: list[Case], rules: Rules, before: float | None, failed: list[str]) -> list[tuple[Case, Latency]]:
+    """A scenario of MLPerf's, of one row after the other. `before`: load of the machine before any of our work.
+
+    A row that fails is told in `failed`, and stops none of the others.
+    """
+    from profiles.scenarios import ScenarioError, play
+
+    found = []
+    for case in cases:
+        if rules.scenario == "SingleStream" and case.size != 1:
+            continue  # one image at a time is what it means
+        what = f"{case.model.name} in {case.runtime}, batch {case.size}"
+        say(f"{what}: {rules.scenario}, {'10 minutes or more' if rules.mlperf else f'about {rules.duration_s:g} s'} …")
+        try:
+            found.append((case, play(case.opening(), rules, load_before=before)))
+        except ScenarioError as error:
+            failed.append(f"{what}: {error}")
+    return found
 
 
 def possible(opened: Opened) -> tuple[Runtime, ...]:
@@ -138,6 +300,13 @@ def chosen_runtimes(opened: Opened, wanted: list[Runtime] | None, provider: Prov
     return ["onnxruntime"] if provider in ("tensorrt", "openvino") else list(USUAL)
 
 
+def runtimes_here(opened: list[Opened], wanted: list[Runtime] | None, provider: Provider | None) -> list[list[Runtime]]:
+    """For each model the runtimes in which it is timed. Raises UsageError if there is none."""
+    chosen = [chosen_runtimes(one, wanted, provider) for one in opened]
+    refuse_nothing(opened, chosen, wanted)
+    return chosen
+
+
 def refuse_nothing(opened: list[Opened], chosen: list[list[Runtime]], wanted: list[Runtime] | None) -> None:
     """Say what is left out. Raises UsageError if that is everything."""
     missing = [
@@ -150,53 +319,3 @@ def refuse_nothing(opened: list[Opened], chosen: list[list[Runtime]], wanted: li
         raise UsageError(f"{'; '.join(missing)}.")
     for text in missing:
         say(f"{text}.")
-
-
-def candidate_of(
-    opened: Opened,
-    runtime: Runtime,
-    size: int,
-    provider: Provider | None,
-    threads: int | None,
-    draft: Path,
-    *,
-    trusted: bool,
-) -> Candidate[Any]:
-    """What to time for a model in a runtime. A network is exported to `draft` for those of files."""
-    from compress.cli.measuring import candidate, export_quickly
-
-    if opened.file is not None:
-        model = opened.file
-    elif runtime in ("torch", "torch-compile"):
-        model = opened.network
-    else:
-        model = draft if draft.exists() else export_quickly(opened, draft)
-    return candidate(model, opened.card, size, runtime=runtime, provider=provider, threads=threads, trusted=trusted)
-
-
-def warn_of_load(timed: list[Latency], cores: int) -> None:
-    before = timed[0].load_before
-    if before is not None and before > BUSY * cores:
-        say(f"The machine was busy (load {before:.1f} on {cores} cores): compare within this table, not with others.")
-
-
-def describe_rows(timed: list[tuple[str, Latency]]) -> str:
-    header = ["model", "runtime", "device", "precision", "threads", "batch"]
-    header += ["p50 ms", "p90 ms", "p99 ms", "images/s", "runs"]
-    rows = [
-        [
-            name,
-            one.runtime,
-            one.device,
-            one.precision,
-            str(one.threads or "-"),
-            str(one.batch_size),
-            f"{one.latency_ms_p50:.3f}",
-            f"{one.latency_ms_p90:.3f}",
-            f"{one.latency_ms_p99:.3f}",
-            f"{one.throughput_ips:.1f}",
-            str(one.runs),
-        ]
-        for name, one in timed
-    ]
-    return table(rows, header)

@@ -27,6 +27,9 @@ OPTIONAL = {
     "tensorboard": ("curves in TensorBoard", "pip install 'compress[tensorboard]'"),
     "onnxruntime-gpu": ("bench --provider cuda", "pip uninstall onnxruntime; pip install onnxruntime-gpu"),
     "openvino": ("files .xml, Intel's runtime", "pip install 'compress[openvino]'"),
+    "mlcommons-loadgen": ("bench --scenario of MLPerf", "pip install 'compress[loadgen]'"),
+    "optuna": ("compress sweep", "pip install 'compress[sweep]'"),
+    "nvidia-ml-py": ("a GPU's energy and clock", "pip install 'compress[nvml]'"),
     "tensorrt": ("files .engine, NVIDIA's runtime", "pip install 'compress[tensorrt]'"),
     "tensorrt-rtx-cu13": ("the same for RTX cards", "pip install 'compress[tensorrt-rtx]'"),
 }

@@ -116,12 +116,12 @@ def time_models(
     places: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for place in places:
         named: dict[tuple[str, str, int], Candidate[Any]] = {}
-        for size in batch_sizes:
-            for name, model in models.items():
-                named[name, "torch", size] = candidate(model.net, model.card, size, provider=place)
-                if model.onnx is not None and runs_onnx(place):
-                    named[name, "onnx", size] = candidate(model.onnx, model.card, size, provider=place)
         with threads_kept():
+            for size in batch_sizes:
+                for name, model in models.items():
+                    named[name, "torch", size] = candidate(model.net, model.card, size, provider=place)
+                    if model.onnx is not None and runs_onnx(place):
+                        named[name, "onnx", size] = candidate(model.onnx, model.card, size, provider=place)
             measured = measure_alternated(named, duration_s=duration_s)
         for (name, _, _), latency in measured.items():
             found[name].append(latency)

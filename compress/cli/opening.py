@@ -155,13 +155,18 @@ def answer_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def open_file(spec: str, wishes: Wishes, runtime: Runtime | None) -> Opened:
     """An exported file where it runs: one of ours by its card, a stranger's by what the user says of it."""
-    from compress.models.metadata import from_metadata
-    from compress.models.network import Normalise
-    from compress.models.wishes import settle
     from exporters.runtime import load
 
     path = Path(spec).expanduser()
-    runner = load(path, runtime=runtime, trusted=wishes.trust_pickle)
+    return opened_as(load(path, runtime=runtime, trusted=wishes.trust_pickle), spec, path, wishes)
+
+
+def opened_as(runner: Runner, spec: str, path: Path, wishes: Wishes) -> Opened:
+    """What answers in `runner`, with the card that its file carries or the user describes."""
+    from compress.models.metadata import from_metadata
+    from compress.models.network import Normalise
+    from compress.models.wishes import settle
+
     card = from_metadata(runner.metadata, path)
     prepares = card is not None or runner.takes_bytes
     if prepares and (wishes.mean is not None or wishes.std is not None):

@@ -1,88 +1,219 @@
-"""`compress profile`: what one image costs in arithmetic, parameters and memory."""
+"""`compress profile`: what one image costs in arithmetic, parameters and memory, by layer and by size."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.opening import model_options
-from compress.cli.output import common, emit, table
+from compress.cli.output import common, emit, parse_size
+from compress.cli.recording import record_option, remember
+from compress.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
-    from compress.models.card import Card
+    from torch import nn
+
+    from compress.cli.opening import Opened
     from profiles.flops import Flops
+    from profiles.graph import GraphCost
+    from profiles.layers import Layer
     from profiles.memory import Memory
+    from profiles.sizes import AtSize
+
+Size = tuple[int, int]
+#: what a record keeps of the count
+RECORDED = ("macs", "flops", "params", "activations", "macs_torch", "unsupported")
+#: options that say how to read a checkpoint, of which an ONNX file needs none
+OF_CHECKPOINTS = {"arch": "--arch", "classes": "--classes", "ema": "--ema", "trust_pickle": "--trust-pickle"}
+
+
+def parse_sizes(context: click.Context, option: click.Parameter, value: str | None) -> list[Size]:
+    """`128x128,256` -> [(128, 128), (256, 256)]."""
+    found = [parse_size(context, option, part) for part in (value or "").split(",") if part.strip()]
+    if value is not None and not found:
+        raise click.BadParameter(f"found {value!r}, expected sizes in pixels, for example 128x128,256x256")
+    return list(dict.fromkeys(size for size in found if size is not None))
 
 
 @click.command()
 @click.argument("model")
+@click.option("--depth", type=click.IntRange(min=0), help="Layers within layers, in the table of layers [default: 1].")
+@click.option("--sizes", callback=parse_sizes, metavar="HxW,...", help="Count images of these sizes as well.")
 @model_options
+@record_option
 @common
-def profile(model: str, as_json: bool, **wishes: Any) -> None:
-    """Count MACs, FLOPs, parameters and memory of MODEL: a folder, a checkpoint, or the name of an architecture.
+def profile(
+    model: str, depth: int | None, sizes: list[Size], record: Path | None, as_json: bool, **wishes: Any
+) -> None:
+    """Count MACs, FLOPs, parameters and memory of MODEL: a folder, a checkpoint, an ONNX file, or the name of an
+    architecture. What is counted, and what is not: docs/costs.md.
 
     \b
     Example:
-      compress profile wrn40_2 --classes 100
-      compress profile torchvision/resnet50
+      compress profile wrn40_2 --classes 100 --depth 2
+      compress profile torchvision/resnet50 --sizes 128x128,256x256,512x512
     """
-    import torch
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".onnx":
+        result, text = of_file(path, model, sizes, unwanted(depth, record, wishes), wishes)
+    else:
+        refuse_compiled(path, model)
+        result, text = of_network(model, 1 if depth is None else depth, sizes, record, wishes)
+    emit(result, as_json=as_json, text=text)
 
+
+def refuse_compiled(path: Path, model: str) -> None:
+    """Raises UsageError for a file that was made for a runtime which does not tell its arithmetic."""
+    from exporters.runtime import SUFFIXES
+
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        raise UsageError(
+            f"{model}: made for a runtime that does not tell its arithmetic; expected a PyTorch model, or the ONNX "
+            "file that it was made from."
+        )
+
+
+def of_network(
+    model: str, depth: int, sizes: list[Size], record: Path | None, wishes: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """What to print of a network in PyTorch: as JSON, and for people."""
+    from compress.cli.costs import describe
     from compress.cli.opening import open_model
-    from profiles.flops import count
-    from profiles.memory import memory
+    from profiles.layers import down_to
+    from profiles.sizes import AtSize, by_size
 
     opened = open_model(model, untrained=True, **wishes)
-    example = (torch.zeros(1, 3, *opened.card.image_size),)
-    cost, need = count(opened.network, example), memory(opened.network, example)
+    size = opened.card.image_size
+    cost, need = counted(opened)
+    if record is not None:
+        remember(record, opened, **{key: getattr(cost, key) for key in RECORDED})
+    own = AtSize(size, cost.macs, cost.flops, cost.activations, cost.by_operator)
+    per_pixel = need.activation_peak_bytes / own.pixels
+    rows = by_size(opened.network, sizes, pixel_bytes=per_pixel)
+    layers = beneath(opened.network, cost)
     result = {
         "model": model,
         "architecture": opened.card.architecture,
         "classes": opened.card.classes,
-        "input_size": opened.card.image_size,
+        "input_size": size,
         "trained": opened.trained,
-        **asdict(cost),
+        **{key: value for key, value in vars(cost).items() if key != "layers"},
         **asdict(need),
+        "layers": [as_row(layer) for layer in down_to(layers, depth)],
+        **({"sizes": [at(row, own) for row in rows]} if rows else {}),
     }
-    emit(result, as_json=as_json, text=describe(model, opened.card, cost, need))
+    text = describe(model, opened.card, cost, need, layers=layers, depth=depth, sizes=rows, own=own)
+    return result, text
 
 
-def describe(model: str, card: Card, cost: Flops, need: Memory) -> str:
-    """The same for people; one image, batch 1."""
-    height, width = card.image_size
-    rows = [
-        [f"multiply-accumulates ({cost.counter})", giga(cost.macs, "GMAC")],
-        ["floating point operations (2 x)", giga(cost.flops, "GFLOP")],
-        ["the same by torch's counter", giga(cost.macs_torch, "GMAC")],
-        ["parameters", f"{cost.params / 1e6:.3f} M"],
-        ["weights, float32", f"{need.weight_bytes / 1e6:.2f} MB"],
-        ["activations at their peak", f"{need.activation_peak_bytes / 1e6:.2f} MB"],
-    ]
-    by = [[name, giga(macs, "GMAC"), f"{macs / cost.macs:.1%}"] for name, macs in cost.by_operator.items()]
-    return "\n".join(
-        [
-            f"{model}: {card.classes} classes, one image of {height}x{width}",
-            "",
-            table(rows, ["cost", "value"]),
-            "",
-            table(by, ["operator", cost.counter, "share"]),
-            "",
-            *left_out(cost),
-        ]
-    )
+def counted(opened: Opened) -> tuple[Flops, Memory]:
+    """Raises UsageError for a network that refuses images of the size that it is asked to read."""
+    import torch
+
+    from profiles.flops import count
+    from profiles.memory import memory
+
+    height, width = opened.card.image_size
+    network, example = opened.network, (torch.zeros(1, 3, height, width),)
+    try:
+        return count(network, example), memory(network, example)
+    except CompressError:
+        raise
+    except Exception as error:  # a network may be anybody's code, and refuse a size by whatever it likes
+        from profiles.sizes import sentence
+
+        raise UsageError(
+            f"{opened.spec}: refuses images of {height}x{width} ({sentence(error)}); give a size that it takes with "
+            "--input-size HxW."
+        ) from error
 
 
-def left_out(cost: Flops) -> list[str]:
-    """What the count does not hold, by name."""
-    if cost.counter == "torch":
-        return ["fvcore cannot trace this program: the count is torch's, which knows products only."]
-    if not cost.unsupported:
-        return ["No operator left out."]
-    calls = [f"  {name}, {times} times" for name, times in cost.unsupported.items()]
-    return ["NOT counted by fvcore, so the true cost is higher:", *calls]
+def beneath(network: nn.Module, cost: Flops) -> list[Layer]:
+    """The layers as the file of the weights names them: without the normalisation before them, which costs nothing."""
+    from compress.models.network import Network
+    from profiles.layers import inside
+
+    return inside(cost.layers, "body") if isinstance(network, Network) else list(cost.layers)
 
 
-def giga(count: int, unit: str) -> str:
-    return f"{count / 1e9:.4f} {unit}"
+def as_row(layer: Layer) -> dict[str, Any]:
+    return {**vars(layer), "flops": 2 * layer.macs}
+
+
+def at(row: AtSize, own: AtSize) -> dict[str, Any]:
+    from profiles.sizes import exponent
+
+    between = None if row.macs is None else exponent(own.macs or 0, row.macs, own.pixels, row.pixels)
+    return {**vars(row), "by_operator": row.by_operator or {}, "exponent": between, "refused": row.refused or None}
+
+
+def unwanted(depth: int | None, record: Path | None, wishes: dict[str, Any]) -> list[str]:
+    """Options that have no meaning for an ONNX file."""
+    given = [name for key, name in OF_CHECKPOINTS.items() if wishes.get(key)]
+    return given + ["--depth"] * (depth is not None) + ["--record"] * (record is not None)
+
+
+def of_file(
+    path: Path, spec: str, sizes: list[Size], unwanted: list[str], wishes: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """What to print of an ONNX file: as JSON, and for people."""
+    from compress.cli.costs import describe_file
+    from exporters.reading import read_model
+
+    model = read_model(path)
+    if unwanted:
+        raise UsageError(
+            f"{spec}: an ONNX file has operators, no layers, and says itself what it is; leave out "
+            f"{', '.join(unwanted)}, or profile the model that it was exported from."
+        )
+    cost = graph_of(path, model, wishes.get("image_size"))
+    rows = [graph_at(path, model, size) for size in sizes]
+    own = graph_row(cost)
+    result = {
+        "model": spec,
+        **asdict(cost),
+        "file_bytes": file_bytes(path, model),
+        **({"sizes": [at(row, own) for row in rows]} if rows else {}),
+    }
+    return result, describe_file(spec, cost, result["file_bytes"], rows, own)
+
+
+def graph_of(path: Path, model: Any, wanted: Size | None) -> GraphCost:
+    """At the size wanted, else at the one that the file takes, else at the one that it was trained for."""
+    from compress.models.metadata import from_metadata
+    from exporters.reading import metadata_of
+    from profiles.graph import GraphError, count_graph
+
+    card = from_metadata(metadata_of(model), path)
+    usual = card.image_size if card is not None else None
+    try:
+        return count_graph(path, model, wanted, otherwise=usual)
+    except GraphError as error:
+        raise UsageError(f"{path}: {error}.") from error
+
+
+def graph_at(path: Path, model: Any, size: Size) -> AtSize:
+    from profiles.graph import GraphError, count_graph
+    from profiles.sizes import AtSize
+
+    try:
+        return graph_row(count_graph(path, model, size))
+    except GraphError as error:
+        return AtSize(size, refused=str(error))
+
+
+def graph_row(cost: GraphCost) -> AtSize:
+    from profiles.sizes import AtSize
+
+    return AtSize(cost.input_size, cost.macs, cost.flops, cost.activations, cost.by_operator)
+
+
+def file_bytes(path: Path, model: Any) -> int:
+    """Bytes of the file, and of those in which weights lie beside it."""
+    from exporters.reading import external, tensors_of
+
+    beside = {path.parent / external(tensor)["location"] for tensor in tensors_of(model) if tensor.external_data}
+    return sum(part.stat().st_size for part in {path, *beside})

@@ -45,10 +45,10 @@ def remember_form(folder: Path, spec: str, card: Card, form: str, precision: str
     name, role, method = unnamed if known is None else (known.name, known.role, known.method)
     run = {} if known is None else {key: value for key, value in known.run.items() if key not in OWN}
     run |= found.pop("run", {})
+    here = {"machine": machine.describe(), "versions": versions()}  # unless it was measured elsewhere
     line = Record(
-        name, role, method, card.architecture, card.task, card.image_size, form, precision,
-        machine=machine.describe(), versions=versions(), run=run, **found,
-    )  # fmt: skip
+        name, role, method, card.architecture, card.task, card.image_size, form, precision, run=run, **here | found
+    )
     append_records(folder, [line])
 
 

@@ -170,7 +170,8 @@ def model_record(net: Any, card: Card, *, name: str, role: str, onnx: Path | Non
 
     example = task_of(card).example(1)
     counted = {} if is_black_box(net) else asdict(flops.count(net.cpu().eval(), example))
-    costs = {key: counted[key] for key in ("macs", "flops", "params", "macs_torch", "unsupported") if counted}
+    keys = ("macs", "flops", "params", "activations", "macs_torch", "unsupported")
+    costs = {key: counted[key] for key in keys if counted}
     export = asdict(export_model(net, card, onnx)) if onnx is not None else None
     return Record(
         name=name, role=role, architecture=card.architecture, task=card.task, image_size=card.image_size,  # pyright: ignore[reportArgumentType]

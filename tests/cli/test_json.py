@@ -35,9 +35,10 @@ def keys(value: Any, path: str = "") -> Iterator[str]:
 
 def holds(pattern: str, key: str) -> bool:
     """Whether a documented key speaks of `key`: itself, anything below `a.*`, or an empty list for `a[].b`, `a[].*`."""
+    empty = {pattern[: found.start()] for found in re.finditer(r"\[\]", pattern)}
     if pattern.endswith(".*"):
-        return key in (pattern[:-2], pattern.partition("[]")[0]) or key.startswith(pattern[:-1])
-    return key in (pattern, pattern.partition("[]")[0])
+        return key in {pattern[:-2], *empty} or key.startswith(pattern[:-1])
+    return key in {pattern, *empty}
 
 
 def agree(heading: str, found: dict[str, Any]) -> None:

@@ -99,10 +99,6 @@ def test_profile_of_a_misspelt_name_offers_the_nearest_one() -> None:
     assert "resnet50" in refused(run("profile", "torchvision/resnet5O"), 2)
 
 
-def test_profile_of_an_onnx_file_says_what_it_expects(exported) -> None:
-    assert "expected a PyTorch model" in refused(run("profile", exported[0]), 2)
-
-
 # export
 
 

@@ -22,13 +22,13 @@ def model(name: str, score: float, ms: float, **more: Any) -> Record:
     return Record(name, "student", metrics={"accuracy": score}, latencies=timed(ms), **more)
 
 
-LARGE = model("L", 0.90, 4.0, macs=2_000_000_000, flops=4_000_000_000, size_bytes=4_000_000)
+LARGE = model("L", 0.90, 4.0, format="onnx", macs=2_000_000_000, flops=4_000_000_000, size_bytes=4_000_000)
 TEACHER = Record(
     "T", "teacher", metrics={"accuracy": 0.92}, latencies=timed(8.0), macs=4_000_000_000, flops=8_000_000_000,
     size_bytes=8_000_000,
 )  # fmt: skip
 SMALL = model("S", 0.80, 1.0, macs=500_000_000, flops=1_000_000_000, size_bytes=1_000_000)
-QUICK = replace(LARGE, format="onnx", precision="int8", metrics={"accuracy": 0.895}, latencies=timed(2.0))
+QUICK = replace(LARGE, precision="int8", metrics={"accuracy": 0.895}, latencies=timed(2.0))
 
 
 def best(records: list[Record], budget: Budget | None = None) -> str | None:
@@ -44,6 +44,12 @@ def test_without_a_budget_the_best_student_and_never_the_teacher():
 def test_what_is_within_a_point_of_the_best_and_faster_is_better():
     assert best([TEACHER, LARGE, QUICK, SMALL]) == "L int8"
     assert best([TEACHER, LARGE, replace(QUICK, metrics={"accuracy": 0.889}), SMALL]) == "L fp32"
+
+
+def test_a_model_that_has_files_is_shipped_as_one_of_them():
+    network = replace(QUICK, format="", precision="fp32", latencies=[], metrics={"accuracy": 0.9})
+    assert best([TEACHER, network, SMALL]) == "L fp32"
+    assert best([TEACHER, network, QUICK, SMALL]) == "L int8"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,10 @@ def test_the_words_say_what_was_chosen_and_what_was_over_the_budget():
     assert "3 of 4 are over the budget, the best of them T: 92.0 %, latency 8.00 ms." in said
     said = advise(Comparison(records)).sentence
     assert said.startswith("Ship L onnx int8: 89.5 %")
-    assert "Of 3 models L is the best (90.0 %); this one is 0.5 points behind it, at most one, and costs less." in said
+    assert (
+        "Of 3 models L onnx fp32 is the best (90.0 %); this one is 0.5 points behind it, at most one, and costs less."
+        in said
+    )
     said = advise(Comparison(records), Budget(latency=0.5, energy=3)).sentence
     assert (
         said == "No model holds the budget (0.500 ms and 3.00 mJ): T, the best of 4, does not by its latency 8.00 ms."

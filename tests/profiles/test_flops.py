@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models as torchvision
 
 from compress.models import body
-from profiles.flops import count, is_free, products
+from profiles.flops import count, products
 
 
 def image(size: int = 32) -> tuple[torch.Tensor]:
@@ -41,7 +41,7 @@ def test_resnet50_costs_what_is_published_and_both_counters_agree() -> None:
     assert found.macs == pytest.approx(4.14e9, rel=0.01)
     assert found.flops == 2 * found.macs
     assert found.params == 25_557_032
-    assert found.macs_torch == pytest.approx(found.macs, rel=0.01)
+    assert found.macs_torch == found.products == pytest.approx(found.macs, rel=0.01)
     assert found.unsupported == {}
 
 
@@ -60,7 +60,7 @@ def test_attention_is_counted_however_it_is_called() -> None:
     found = count(Itself(), (torch.zeros(1, tokens, width),))
     by_hand = 4 * tokens * width * width + 2 * tokens * tokens * width
     assert found.macs == by_hand
-    assert found.macs_torch == pytest.approx(by_hand, rel=0.3)
+    assert found.macs_torch == by_hand
     assert found.unsupported == {}
 
 
@@ -70,16 +70,6 @@ def test_products_that_fvcore_does_not_know_are_counted() -> None:
             return torch.baddbmm(x, x, x).sum() + torch.mv(x[0], x[0, 0]).sum()
 
     assert count(Products(), (torch.zeros(2, 6, 6),)).macs == 2 * 6 * 6 * 6 + 6 * 6
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["efficientnet_b0", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf"],
-)
-def test_common_networks_leave_no_operator_out_and_counters_agree(name: str) -> None:
-    found = count(torchvision.get_model(name, weights=None), image(64))
-    assert found.unsupported == {}
-    assert found.macs_torch == pytest.approx(found.macs, rel=0.08)
 
 
 def test_an_operator_that_nobody_can_count_is_named() -> None:
@@ -99,12 +89,12 @@ def test_shared_parameters_are_counted_once_and_their_work_twice() -> None:
 
 
 def test_the_mode_of_each_part_is_restored() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
-    net[1].eval()
-    before = net[1].running_mean.clone()
+    norm = nn.BatchNorm2d(4).eval()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten())
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
     count(net, image(8))
     assert [part.training for part in net.modules()] == [True, True, False, True]
-    assert torch.equal(net[1].running_mean, before)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
 
 def test_products_need_no_memory_on_the_meta_device() -> None:
@@ -113,17 +103,11 @@ def test_products_need_no_memory_on_the_meta_device() -> None:
     assert products(net, example) == wrn_macs(40, 2, 100)
 
 
-def test_in_place_operators_are_as_free_as_their_twins() -> None:
-    assert is_free("aten::add_")
-    assert is_free("prim::Constant")
-    assert not is_free("aten::linalg_inv")
-    assert not is_free("aten::convolution")
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_program_that_fvcore_cannot_trace_is_counted_by_torch_and_says_so() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
     script = torch.jit.trace(net, image(8))
+    assert isinstance(script, nn.Module)
     found = count(script, image(8))
     assert (found.counter, found.macs) == ("torch", 3 * 4 * 9 * 64 + 4 * 64 * 5)
     assert found.macs == found.macs_torch == count(net, image(8)).macs

@@ -2,74 +2,188 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import groupby
 
 import numpy as np
 import pytest
+from clockwork import Hands
 
-from profiles import latency
-from profiles.latency import Candidate, measure, measure_alternated, run_for, summary
-
-
-class Clock:
-    """Time passes only when something is called."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(latency.time, "sleep", self.pass_)
-
-    def pass_(self, seconds: float) -> None:
-        self.now += seconds
+from profiles import latency, machine
+from profiles.latency import Candidate, Latency, measure, measure_alternated, measure_rounds, run_for
 
 
-def test_percentiles_and_throughput_are_those_of_the_counted_calls() -> None:
-    times = [i / 1000 for i in range(1, 101)]
-    found = summary(times, Candidate(print, None, batch_size=4), 0.5, 0.6)
-    assert found.latency_ms_p50 == pytest.approx(50.5)
-    assert found.latency_ms_p90 == pytest.approx(90.1)
-    assert found.latency_ms_p99 == pytest.approx(99.01)
-    assert found.latency_ms_mean == pytest.approx(50.5)
-    assert found.latency_ms_std == pytest.approx(np.std(np.arange(1, 101)))
-    assert found.throughput_ips == pytest.approx(4 * 100 / 5.05)
-    assert (found.runs, found.load_before, found.load_after) == (100, 0.5, 0.6)
+def delays(seed: int, typical: float) -> np.ndarray:
+    """Times of calls as they come: mostly alike, with a tail."""
+    return typical * np.random.default_rng(seed).lognormal(0, 0.01, 4000)
 
 
-def test_it_runs_for_its_duration_and_no_less_than_the_minimum(monkeypatch) -> None:
-    clock = Clock(monkeypatch)
-    assert measure(clock.pass_, 0.01, duration_s=1.0, min_runs=10).runs in (100, 101)
-    assert measure(clock.pass_, 5.0, duration_s=1.0, min_runs=10).runs == 10
+class Player:
+    """A call that takes the next of known delays, and remembers those that it took."""
+
+    def __init__(self, hands: Hands, times: np.ndarray) -> None:
+        self.hands, self.left, self.took = hands, iter(times), list[float]()
+
+    def __call__(self, _: object) -> None:
+        self.took.append(float(next(self.left)))
+        self.hands.pass_(self.took[-1])
 
 
-def test_the_warm_up_is_not_counted(monkeypatch) -> None:
-    clock = Clock(monkeypatch)
-    slow_at_first = iter([9.0, *[0.1] * 1000])
-    found = measure(lambda _: clock.pass_(next(slow_at_first)), None, warmup_s=1.0, duration_s=1.0)
-    assert found.latency_ms_mean == pytest.approx(100)
+def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
+    """Held against numpy's own arithmetic."""
+    ms = 1e3 * np.array(times)
+    assert found.runs == len(times)
+    for name, value in {
+        "p50": np.percentile(ms, 50),
+        "p90": np.percentile(ms, 90),
+        "p99": np.percentile(ms, 99),
+        "mean": np.mean(ms),
+        "std": np.std(ms),
+    }.items():
+        assert getattr(found, f"latency_ms_{name}") == pytest.approx(float(value), abs=1e-6), name
+    assert found.throughput_ips == pytest.approx(batch_size * len(times) / sum(times))
 
 
-def test_waiting_for_the_device_belongs_to_the_time(monkeypatch) -> None:
-    clock = Clock(monkeypatch)
-    candidate = Candidate(clock.pass_, 0.001, synchronize=lambda: clock.pass_(0.009))
-    assert run_for(candidate, seconds=0, at_least=3) == pytest.approx([0.01] * 3)
+def test_percentiles_mean_deviation_and_throughput_are_those_of_the_known_delays() -> None:
+    hands = Hands()
+    player = Player(hands, delays(0, 0.004))
+    found = measure(player, None, batch_size=4, duration_s=1.0, clock=hands.clock)
+    assert found.warmup_runs is not None
+    assert 200 < found.runs < 300
+    agrees(found, player.took[found.warmup_runs :], batch_size=4)
 
 
-def test_candidates_take_turns_and_each_gets_its_whole_duration(monkeypatch) -> None:
-    clock = Clock(monkeypatch)
+def test_the_warm_up_is_left_out_however_slow_it_was() -> None:
+    hands = Hands()
+    slow_at_first = np.concatenate([np.linspace(0.5, 0.01, 30), np.full(9000, 0.01)])
+    player = Player(hands, slow_at_first)
+    found = measure(player, None, duration_s=30.0, clock=hands.clock)
+    assert found.latency_ms_p99 == pytest.approx(10)
+    assert (found.settled, found.latency_ms_std) == (True, pytest.approx(0, abs=1e-9))
+    assert found.warmup_runs is not None
+    assert found.warmup_runs > 30
+    agrees(found, player.took[found.warmup_runs :])
+
+
+def test_in_turns_each_gets_its_own_delays_without_those_at_the_start_of_a_slice() -> None:
+    hands = Hands()
+    players = {name: Player(hands, delays(seed, typical)) for seed, (name, typical) in enumerate(SPEEDS.items())}
+    found = measure_rounds({n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock)
+    for name, player in players.items():
+        one = found.latencies[name]
+        counted = player.took[one.warmup_runs :]
+        # what was counted is all but two calls at the start of each of five slices
+        assert one.runs == len(counted) - 5 * latency.DISCARDED
+        assert 1e3 * np.median(counted) == pytest.approx(one.latency_ms_p50, rel=0.01)
+
+
+SPEEDS = {"a": 0.003, "b": 0.006, "c": 0.012}
+
+
+def test_they_take_turns_in_a_row_that_is_reversed_every_second_time() -> None:
+    hands = Hands()
     order: list[str] = []
 
     def call(name: str) -> None:
         order.append(name)
-        clock.pass_({"a": 0.01, "b": 0.05}[name])
+        hands.pass_(SPEEDS[name])
 
-    found = measure_alternated({n: Candidate(call, n) for n in "ab"}, warmup_s=0, duration_s=1.0, rounds=5)
-    assert sum(one != other for one, other in pairwise(order)) == 2 * 5 + 1
-    assert found["a"].latency_ms_p50 == pytest.approx(10)
-    assert found["b"].latency_ms_p50 == pytest.approx(50)
-    assert found["a"].runs == pytest.approx(100, abs=5)
-    assert found["b"].runs == pytest.approx(20, abs=5)
+    found = measure_alternated(
+        {n: Candidate(call, n) for n in SPEEDS}, warmup_s=0, duration_s=1.0, rounds=4, clock=hands.clock
+    )
+    # the slice at the turning point and the next one are of the same
+    assert [name for name, _ in groupby(order)] == list("abcab" + "cbabcba")
+    for name, typical in SPEEDS.items():
+        assert found[name].latency_ms_p50 == pytest.approx(1e3 * typical)
+        assert found[name].runs == pytest.approx(1 / typical, abs=5)
+
+
+def test_the_medians_of_the_rounds_are_in_the_order_in_which_they_passed() -> None:
+    hands = Hands()
+    speed = {"a": 0.01, "b": 0.02}
+
+    def call(name: str) -> None:
+        # the machine grows slower for both, by the same share, and a second of it is a round
+        hands.pass_(speed[name] * (1 + int(hands.now) // 4))
+
+    found = measure_rounds(
+        {n: Candidate(call, n) for n in speed}, warmup_s=0, duration_s=20.0, rounds=10, clock=hands.clock
+    )
+    assert len(found.medians["a"]) == len(found.medians["b"]) == 10
+    assert found.medians["a"] == sorted(found.medians["a"])
+    assert found.medians["a"][-1] > 5 * found.medians["a"][0]
+    assert "The machine was busy" in found.latencies["a"].busy
+
+
+def test_it_runs_for_its_duration_and_no_less_than_the_minimum() -> None:
+    hands = Hands()
+    assert measure(hands.pass_, 0.01, duration_s=1.0, min_runs=10, clock=hands.clock).runs in (100, 101)
+    assert measure(hands.pass_, 5.0, duration_s=1.0, min_runs=10, clock=hands.clock).runs == 10
+
+
+def test_waiting_for_the_device_belongs_to_the_time() -> None:
+    hands = Hands()
+    candidate = Candidate(hands.pass_, 0.001, synchronize=lambda: hands.pass_(0.009))
+    assert run_for(candidate, seconds=0, at_least=3, clock=hands.clock) == pytest.approx([0.01] * 3)
+
+
+class Joules:
+    """A counter that rises by ten watts."""
+
+    source = "a test"
+
+    def __init__(self, hands: Hands, silent_after: int = 1000) -> None:
+        self.hands, self.last, self.laps, self.silent_after = hands, 0.0, 0, silent_after
+
+    def lap(self) -> float | None:
+        self.laps, passed = self.laps + 1, self.hands.now - self.last
+        self.last = self.hands.now
+        return 10 * passed if self.laps <= self.silent_after else None
+
+
+def test_energy_is_of_the_counted_calls_and_for_an_image() -> None:
+    hands = Hands()
+    pair = {n: Candidate(hands.pass_, SPEEDS[n], batch_size=4) for n in "ab"}
+    found = measure_rounds(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies
+    # 10 W for 3 ms are 30 mJ, for four images
+    assert found["a"].energy_mj == pytest.approx(30 / 4)
+    assert found["b"].energy_mj == pytest.approx(60 / 4)
+    assert found["a"].energy_source == "a test"
+
+
+def test_energy_of_which_a_part_is_not_known_is_absent() -> None:
+    hands = Hands()
+    pair = {n: Candidate(hands.pass_, SPEEDS[n]) for n in "ab"}
+    found = measure_rounds(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies["a"]
+    assert (found.energy_mj, found.energy_source) == (None, "")
+    short = measure_rounds(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies["a"]
+    assert short.energy_mj is None
+
+
+def test_what_is_known_of_the_beginning_and_the_machine_stands_beside_the_numbers(monkeypatch) -> None:
+    hands, clocks = Hands(), iter([2000.0, 2100.0, 9999.0] * 10)
+    monkeypatch.setattr(machine, "clock_mhz", lambda *_: next(clocks))
+    monkeypatch.setattr(machine, "governor", lambda: "performance")
+    one = Candidate(hands.pass_, 0.01, threads=1, load_ms=5.0, first_ms=12.0, peak_bytes=1000)
+    found = measure_alternated({"": one}, duration_s=1.0, rounds=3, clock=hands.clock)[""]
+    assert (found.load_ms, found.first_ms, found.peak_bytes) == (5.0, 12.0, 1000)
+    assert (found.clock_mhz, found.governor) == (2100.0, "performance")
+    assert found.machine == machine.short_name()
+    assert (found.scenario, found.valid) == ("quick", None)
 
 
 def test_nothing_to_time_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         measure_alternated({})
+
+
+def without_torch() -> Iterator[str]:
+    for name in ("latency", "steady", "energy", "machine", "scenarios", "loadgen", "resident", "ratios", "parts"):
+        yield f"profiles.{name}"
+
+
+def test_what_is_sent_to_other_machines_needs_no_torch() -> None:
+    code = f"import sys, {', '.join(without_torch())}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from profiles import machine
 from profiles.machine import Gpu, describe, read_gpu
 
 
@@ -35,3 +38,48 @@ def test_one_line_of_the_driver_tool_becomes_a_gpu_and_noise_does_not() -> None:
 def test_describing_imports_nothing_heavy() -> None:
     code = "import sys, profiles.machine as m; m.describe(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def processors(root: Path, clocks: dict[int, int], governor: str = "performance") -> Path:
+    for number, clock in clocks.items():
+        folder = root / f"cpu{number}" / "cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(f"{governor}\n")
+        (folder / "scaling_cur_freq").write_text(f"{clock}\n")
+    return root
+
+
+def test_clock_and_governor_are_those_of_the_processors_that_may_be_used(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1, 2}, raising=False)
+    root = processors(tmp_path, {0: 4_000_000, 1: 2_400_000, 2: 2_600_000})
+    assert machine.clock_mhz(root=root) == 2600
+    assert machine.governor(root) == "performance"
+    (root / "cpu2" / "cpufreq" / "scaling_governor").write_text("powersave")
+    assert machine.governor(root) == "performance and powersave"
+
+
+def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
+    assert machine.clock_mhz(root=tmp_path) is None
+    assert machine.governor(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("full", "short"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "Intel Xeon Platinum 8481C"),
+        ("AMD EPYC 9B14 96-Core Processor", "AMD EPYC 9B14"),
+        ("Intel(R) Core(TM) i7-9700K CPU @ 3.60GHz", "Intel Core i7-9700K"),
+        ("Apple M2", "Apple M2"),
+    ],
+)
+def test_a_short_name_is_without_marks_clock_and_cores(monkeypatch, full: str, short: str) -> None:
+    monkeypatch.setattr(machine, "cpu_model", lambda: full)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert machine.short_name() == f"{short}, 2 cores"
+
+
+def test_the_name_of_what_computes_on_a_gpu_is_the_gpus(monkeypatch) -> None:
+    monkeypatch.setattr(machine.nvml, "gpu", lambda uuid=None: None)
+    monkeypatch.setattr(machine, "gpus", lambda: (Gpu("NVIDIA T4", 1, "1", "7.5"),))
+    assert machine.short_name("cuda") == machine.short_name("tensorrt") == "NVIDIA T4"
+    assert "core" in machine.short_name("openvino")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from profiles import memory as memory_module
-from profiles.memory import memory, resident_peak
+from profiles.memory import memory, rise
 
 
 def chain() -> nn.Module:
@@ -38,29 +37,6 @@ def test_shared_weights_are_counted_once() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
-def test_the_resident_peak_sees_a_block_that_is_gone_again() -> None:
-    # In a process of its own: the kernel may reclaim pages of one that has run a thousand tests while it looks.
-    script = "from profiles.memory import resident_peak; print(resident_peak(lambda: bytearray(100_000_000).count(1)))"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    assert found == "None" or 90e6 < int(found) < 200e6
-
-
-def test_the_call_runs_where_nothing_can_be_measured_and_what_it_raises_is_passed_on(monkeypatch, tmp_path) -> None:
-    ran = []
-    monkeypatch.setattr(memory_module, "CLEAR", tmp_path / "gone" / "clear_refs")
-    assert resident_peak(lambda: ran.append(1)) is None
-    assert ran == [1]
-
-    def full() -> None:
-        raise OSError("the disk is full")
-
-    for where in (tmp_path / "gone" / "clear_refs", tmp_path / "clear_refs"):
-        monkeypatch.setattr(memory_module, "CLEAR", where)
-        with pytest.raises(OSError, match="full"):
-            resident_peak(full)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
 def test_a_second_measurement_does_not_forget_what_the_allocator_kept() -> None:
     script = (
         "import torch\nfrom profiles.memory import peak\n"
@@ -73,3 +49,25 @@ def test_a_second_measurement_does_not_forget_what_the_allocator_kept() -> None:
 
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.strip("[]").split(",")]
+
+
+def test_the_rise_of_a_network_counts_its_weights_though_they_were_there(monkeypatch) -> None:
+    monkeypatch.setattr("profiles.memory.resident_peak", lambda call: call() or 1000)
+    net, ran = chain(), []
+    assert rise(lambda: ran.append(1), module=net, device="cpu") == 1000 + 4 * (100 * 200 + 200 * 10)
+    assert ran == [1]
+    monkeypatch.setattr("profiles.memory.resident_peak", lambda call: call())
+    assert rise(lambda: None, module=net, device="cpu") is None
+
+
+@pytest.mark.gpu
+def test_the_rise_of_a_network_on_a_gpu_is_the_same_wherever_its_weights_were() -> None:
+    net, x = chain(), torch.zeros(50, 100)
+
+    def run() -> None:
+        net.to("cuda")(x.to("cuda")).cpu()
+
+    first, second = (rise(run, module=net, device="cuda") for _ in range(2))
+    assert first is not None
+    assert first == second
+    assert first >= 4 * (100 * 200 + 200 * 10 + 50 * 100)

@@ -173,10 +173,11 @@ def report(folder: Path, records: list[Record], **more: Any) -> tuple[str, str, 
 
 
 def assert_needs_nothing_else(html: str) -> None:
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", re.sub(r"base64,[\w+/=]+", "", html))
+    outside = re.sub(r"<script.*?</script>|base64,[\w+/=]+", "", html, flags=re.DOTALL)  # the scripts: test_page.py
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", outside)
     for tag, attributes in Page(html).tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
-        assert not any(name.startswith("on") for name in attributes)
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert not any(name.startswith("on") or name == "action" for name in attributes)
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
 
@@ -191,9 +192,7 @@ def test_markdown_is_as_it_always_was(tmp_path: Path, picture: Path):
 def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, picture: Path):
     html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], pictures={"Mosaics": picture})
     page = Page(html)
-    tags = [tag for tag, _ in page.tags]
-    assert tags.count("svg") == 4
-    for words in ("80.50 %", "0.0250", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
+    for words in ("80.50 %", "0.0500", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
         assert words in page.text
     for tag, attributes in page.tags:
         if tag == "img":
@@ -201,11 +200,6 @@ def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, p
             source = base64.b64decode((attributes["src"] or "").partition(",")[2])
             with Image.open(io.BytesIO(source)) as embedded, Image.open(picture) as original:
                 assert np.array_equal(np.asarray(embedded), np.asarray(original))
-        if tag == "svg":
-            assert attributes["role"] == "img"
-            assert "Pareto-optimal: MosaicKD" in (attributes["aria-label"] or "") or "over training time" in (
-                attributes["aria-label"] or ""
-            )
         if tag == "th":
             assert attributes["scope"] in ("col", "row")
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -238,9 +232,9 @@ def test_whatever_things_are_named_they_stay_text(tmp_path: Path, picture: Path)
     )
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     page = Page(html)
-    assert {tag for tag, _ in page.tags} <= {"html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "h1", "h2", "h3", "p",
-        "ul", "li", "strong", "span", "table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "pre", "code",
-        "svg", "g", "path", "defs", "use", "text", "clippath", "rect"}  # fmt: skip
+    plain = Page(write_report(tmp_path / "plain", [TEACHER, MOSAIC], pictures={"a": picture})["html"].read_text())
+    assert [tag for tag, _ in page.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"li", "ul"}
     assert "<script>alert(1)</script>" in page.text
     outside_code = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in outside_code
@@ -287,14 +281,12 @@ def test_what_was_not_measured_is_missing_and_not_zero(tmp_path: Path):
     assert report(tmp_path, [Record("A")])[2]["summary"] == "No model was evaluated."
     one = report(tmp_path, [Record("A", metrics={"accuracy": 0.5}, macs=5, flops=10)])
     assert one[2]["summary"] == "A reaches 50.0 % accuracy. It costs 1.00e-08 GFLOP."
-    assert "<svg" not in one[0]
 
 
 def test_a_student_that_costs_more_is_said_to_cost_more(tmp_path: Path):
     large = replace(MOSAIC, macs=200_000_000, flops=400_000_000, latencies=[latency(4.0)])
-    html, _, found = report(tmp_path, [TEACHER, large])
+    _, _, found = report(tmp_path, [TEACHER, large])
     assert "with 2× more MACs, 4× fewer parameters and 2× higher latency" in found["summary"]
-    assert "<strong>2×</strong><span>slower</span>" in html
 
 
 def test_only_latencies_of_one_setting_are_compared():
@@ -379,9 +371,9 @@ def test_many_models_are_drawn_without_names_on_top_of_each_other(tmp_path: Path
         replace(MOSAIC, name=f"model {i}", method=f"method {i % 8}", flops=int(10 ** rng.uniform(6, 10)), metrics={"accuracy": rng.random()})
         for i in range(40)
     ]  # fmt: skip
-    html, _, found = report(tmp_path, many)
-    front = found["pareto"]["flops"]
-    assert all(f">{name}</text>" in html for name in front)
+    _, _, found = report(tmp_path, many)
+    drawn = (tmp_path / "report_flops.svg").read_text()
+    assert all(f">{name}</text>" in drawn for name in found["pareto"]["flops"])
 
 
 def test_numbers_are_written_as_people_read_them():

@@ -1,0 +1,87 @@
+// Numbers in words, as profiles/wording.py writes them.
+
+const MISSING = "–";
+const FORMATS = {
+  "": "PyTorch",
+  onnx: "ONNX",
+  openvino: "OpenVINO",
+  tensorrt: "TensorRT",
+  "tensorrt-rtx": "TensorRT-RTX",
+};
+
+const known = (value) => typeof value === "number" && Number.isFinite(value);
+const positive = (value) => (known(value) && value > 0 ? value : null);
+
+/** Three significant digits, never a power of ten unless it is tiny. */
+function three(value) {
+  if (!known(value)) return "";
+  return Math.abs(value) >= 999.5 ? value.toFixed(0) : value.toPrecision(3);
+}
+
+/** A share in [0, 1] as a percentage. */
+const share = (value, digits = 2) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "");
+
+/** A number of things: 180 k, 23.5 M. */
+function count(value) {
+  if (!known(value)) return "";
+  for (const [size, unit] of [
+    [1e9, " G"],
+    [1e6, " M"],
+    [1e3, " k"],
+  ]) {
+    if (Math.abs(value) >= 0.9995 * size) return three(value / size) + unit;
+  }
+  return value.toFixed(0);
+}
+
+const bytes = (value) => (positive(value) === null ? "" : `${count(value)}B`);
+
+/** How many times: 4.2×. */
+function times(value) {
+  if (!known(value)) return "";
+  const text = value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(value < 10 ? 2 : 3)));
+  return `${text}×`;
+}
+
+/** A time in the unit that people would use. */
+function duration(value) {
+  if (!known(value)) return "";
+  if (value < 100) return `${three(value)} s`;
+  const minutes = Math.round(value / 60);
+  if (minutes < 120) return `${(value / 60).toFixed(1)} min`;
+  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+}
+
+/** Whole numbers with thousands set apart. */
+const whole = (value) => value.toLocaleString("en");
+
+/** `1 model`, `12 models`. */
+const models = (n) => `${whole(n)} model${n === 1 ? "" : "s"}`;
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** `a, b and c`. */
+const listed = (items) =>
+  items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} and ${items[items.length - 1]}`;
+
+const formatOf = (row) => FORMATS[row.format ?? ""] ?? row.format;
+
+/** A row's name, with format and precision where it is not PyTorch's network. */
+const nameOf = (row) => (row.format ? `${row.name} · ${formatOf(row)} ${row.precision ?? ""}`.trim() : row.name);
+
+/** `80.50 % ± 0.40`: the mean over the seeds and their sample standard deviation. */
+function scoreOf(row, digits = 2) {
+  if (!known(row.score)) return "";
+  return share(row.score, digits) + (known(row.spread) ? ` ± ${(100 * row.spread).toFixed(digits)}` : "");
+}
+
+/** Text for Plotly, which takes some tags for its own. */
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+/** A long name for an axis, its middle left out. */
+function shorter(text, most) {
+  const signs = Array.from(String(text));
+  if (signs.length <= most) return signs.join("");
+  const half = Math.floor((most - 1) / 2);
+  return `${signs.slice(0, most - 1 - half).join("")}…${signs.slice(-half).join("")}`;
+}

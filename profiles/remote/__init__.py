@@ -1,0 +1,1 @@
+"""What runs on another machine: files that need Python, NumPy and a runtime there, and nothing else of ours."""

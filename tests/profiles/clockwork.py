@@ -1,0 +1,16 @@
+"""A clock that stands still until something passes its time."""
+
+from __future__ import annotations
+
+from profiles.steady import Clock
+
+
+class Hands:
+    """Time passes only when something is called; `clock` shows it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.clock = Clock(now=lambda: self.now, sleep=self.pass_)
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds

@@ -1,0 +1,50 @@
+"""benchmarks/results/costs.json says what the counters say today, and what others have published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress.models import body
+from profiles.flops import count, products
+
+PAGE = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "costs.json").read_text())
+OURS = [*PAGE["segmentation"], *PAGE["classification"]]
+
+
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row["network"])
+def test_the_committed_counts_are_those_of_today(row: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        net, example = body(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),)
+    assert products(net, example) == row["macs_torch"]
+    assert sum(parameter.numel() for parameter in net.parameters()) == row["params"]
+    if row["macs"] < 1e9:  # the whole count takes a real image
+        found = count(body(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),))
+        assert (found.macs, found.flops, found.activations) == (row["macs"], row["flops"], row["activations"])
+
+
+@pytest.mark.parametrize("row", PAGE["segmentation"], ids=lambda row: row["network"])
+def test_both_counters_are_within_two_percent_of_table_2(row: dict[str, Any]) -> None:
+    for macs in (row["macs"], row["macs_torch"]):
+        assert macs / 1e9 == pytest.approx(row["published_g"], rel=0.02)
+
+
+@pytest.mark.parametrize("row", PAGE["classification"], ids=lambda row: row["network"])
+def test_parameters_round_to_what_others_have_printed(row: dict[str, Any]) -> None:
+    if row["published"] is None:
+        assert row["network"] == "vgg11"
+        return
+    printed = row["published"]["millions"]
+    decimals = len(printed.partition(".")[2])
+    assert f"{row['published']['ours'] / 1e6:.{decimals}f}" == printed
+
+
+@pytest.mark.parametrize("row", PAGE["torchvision"], ids=lambda row: row["network"])
+def test_torchvision_s_own_counts_are_met_exactly(row: dict[str, Any]) -> None:
+    whole = row["with_side_head"] or row
+    assert round(whole["macs_torch"] / 1e9, 3) == row["published"]["gmac"]
+    assert whole["params"] == row["published"]["params"]

@@ -1,0 +1,163 @@
+"""Counters of energy: RAPL in a folder of our own, NVML by a library of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from profiles import energy, nvml
+from profiles.nvml import Nvml, chosen
+
+
+def zone(root: Path, name: str, what: str, count: int = 0, limit: int = 1_000_000) -> Path:
+    folder = root / name
+    folder.mkdir()
+    for file, text in {"name": what, "energy_uj": count, "max_energy_range_uj": limit}.items():
+        (folder / file).write_text(f"{text}\n")
+    return folder
+
+
+def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
+    zones = [zone(tmp_path, f"intel-rapl:{i}", f"package-{i}") for i in range(2)]
+    zone(tmp_path, "intel-rapl:0:0", "core")
+    zone(tmp_path, "intel-rapl:2", "psys")
+    found = energy.meter("cpu", root=tmp_path)
+    assert found is not None
+    assert (found.source, found.lap()) == ("RAPL package", None)
+    for path, count in zip(zones, (300_000, 200_000), strict=True):
+        (path / "energy_uj").write_text(str(count))
+    assert found.lap() == pytest.approx(0.5)
+    assert found.lap() == 0
+
+
+def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
+    path = zone(tmp_path, "intel-rapl:0", "package-0", count=999_000, limit=999_999)
+    found = energy.meter("cpu", root=tmp_path)
+    assert found is not None
+    found.lap()
+    (path / "energy_uj").write_text("1000")
+    assert found.lap() == pytest.approx(0.002)
+
+
+def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(tmp_path: Path) -> None:
+    path = zone(tmp_path, "intel-rapl:0", "package-0")
+    found = energy.meter("cpu", root=tmp_path)
+    assert found is not None
+    found.lap()
+    (path / "energy_uj").write_text("")
+    assert found.lap() is None
+    (path / "energy_uj").write_text("5")
+    assert found.lap() is None
+    assert found.lap() == 0
+
+
+def test_nothing_readable_is_no_meter(tmp_path: Path) -> None:
+    assert energy.meter("cpu", root=tmp_path / "gone") is None
+    (zone(tmp_path, "intel-rapl:0", "package-0") / "energy_uj").unlink()
+    assert energy.meter("cpu", root=tmp_path) is None
+
+
+class Refusal(Exception):
+    pass
+
+
+class Library(SimpleNamespace):
+    """Stands in for NVIDIA's management library."""
+
+    NVMLError = Refusal
+
+    def __init__(self, count: int = 1, **answers: Any) -> None:
+        super().__init__(answers=answers, count=count)
+
+    def nvmlDeviceGetCount(self) -> int:
+        return self.count
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return f"number {index}"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid == "GPU-unknown":
+            raise Refusal
+        return uuid
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("nvmlDeviceGet") and name not in self.answers:
+            raise AttributeError(name)
+
+        def answer(handle: str, *_: object) -> Any:
+            found = self.answers[name]
+            if isinstance(found, Exception):
+                raise found
+            return next(found) if hasattr(found, "__next__") else found
+
+        return answer
+
+
+def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
+    library = Library(nvmlDeviceGetTotalEnergyConsumption=iter([0, 1000, 3500]))
+    monkeypatch.setattr(nvml, "gpu", lambda uuid=None: Nvml(library, "one"))
+    found = energy.meter("cuda")
+    assert found is not None
+    assert (found.source, found.lap()) == ("NVML", None)
+    assert found.lap() == pytest.approx(2.5)
+
+
+def test_a_gpu_that_does_not_count_its_energy_has_none_and_is_not_estimated(monkeypatch) -> None:
+    for library in (Library(nvmlDeviceGetTotalEnergyConsumption=Refusal()), Library()):
+        monkeypatch.setattr(nvml, "gpu", lambda uuid=None, library=library: Nvml(library, "one"))
+        assert energy.meter("cuda") is None
+    monkeypatch.setattr(nvml, "gpu", lambda uuid=None: None)
+    assert energy.meter("cuda") is None
+
+
+def test_name_clock_and_why_it_is_slowed_down() -> None:
+    mask = 0x04 | 0x20 | 0x40 | 0x01  # the last is idleness
+    answers = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
+    one = Nvml(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
+    assert (one.name(), one.clock_mhz(), one.slowed()) == ("NVIDIA H200", 1980.0, "its power limit and its temperature")
+    silent = Nvml(Library(), "one")
+    assert (silent.name(), silent.clock_mhz(), silent.slowed()) == (None, None, "")
+
+
+def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+
+    def handle(uuid: str | None, count: int) -> str | None:
+        found = nvml.gpu(uuid, find=lambda: Library(count))
+        return None if found is None else found.handle
+
+    assert handle(None, 1) == "number 0"
+    assert handle(None, 2) is None
+    assert handle("a", 2) == handle("GPU-a", 2) == "GPU-a"
+    assert handle("unknown", 2) is None
+    assert nvml.gpu(find=lambda: None) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "expected"),
+    [
+        ({}, 1, 0),
+        ({}, 0, None),
+        ({}, 4, None),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 4, 0),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-a"}, 4, "GPU-b"),
+        ({"CUDA_VISIBLE_DEVICES": "3,1"}, 4, None),
+        ({"CUDA_VISIBLE_DEVICES": "3,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 4, 3),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1, None),
+        ({"CUDA_VISIBLE_DEVICES": "7", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 4, None),
+    ],
+)
+def test_which_gpu_cuda_counts_first_is_said_only_where_it_is_known(environment, count: int, expected) -> None:
+    assert chosen(environment, count) == expected
+
+
+@pytest.mark.gpu
+def test_the_gpu_here_says_its_name_and_its_clock() -> None:
+    found = nvml.gpu()
+    assert found is not None
+    assert found.name()
+    assert (found.clock_mhz() or 0) > 0

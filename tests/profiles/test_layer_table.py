@@ -1,0 +1,130 @@
+"""The table of layers: every operation stands in it once, however modules are shared, called or nested."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.models import body
+from profiles.flops import count
+from profiles.layers import Layer, down_to, inside
+
+
+class Shared(nn.Module):
+    """A layer under three names, a part under two, a container that is never called, and work between the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.first = nn.Sequential(self.layer, nn.ReLU())
+        self.list = nn.ModuleList([self.layer, nn.Linear(4, 4, bias=False)])
+        self.again = self.first
+        self.idle = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.first(x))
+        x = self.layer(self.list[1](x))
+        return x @ x.t()
+
+
+def rows(net: nn.Module, x: Tensor) -> dict[str, Layer]:
+    return {layer.path: layer for layer in count(net, (x,)).layers}
+
+
+def test_work_stands_where_it_was_called_from() -> None:
+    found = rows(Shared(), torch.zeros(2, 4))
+    assert {path: (row.macs, row.calls) for path, row in found.items()} == {
+        "": (4 * 32 + 16, 1),
+        "layer": (32, 1),
+        "first": (64, 2),
+        "first.0": (64, 2),
+        "first.1": (0, 2),
+        "list": (32, 0),
+        "list.1": (32, 1),
+        "idle": (0, 0),
+    }
+    assert (found[""].own_macs, found[""].own_activations) == (16, 4)
+
+
+def test_shared_parameters_are_counted_in_the_first_row_and_named_in_the_others() -> None:
+    found = rows(Shared(), torch.zeros(2, 4))
+    assert {path: (row.params, row.shared_params) for path, row in found.items() if row.params + row.shared_params} == {
+        "": (20 + 16 + 10, 0),
+        "layer": (20, 0),
+        "first": (0, 20),
+        "first.0": (0, 20),
+        "list": (16, 20),
+        "list.1": (16, 0),
+        "idle": (10, 0),
+    }
+
+
+def test_tied_weights_are_counted_once() -> None:
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    net[1].weight = net[0].weight
+    found = rows(net, torch.zeros(1, 4))
+    assert [(found[path].params, found[path].shared_params) for path in ("", "0", "1")] == [(16, 0), (16, 0), (0, 16)]
+    assert found["1"].macs == 16
+
+
+def test_every_parent_has_what_its_children_have_and_its_own() -> None:
+    found = rows(body("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
+    for path, row in found.items():
+        below = [other for name, other in found.items() if name and name.rpartition(".")[0] == path]
+        assert row.macs == row.own_macs + sum(other.macs for other in below)
+        assert row.params == row.own_params + sum(other.params for other in below)
+        assert row.activations == row.own_activations + sum(other.activations for other in below)
+
+
+def test_what_is_run_by_another_way_than_a_call_belongs_to_the_caller() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.one.forward(x), self.two.weight)
+
+    found = rows(Around(), torch.zeros(1, 4))
+    assert (found[""].own_macs, found["one"].calls, found["one"].macs, found["two"].macs) == (32, 0, 0, 0)
+
+
+def test_a_layer_of_somebody_else_stands_at_its_own_place() -> None:
+    class Caller(nn.Module):
+        def __init__(self, other: nn.Module) -> None:
+            super().__init__()
+            self.others = [other]  # not a child
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.others[0](x)
+
+    layer = nn.Linear(4, 4)
+    found = rows(nn.Sequential(Caller(layer), layer), torch.zeros(1, 4))
+    assert {path: (row.macs, row.calls) for path, row in found.items()} == {"": (32, 1), "0": (0, 1), "1": (32, 2)}
+
+
+def test_the_table_is_cut_by_depth_and_by_part() -> None:
+    found = count(body("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
+    assert [layer.path for layer in down_to(found, 1) if layer.costs] == [
+        "", "conv1", "block1", "block2", "block3", "bn", "fc",
+    ]  # fmt: skip
+    part = inside(found, "block1")
+    whole = next(layer for layer in found if layer.path == "block1")
+    assert (part[0].path, part[0].depth, part[0].macs) == ("", 0, whole.macs)
+    assert all(layer.path in ("", "0", "1") for layer in down_to(part, 1))
+
+
+def test_a_program_that_cannot_be_traced_has_no_layers() -> None:
+    script = torch.jit.trace(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
+    assert isinstance(script, nn.Module)
+    found = count(script, (torch.zeros(1, 4),))
+    assert (found.layers, found.activations, found.products) == ((), None, 16)
+
+
+def test_a_network_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[0].weight.requires_grad_(False)
+    count(net, (torch.zeros(1, 4),))
+    assert [parameter.requires_grad for parameter in net.parameters()] == [False, True, True, True]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())

@@ -1,0 +1,159 @@
+"""The cost of single operators, worked out by hand, and by PyTorch's counter where that knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from profiles.flops import count
+from profiles.formulas import contraction, is_free
+
+
+class Does(nn.Module):
+    """A network that does one thing."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+X = torch.zeros(3, 4, 5)
+IMAGE = torch.zeros(1, 4, 8, 8)
+CONVOLUTIONS = {
+    "padded to the same size": (nn.Conv2d(4, 6, 3, padding="same"), 4 * 6 * 9 * 64),
+    "padded in a circle": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), 4 * 6 * 9 * 64),
+    "in groups, with strides": (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), 2 * 6 * 9 * 16),
+    "dilated": (nn.Conv2d(4, 6, 3, dilation=2), 4 * 6 * 9 * 16),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2), 4 * 6 * 9 * 64),
+    "transposed in groups": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), 2 * 6 * 9 * 64),
+    "without a batch": (nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(4, 6, 3)), 4 * 6 * 9 * 36),
+}
+PRODUCTS = {
+    "matrix by matrices": (lambda x: x[0] @ x.mT, 3 * 4 * 5 * 4),
+    "matrices by matrix": (lambda x: x @ x[0].mT, 3 * 4 * 5 * 4),
+    "matrices by matrices": (lambda x: x @ x.mT, 3 * 4 * 5 * 4),
+    "matrices by vector": (lambda x: x @ x[0, 0], 3 * 4 * 5),
+    "matrix by vector": (lambda x: torch.mv(x[0], x[0, 0]), 4 * 5),
+    "vector by vector": (lambda x: x[0, 0] @ x[0, 0], 5),
+    "vector plus matrix by vector": (lambda x: torch.addmv(x[0, :, 0], x[0], x[0, 0]), 4 * 5),
+    "matrix plus matrix by matrix": (lambda x: torch.addmm(x[0, :, :4], x[0], x[0].mT), 4 * 5 * 4),
+    "matrices plus matrices by matrices": (lambda x: torch.baddbmm(x[:, :, :4], x, x.mT), 3 * 4 * 5 * 4),
+    "tensordot": (lambda x: torch.tensordot(x, x, ((1, 2), (1, 2))), 3 * 3 * 4 * 5),  # pyright: ignore[reportArgumentType]
+    "inner": (lambda x: torch.inner(x[0], x[0]), 4 * 4 * 5),
+    "einsum of matrices": (lambda x: torch.einsum("bid,bjd->bij", x, x), 3 * 4 * 4 * 5),
+    "einsum with an ellipsis": (lambda x: torch.einsum("...id,jd->...ij", x, x[0]), 3 * 4 * 4 * 5),
+    "einsum that sums an index first": (lambda x: torch.einsum("ij,ik->k", x[0], x[0]), 4 * 5),
+    "einsum that only multiplies": (lambda x: torch.einsum("ij,ij->ij", x[0], x[0]), 0),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), 3 * 4 * 4 * (5 + 5)),
+}
+OTHERS = {
+    "BatchNorm": (nn.BatchNorm2d(4), 2 * 256),
+    "BatchNorm without weights": (nn.BatchNorm2d(4, affine=False), 256),
+    "LayerNorm": (nn.LayerNorm(8), 5 * 256),
+    "LayerNorm without weights": (nn.LayerNorm(8, elementwise_affine=False), 4 * 256),
+    "GroupNorm": (nn.GroupNorm(2, 4), 5 * 256),
+    "InstanceNorm": (nn.InstanceNorm2d(4, affine=True), 5 * 256),
+    "RMSNorm": (nn.RMSNorm(8), 3 * 256),
+    "pooling by averages": (nn.AvgPool2d(2), 256),
+    "global pooling": (nn.AdaptiveAvgPool2d(1), 256),
+    "pooling by the greatest": (nn.MaxPool2d(2), 0),
+    "nearest neighbour": (nn.Upsample(scale_factor=2), 4 * 256),
+    "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), 4 * 4 * 256),
+    "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), 16 * 4 * 256),
+    "element by element": (Does(lambda x: F.gelu(x * 2 + 1).softmax(1).round().mean()), 0),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_every_kind(name: str) -> None:
+    net, macs = CONVOLUTIONS[name]
+    found = count(net, (IMAGE,))
+    assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_every_kind(name: str) -> None:
+    call, macs = PRODUCTS[name]
+    found = count(Does(call), (X,))
+    assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_fvcore_counts(name: str) -> None:
+    net, macs = OTHERS[name]
+    found = count(net, (IMAGE,))
+    assert (found.macs, found.macs_torch, found.unsupported, found.products) == (macs, 0, {}, 0)
+
+
+def test_deformed_convolutions_are_counted_although_torch_s_counter_does_not_know_them() -> None:
+    from torchvision.ops import DeformConv2d
+
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = DeformConv2d(4, 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, torch.zeros(1, 18, 6, 6))
+
+    found = count(Deformed(), (IMAGE,))
+    assert (found.macs, found.macs_torch) == (4 * 6 * 9 * 36, 0)
+
+
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_are_counted_however_they_run(layer: type, gates: int) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer(5, 7, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0]
+
+    steps = 3 * 4
+    found = count(Read(), (X,))
+    assert found.macs == steps * 2 * gates * ((5 * 7 + 7 * 7) + (14 * 7 + 7 * 7))
+    assert (found.macs_torch, found.activations, found.unsupported) == (found.macs, steps * 14, {})
+
+
+@pytest.mark.parametrize("path", [None, [0, 1, 0, 1], [1, 2, 0, 1]])
+def test_a_chain_of_three_is_contracted_in_the_order_of_its_path(path: list[int] | None) -> None:
+    i, j, k, m = 3, 7, 5, 2
+    left_first, right_first = i * j * k + i * k * m, j * k * m + i * j * m
+    found = contraction("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
+    assert found == (right_first if path == [1, 2, 0, 1] else left_first)
+
+
+def test_an_equation_without_an_arrow_keeps_the_letters_that_stand_once() -> None:
+    assert contraction("ij,jk", [[3, 7], [7, 5]], [3, 5], None) == 3 * 7 * 5
+
+
+def test_three_operands_with_an_ellipsis_are_not_guessed() -> None:
+    with pytest.raises(NotImplementedError, match="ellipsis among 3 operands"):
+        contraction("...ij,jk,kl->...il", [[3, 3], [3, 3], [3, 3]], [3, 3], None)
+
+
+def test_a_function_with_its_own_gradient_hides_nothing_in_silence() -> None:
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x @ x.mT
+
+    found = count(Does(Own.apply), (X,))
+    assert list(found.unsupported) == ["prim::PythonOp.Own"]
+    assert (found.products, found.macs_torch) == (0, 3 * 4 * 5 * 4)
+
+
+def test_in_place_operators_are_as_free_as_their_twins() -> None:
+    assert is_free("aten::add_")
+    assert is_free("prim::Constant")
+    assert not is_free("prim::PythonOp.Own")
+    assert not is_free("aten::linalg_inv")
+    assert not is_free("aten::convolution")

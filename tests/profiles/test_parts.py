@@ -1,0 +1,90 @@
+"""The parts of a call on a GPU, told apart by events: marks of our own, and real ones where there is a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from clockwork import Hands
+
+from profiles.latency import Candidate, measure_alternated
+from profiles.parts import Parts, Shares, once, shares
+
+
+class Mark:
+    """An event by a clock of our own."""
+
+    def __init__(self, hands: Hands) -> None:
+        self.hands, self.at, self.waited = hands, 0.0, False
+
+    def record(self) -> None:
+        self.at = self.hands.now
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+    def elapsed_time(self, other: Any) -> float:
+        assert other.waited or other.at <= self.hands.now
+        return 1e3 * (other.at - self.at)
+
+
+def parts(hands: Hands, order: list[str], slow: int = -1) -> Parts:
+    calls = count()
+
+    def step(name: str, seconds: float):
+        def take(value: str) -> str:
+            order.append(name)
+            hands.pass_(seconds * (50 if next(calls) == slow else 1))
+            return f"{value}>{name}"
+
+        return take
+
+    @contextlib.contextmanager
+    def place():
+        order.append("enter")
+        yield
+        order.append("leave")
+
+    return Parts(step("in", 0.001), step("compute", 0.005), step("out", 0.002), lambda: Mark(hands), place)
+
+
+def test_each_part_is_between_its_marks_and_given_what_the_one_before_made() -> None:
+    hands, order = Hands(), list[str]()
+    made = parts(hands, order)
+    assert once(made, "images") == pytest.approx([1.0, 5.0, 2.0])
+    assert order == ["enter", "in", "compute", "out", "leave"]
+
+
+def test_medians_do_not_mind_a_slow_call_nor_the_first_ones() -> None:
+    found = shares(parts(Hands(), [], slow=30), "images")
+    assert (found.copy_in_ms, found.compute_ms, found.copy_out_ms) == pytest.approx((1.0, 5.0, 2.0))
+
+
+def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_has_none() -> None:
+    hands = Hands()
+    on_gpu = Candidate(lambda _: hands.pass_(0.01), "images", device="cuda", parts=parts(hands, []))
+    plain = Candidate(lambda _: hands.pass_(0.01), "images")
+    found = measure_alternated({"gpu": on_gpu, "cpu": plain}, duration_s=0.5, clock=hands.clock)
+    assert found["gpu"].latency_ms_p50 == pytest.approx(10)
+    assert (found["gpu"].copy_in_ms, found["gpu"].compute_ms, found["gpu"].copy_out_ms) == pytest.approx((1, 5, 2))
+    assert (found["cpu"].copy_in_ms, found["cpu"].compute_ms, found["cpu"].copy_out_ms) == (None, None, None)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_parts_are_positive_and_no_longer_than_the_whole() -> None:
+    from compress.cli.candidates import candidate
+    from compress.models import network
+    from compress.models.card import Card
+
+    card = Card("wrn16_1", 10, (32, 32))
+    one = candidate(network(card), card, 8, provider="cuda")
+    assert one.parts is not None
+    found = shares(one.parts, one.example)
+    whole = measure_alternated({"": one}, duration_s=1.0)[""].latency_ms_p90
+    assert isinstance(found, Shares)
+    assert min(found.copy_in_ms, found.compute_ms, found.copy_out_ms) > 0
+    assert found.copy_in_ms + found.compute_ms + found.copy_out_ms < 2 * whole
+    assert torch.cuda.is_available()

@@ -1,0 +1,74 @@
+"""When a warm-up ends: known times, a clock of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, cycle, repeat
+
+import pytest
+from clockwork import Hands
+
+from profiles.steady import Warmth, alike, warm_up
+
+
+def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -> tuple[Warmth, float]:
+    """What the warm-up of a call with these times came to, and how long it took."""
+    hands, left = Hands(), iter(times)
+
+    def once() -> float:
+        seconds = next(left)
+        hands.pass_(seconds)
+        return seconds
+
+    return warm_up(once, least_s=least_s, limit_s=limit_s, clock=hands.clock), hands.now
+
+
+def test_a_steady_call_is_warm_after_the_least_time() -> None:
+    found, seconds = warmed(repeat(0.001))
+    assert found.settled is True
+    assert 0.2 <= seconds < 0.3
+    assert found.runs == pytest.approx(1000 * seconds)
+    assert found.typical_s == 0.001
+
+
+def test_one_that_grows_faster_is_waited_for() -> None:
+    slow = (0.010 - 0.009 * i / 100 for i in range(100))
+    found, seconds = warmed(chain(slow, repeat(0.001)))
+    assert (found.settled, found.typical_s) == (True, 0.001)
+    assert seconds > 0.5
+
+
+def test_one_that_goes_on_rising_is_given_up_at_the_limit_and_said_not_to_have_settled() -> None:
+    found, seconds = warmed(0.001 * 1.002**i for i in range(10_000))
+    assert found.settled is False
+    assert 3.0 <= seconds < 3.1
+
+
+def test_one_that_jumps_about_has_not_settled() -> None:
+    found, _ = warmed(cycle([0.01] * 7 + [0.02] * 7))
+    assert found.settled is False
+
+
+def test_single_slow_calls_do_not_matter() -> None:
+    found, _ = warmed(cycle([0.001] * 9 + [0.02]))
+    assert found.settled is True
+
+
+def test_so_slow_a_call_that_nobody_can_say_is_called_once() -> None:
+    found, seconds = warmed(repeat(5.0))
+    assert (found.runs, found.settled, seconds) == (1, None, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"),
+    [
+        ([1.0, 1.0], False),
+        ([1.0, 1.04, 1.01], True),
+        ([1.0, 1.06, 1.01], False),
+        ([1.0, 1.02, 1.04], False),
+        ([1.04, 1.02, 1.0], False),
+        ([1.0, 1.004, 1.008], True),
+    ],
+)
+def test_alike_is_near_and_without_a_trend(medians: list[float], expected: bool) -> None:
+    assert alike(medians) is expected
