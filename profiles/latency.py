@@ -69,9 +69,7 @@ class Latency:
     load_before: float | None  #: one-minute load average of the machine; None where the system has none
     load_after: float | None
     machine: str = ""  #: what computed: the processor with its cores, or the GPU
-    scenario: str = (
-        "quick"  #: ours, with trtexec's conventions; else LoadGen's SingleStream, MultiStream, Offline, Server
-    )
+    scenario: str = "quick"  #: ours, as trtexec does it; else LoadGen's SingleStream, MultiStream, Offline, Server
     valid: bool | None = None  #: LoadGen's verdict; None without LoadGen
     invalid_because: str = ""
     first_ms: float | None = None  #: the first inference after loading

@@ -35,7 +35,7 @@ def byte_size(_: click.Context, __: click.Parameter, value: str | None) -> int |
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kKMG])(i?)B|B)?", value.strip())
     if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"found {value!r}, expected bytes, as 500kB, 2MB or 1GiB")
+        raise click.BadParameter(f"found {value!r}, expected bytes, as 500kB, 2MB or 2GiB")
     return round(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
 
 

@@ -55,7 +55,7 @@ def budget_of(most: dict[str, Any]) -> Budget:
 
 
 def drawn(places: Sequence[Path], task: str) -> dict[str, Path]:
-    """The pictures that lie in runs: caption -> file. Of a single one also those from its way."""
+    """The pictures that lie in runs: caption -> file. Of the best one also those from its way."""
     from profiles import overlays
 
     found = {}
@@ -64,11 +64,19 @@ def drawn(places: Sequence[Path], task: str) -> dict[str, Path]:
             if file.name != overlays.PICTURE:
                 shown = file.relative_to(place)
                 found[grid_caption(shown if len(places) == 1 else Path(place.name) / shown, task)] = file
-    return found | (over_time(places[0]) if len(places) == 1 else {})
+    told = [place for place in places if any(place.glob("pictures/*")) or any(place.glob("*/pictures/*"))]
+    return found | (over_time(max(told, key=best_score), named=len(places) > 1) if told else {})
 
 
-def over_time(place: Path) -> dict[str, Path]:
-    """Pictures that runs drew of themselves on their way, evenly chosen: caption -> file."""
+def best_score(place: Path) -> float:
+    """The best first metric of the runs in a folder."""
+    from profiles.record import read_records
+
+    return max((next(iter(record.metrics.values()), 0.0) for record in read_records(place)), default=0.0)
+
+
+def over_time(place: Path, *, named: bool) -> dict[str, Path]:
+    """Pictures that runs drew of themselves on their way, evenly chosen: caption -> file; with the folder's name."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted([*place.glob("pictures/*-*.png"), *place.glob("*/pictures/*-*.png")]):
         of = file.parent.parent.relative_to(place) / file.stem.rpartition("-")[0]
@@ -78,7 +86,7 @@ def over_time(place: Path) -> dict[str, Path]:
         last = len(files) - 1
         for i in dict.fromkeys(round(i * last / (MOST_TIMES - 1)) for i in range(MOST_TIMES)):
             step = int(files[i].stem.rpartition("-")[2])
-            found[f"{kind} after {step} steps"] = files[i]
+            found[f"{place.name + ': ' if named else ''}{kind} after {step} steps"] = files[i]
     return found
 
 
