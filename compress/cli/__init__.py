@@ -25,7 +25,7 @@ COMMANDS = {
         "Write verified files for ONNX Runtime, OpenVINO, TensorRT, in fp32, fp16, bf16, int8.",
     ),
     "bench": ("compress.cli.bench", "Measure latency and throughput of models."),
-    "report": ("compress.cli.report", "Join runs into one report (HTML, Markdown, JSON)."),
+    "report": ("compress.cli.report", "Join runs into one report, with the model to ship."),
     "demo": ("compress.cli.demo", "The whole path on embedded real data, in ten minutes."),
     "methods": ("compress.cli.lists", "List the distillation methods, or the settings of one."),
     "models": ("compress.cli.lists", "List the models a teacher or student can be."),

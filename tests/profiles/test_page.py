@@ -30,6 +30,7 @@ from profiles.tables import Table
 from profiles.tradeoff import as_csv, page_data
 
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "example"
 DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'</script>&amp;\u2028=1+1"
 
@@ -582,3 +583,35 @@ def test_formats_are_called_alike_by_server_and_scripts():
     block = re.search(r"const FORMATS = \{(.*?)\};", script, re.DOTALL)
     assert block
     assert dict(re.findall(r'"?([\w-]*)"?: "([^"]*)"', block[1])) == FORMATS
+
+
+# the example of the docs
+
+
+def test_the_example_is_a_real_sweep_that_is_drawn_sorts_and_filters(open_page):
+    """docs/example: four students or more by two methods in three precisions, as `compress sweep` left them."""
+    records = json.loads((EXAMPLE / "report.json").read_text())["records"]
+    files = [record for record in records if record["role"] == "student" and record["format"]]
+    for key, least in (("architecture", 4), ("method", 2), ("precision", 3)):
+        assert len({record[key] for record in files}) >= least
+    tab = open_page((EXAMPLE / "report.html").read_text(encoding="utf-8"))
+    draw_all(tab)
+    assert len(names(tab)) == len(records)
+    for name, timed in (
+        ("latency", [r for r in records if r["latencies"]]),
+        ("size", [r for r in records if r["size_bytes"]]),
+    ):
+        assert len(points(tab, f"chart-{name}")) == len(timed)
+    tab.locator("#table th[data-key=p50] button").click()
+    times = [float(text) for text in column(tab, "p50") if text != "–"]
+    assert times == sorted(times)
+    tab.locator("#table th[data-key=name] button").focus()
+    tab.keyboard.press("Enter")
+    assert names(tab) == sorted(names(tab), key=str.lower)
+    tab.locator("fieldset[data-facet=precision] label", has_text="int8").locator("input").click()
+    assert len(names(tab)) == sum(record["precision"] != "int8" for record in records)
+    tab.keyboard.press("Space")
+    assert len(names(tab)) == len(records)
+    assert all(
+        image["alt"] for image in tab.locator("#pictures img").evaluate_all("(all) => all.map((i) => ({alt: i.alt}))")
+    )

@@ -58,4 +58,6 @@ def wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet:
     return WideResNet(depth, width, classes, channels)
 
 
-MODELS = {f"wrn{depth}_{width}": partial(wrn, depth, width) for depth, width in [(16, 1), (16, 2), (40, 1), (40, 2)]}
+#: (depth, width): the paper's, and two shallow ones for devices with little to spare
+SIZES = ((10, 1), (10, 2), (16, 1), (16, 2), (40, 1), (40, 2))
+MODELS = {f"wrn{depth}_{width}": partial(wrn, depth, width) for depth, width in SIZES}
