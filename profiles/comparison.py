@@ -116,12 +116,14 @@ class Comparison:
         return None if found is None else positive(found.latency_ms_p50)
 
     def teacher(self, record: Record) -> Record | None:
-        """The teacher of a record: the only one there is, or the one that its run names."""
+        """The teacher of a record: the only one there is, or the one that its run names; a file's is its file."""
         if record.role == "teacher":
             return None
-        if len(self.teachers) == 1:
-            return self.teachers[0]
-        return next((teacher for teacher in self.teachers if teacher.name == record.run.get("teacher")), None)
+        names = {teacher.name for teacher in self.teachers}
+        name = next(iter(names)) if len(names) == 1 else record.run.get("teacher")
+        forms = [teacher for teacher in self.teachers if teacher.name == name]
+        alike = [teacher for teacher in forms if teacher.format == record.format]
+        return next(iter([*alike, *forms]), None)
 
     def retained(self, record: Record) -> float | None:
         """The share of its teacher's score that a record keeps."""

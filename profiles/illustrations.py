@@ -68,7 +68,8 @@ def courses(comparison: Comparison, runs: Sequence[Record]) -> Chart | None:
     lines = known if len(known) <= MOST_LINES else sorted(known, key=lambda c: -c.scores[-1])[:MOST_LINES]
     if not lines:
         return None
-    teacher = comparison.teachers[0] if len(comparison.teachers) == 1 else None
+    named = {teacher.name for teacher in comparison.teachers}
+    teacher = comparison.teachers[0] if len(named) == 1 else None
     score = None if teacher is None else comparison.score(teacher)
     level = None if teacher is None or score is None else (teacher.name, score)
     svg = charts.curves(lines, level=level, y_label=comparison.metric_name, salt="learning")

@@ -14,7 +14,7 @@ from PIL import Image
 LARGEST = 1400  #: pixels of the longer side, in the page
 SMALL = 700  #: pixels of the longer side below which a picture is enlarged without smoothing
 LONGEST = 4000  #: characters of a description
-HEAVY = 1_500_000  #: bytes above which a PNG is replaced by a JPEG
+HEAVY = 300_000  #: bytes above which a PNG is replaced by a JPEG
 
 
 #: what Pillow raises for files that are missing, no pictures (an OSError of its own), damaged or far too large

@@ -122,7 +122,8 @@ def caveats(comparison: Comparison) -> list[str]:
     if elsewhere:
         at = f"the setting that is compared ({comparison.setting})"
         found.append(f"No latency at {at}: {listed(shortened(elsewhere))}.")
-    if len(comparison.teachers) > 1 and any(comparison.teacher(r) is None for r in records if r.role == "student"):
+    names = {teacher.name for teacher in comparison.teachers}
+    if len(names) > 1 and any(comparison.teacher(r) is None for r in records if r.role == "student"):
         found.append("There are several teachers; a student whose run does not name its own is compared with none.")
     return found
 
