@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 #: facts of a run that tell nothing of another form of its student
 OWN = ("history", "last", "scores")
+#: of the run of a model that no run made: sha256 of its weights
+WEIGHTS = "weights"
 
 
 def record_option(function: Command) -> Command:
@@ -36,20 +38,44 @@ def remember(folder: Path, opened: Opened, **found: Any) -> None:
 def remember_form(folder: Path, spec: str, card: Card, form: str, precision: str, **found: Any) -> None:
     """Add a measurement of a model in one form ("onnx", …, or "" for the network). Raises RecordError."""
     from compress.models.folder import versions
-    from compress.models.programs import EXPORTED
     from profiles import machine
     from profiles.record import Record, append_records
 
+    folder = run_of(folder, spec)
     known = record_of(folder, spec, card)
-    unnamed = (Path(spec).stem if card.architecture == EXPORTED else card.architecture, "model", "")
-    name, role, method = unnamed if known is None else (known.name, known.role, known.method)
-    run = {} if known is None else {key: value for key, value in known.run.items() if key not in OWN}
+    name, role, method = (unnamed(folder, spec, card), "model", "") if known is None else (
+        known.name, known.role, known.method
+    )  # fmt: skip
+    run = {WEIGHTS: card.sha256} if known is None else {k: v for k, v in known.run.items() if k not in OWN}
     run |= found.pop("run", {})
     here = {"machine": machine.describe(), "versions": versions()}  # unless it was measured elsewhere
     line = Record(
         name, role, method, card.architecture, card.task, card.image_size, form, precision, run=run, **here | found
     )
     append_records(folder, [line])
+
+
+def run_of(folder: Path, spec: str) -> Path:
+    """The run within `folder` that a model lies in, where there is one with records of its own: its line goes there."""
+    from profiles.record import holds_records
+
+    path = Path(spec)
+    if not path.exists():
+        return folder
+    within = [place for place in path.resolve().parents if place.is_relative_to(folder.resolve())]
+    inside = [place for place in within if place != folder.resolve() and holds_records(place)]
+    return inside[0] if inside else folder
+
+
+def unnamed(folder: Path, spec: str, card: Card) -> str:
+    """What to call a model that no run knows: by its architecture, with its weights where others bear that name."""
+    from compress.models.programs import EXPORTED
+    from profiles.record import holds_records, read_records
+
+    name = Path(spec).stem if card.architecture == EXPORTED else card.architecture
+    records = read_records(folder) if holds_records(folder) else []
+    others = {record.run.get(WEIGHTS) for record in records if record.name == name} - {card.sha256}
+    return f"{name} {str(card.sha256)[:8]}" if others else name
 
 
 def format_of(opened: Opened) -> str:

@@ -55,11 +55,28 @@ def test_the_report_says_what_they_say_together(measured: Path, tmp_path: Path):
     assert (tmp_path / "report.csv").read_text().count("\n") == 3
 
 
+def test_other_weights_of_the_same_network_are_another_model(measured: Path, first_run, clothes, tmp_path: Path):
+    """A student that is measured into a folder which is not its run's."""
+    for model in (first_run[0] / "best", TEACHER, "wrn16_1"):
+        answer(run("profile", model, "--record", tmp_path, "--json"))
+    names = [record.name for record in read_records(tmp_path)]
+    assert [name.split()[0] for name in names] == ["wrn16_1", "wrn16_2", "wrn16_1"]
+    assert len(set(names)) == 3
+
+
+def test_what_lies_in_a_run_within_the_folder_goes_to_that_run(first_run, clothes):
+    folder, _ = first_run
+    before = len(read_lines(folder))
+    answer(run("eval", folder / "best", "--data", clothes, "--record", folder.parent, "--json"))
+    assert len(read_lines(folder)) == before + 1
+    assert not (folder.parent / "records.jsonl").exists()
+
+
 def test_what_lies_in_a_run_is_its_student(first_run, clothes):
     folder, _ = first_run
-    before = read_records(folder)
+    before, lines = read_records(folder), len(read_lines(folder))
     answer(run("eval", folder / "best", "--data", clothes, "--record", folder, "--json"))
     after = read_records(folder)
     assert [record.name for record in after] == [record.name for record in before]
     assert after[-1].run["steps"] == before[-1].run["steps"]
-    assert len(read_lines(folder)) == len(before) + 1
+    assert len(read_lines(folder)) == lines + 1
