@@ -174,7 +174,10 @@ def scientific(value: float | None) -> str:
 
 
 def runs(comparison: Comparison) -> Table | None:
-    made = [record for record in comparison.records if any(key in record.run for key in ("steps", "wall_s", "seed"))]
+    told_of = [record for record in comparison.records if any(key in record.run for key in ("steps", "wall_s", "seed"))]
+    networks = {(record.name, record.method) for record in told_of if not record.format}
+    # the files of a network were made by the same run
+    made = [record for record in told_of if not record.format or (record.name, record.method) not in networks]
 
     def told(key: str) -> Callable[[Record], str]:
         return lambda record: "" if record.run.get(key) is None else str(record.run[key])

@@ -178,7 +178,8 @@ def bench(
         {"model": models[case.index], **asdict(latency), **found.of(case), **judged(target, latency)}
         for case, latency in timed
     ]
-    named = [(case.model.name, latency) for case, latency in timed]
+    names = names_of([case.model for case, _ in timed])
+    named = [(name, latency) for name, (_, latency) in zip(names, timed, strict=True)]
     refuse_other_precision(target, named)
     warn_of_others([latency for _, latency in timed])
     if record is not None:
@@ -202,6 +203,12 @@ def remember_all(folder: Path, timed: list[tuple[Case, Latency]], found: Found, 
         files = [] if model.file is None else [model.file, *beside(model.file, trusted=trusted)]
         size = sum(file.stat().st_size for file in files) or None
         remember(folder, model, latencies=mine, size_bytes=size, **told)
+
+
+def names_of(models: list[Opened]) -> list[str]:
+    """What the table calls them: in short, and in full where two would be called the same."""
+    specs = {model.name: {other.spec for other in models if other.name == model.name} for model in models}
+    return [model.name if len(specs[model.name]) == 1 else model.spec for model in models]
 
 
 def rules_of(

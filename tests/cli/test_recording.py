@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,12 @@ def test_what_lies_in_a_run_is_its_student(first_run, clothes):
     assert [record.name for record in after] == [record.name for record in before]
     assert after[-1].run["steps"] == before[-1].run["steps"]
     assert len(read_lines(folder)) == lines + 1
+
+
+def test_two_files_that_would_be_called_the_same_are_called_in_full(measured: Path, tmp_path: Path):
+    for name in "ab":
+        (tmp_path / name / "files").mkdir(parents=True)
+        shutil.copy(measured / "teacher.onnx", tmp_path / name / "files")
+    files = [tmp_path / name / "files" / "teacher.onnx" for name in "ab"]
+    found = run("bench", *files, "--duration", "0.05s")
+    assert all(str(file) in found.output for file in files)

@@ -22,6 +22,7 @@ from profiles.comparison import Comparison, pareto
 from profiles.latency import Latency
 from profiles.record import Record, RecordError, append_records
 from profiles.report import write_report
+from profiles.tables import runs
 from profiles.wording import cell, count, fenced, seconds, share, three, times
 
 
@@ -304,6 +305,16 @@ def test_with_two_teachers_a_student_is_compared_with_the_one_its_run_names(tmp_
     assert comparison.retained(found) == pytest.approx(0.805 / 0.5)
     assert comparison.retained(lost) is None
     assert any("several teachers" in caveat for caveat in report(tmp_path, comparison.records)[2]["caveats"])
+
+
+def test_a_run_is_told_once_whatever_files_were_made_of_its_student():
+    int8 = replace(MOSAIC, format="onnx", precision="int8")
+    made = runs(Comparison([TEACHER, MOSAIC, int8]))
+    assert made is not None
+    assert len(made.rows) == 1
+    alone = runs(Comparison([TEACHER, int8]))
+    assert alone is not None
+    assert len(alone.rows) == 1
 
 
 def test_what_makes_numbers_doubtful_is_said(tmp_path: Path):
