@@ -10,7 +10,7 @@ from typing import Any
 
 from profiles.comparison import number
 from profiles.latency import Latency
-from profiles.record import FILE, FIRST, Record, measured_at, merged, read_records
+from profiles.record import Record, holds_records, measured_at, merged, read_records, without_course
 
 #: facts of a run that are settings: runs that differ in them are no repetitions of each other
 SETTINGS = ("teacher", "settings", "ood", "batch_size", "budget_s", "precision")
@@ -64,11 +64,9 @@ def join(folders: Sequence[Path]) -> Joined:
 
 def runs_in(folder: Path) -> list[Path]:
     """The folder itself where it has a record, else the folders in it that have one, else itself, to be refused."""
-    names = (FILE, FIRST)
-    if not folder.is_dir() or any((folder / name).is_file() for name in names):
+    if not folder.is_dir() or holds_records(folder):
         return [folder]
-    inside = sorted({file.parent for name in names for file in folder.glob(f"*/{name}")})
-    return inside or [folder]
+    return sorted(place for place in folder.iterdir() if holds_records(place)) or [folder]
 
 
 def same_model(record: Record) -> tuple[Any, ...]:
@@ -109,14 +107,13 @@ def averaged(group: Sequence[Record]) -> Record:
     shared = [name for name in first.metrics if all(name in record.metrics for record in group)]
     scores = {name: [record.metrics[name] for record in group] for name in shared}
     sizes = [record.size_bytes for record in group if record.size_bytes is not None]
-    run = {key: value for key, value in first.run.items() if key not in ("history", "last")}
     return dataclasses.replace(
         first,
         metrics={name: fmean(values) for name, values in scores.items()},
         size_bytes=round(fmean(sizes)) if sizes else None,
         latencies=mean_latencies([latency for record in group for latency in record.latencies]),
         export=max((record.export for record in group), key=departure),
-        run=run | {"seeds": [record.run["seed"] for record in group], "scores": scores},
+        run=without_course(first.run) | {"seeds": [record.run["seed"] for record in group], "scores": scores},
     )
 
 

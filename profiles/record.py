@@ -173,6 +173,16 @@ def holds_records(folder: Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (FILE, FIRST))
 
 
+def records_in(folder: Path) -> list[Record]:
+    """As `read_records`, and none where nothing was measured yet."""
+    return read_records(folder) if holds_records(folder) else []
+
+
+def without_course(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a run but its scores on the way and at its end: what holds for its student in every form."""
+    return {key: value for key, value in run.items() if key not in ("history", "last")}
+
+
 def read_line(line: bytes, path: Path, number: int) -> Record:
     """One measurement. Raises RecordError that names the line."""
     with refusing(path, f"line {number}: "):

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: in the folder of a run: what became of its files; how it was stopped early
 OUTCOME, STOPPED = "files.json", "stopped.json"
-#: of the run's facts what its files need not repeat
-AT_LENGTH = ("history", "last")
 Pair = tuple[str, str]  #: format, precision
 
 
@@ -105,10 +103,9 @@ class Model:
 
     def record(self) -> Record | None:
         """Of the network in PyTorch; None where there is none yet. Raises RecordError."""
-        from profiles.record import holds_records, read_records
+        from profiles.record import records_in
 
-        records = read_records(self.folder) if holds_records(self.folder) else []
-        return next((record for record in records if not record.format and record.metrics), None)
+        return next((record for record in records_in(self.folder) if not record.format and record.metrics), None)
 
 
 @dataclass(frozen=True)
@@ -225,15 +222,14 @@ def entry(artefact: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def write_down(model: Model, made: Mapping[str, Any]) -> None:
     """Add the record of a file to those of its model."""
-    from profiles.record import append_records
+    from profiles.record import append_records, without_course
 
     whole = model.record()
     assert whole is not None  # the model's own record comes first
     export = {key: value for key, value in made.items() if key not in ("metrics", "not_run", "file", "measured")}
-    run = {key: value for key, value in whole.run.items() if key not in AT_LENGTH}
     append_records(model.folder, [replace(
         whole, format=made["format"], precision=made["precision"], metrics=made["metrics"],
-        size_bytes=made["bytes"], export=export, latencies=[], run=run, pictures={}, at="",
+        size_bytes=made["bytes"], export=export, latencies=[], run=without_course(whole.run), pictures={}, at="",
     )])  # fmt: skip
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from profiles.record import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-#: facts of a run that tell nothing of another form of its student
-OWN = ("history", "last", "scores")
 #: of the run of a model that no run made: sha256 of its weights
 WEIGHTS = "weights"
 
@@ -39,14 +37,14 @@ def remember_form(folder: Path, spec: str, card: Card, form: str, precision: str
     """Add a measurement of a model in one form ("onnx", …, or "" for the network). Raises RecordError."""
     from compress.models.folder import versions
     from profiles import machine
-    from profiles.record import Record, append_records
+    from profiles.record import Record, append_records, without_course
 
     folder = run_of(folder, spec)
     known = record_of(folder, spec, card)
     name, role, method = (unnamed(folder, spec, card), "model", "") if known is None else (
         known.name, known.role, known.method
     )  # fmt: skip
-    run = {WEIGHTS: card.sha256} if known is None else {k: v for k, v in known.run.items() if k not in OWN}
+    run = {WEIGHTS: card.sha256} if known is None else without_course(known.run)
     run |= found.pop("run", {})
     here = {"machine": machine.describe(), "versions": versions()}  # unless it was measured elsewhere
     line = Record(
@@ -70,11 +68,10 @@ def run_of(folder: Path, spec: str) -> Path:
 def unnamed(folder: Path, spec: str, card: Card) -> str:
     """What to call a model that no run knows: by its architecture, with its weights where others bear that name."""
     from compress.models.programs import EXPORTED
-    from profiles.record import holds_records, read_records
+    from profiles.record import records_in
 
     name = Path(spec).stem if card.architecture == EXPORTED else card.architecture
-    records = read_records(folder) if holds_records(folder) else []
-    others = {record.run.get(WEIGHTS) for record in records if record.name == name} - {card.sha256}
+    others = {record.run.get(WEIGHTS) for record in records_in(folder) if record.name == name} - {card.sha256}
     return f"{name} {str(card.sha256)[:8]}" if others else name
 
 
@@ -91,13 +88,11 @@ def record_of(folder: Path, spec: str, card: Card) -> Record | None:
 
     What lies in the folder is its student; anything else is the teacher there, if it has that architecture.
     """
-    from profiles.record import holds_records, read_records
+    from profiles.record import records_in
 
-    if not holds_records(folder):
-        return None
     inside = Path(spec).exists() and Path(spec).resolve().is_relative_to(folder.resolve())
     records = [
-        record for record in read_records(folder)
+        record for record in records_in(folder)
         if not record.format and record.architecture == card.architecture and (record.role == "teacher") != inside
     ]  # fmt: skip
     named = [record for record in records if record.name == spec]

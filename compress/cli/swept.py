@@ -19,7 +19,6 @@ from compress.files import write_json
 if TYPE_CHECKING:
     from compress.cli.entrants import Entrant
     from compress.sweep import SweepPlan
-    from profiles.record import Record
 
 #: in the folder of the sweep: what was timed together, and when
 TIMED = "timed.json"
@@ -168,9 +167,11 @@ def calibrations(cells: Sequence[Cell]) -> list[str]:
 
 def slower(models: Sequence[Model]) -> list[str]:
     """The int8 files that took longer than their fp32, in one sentence."""
+    from profiles.record import records_in
+
     found = []
     for model in models:
-        records = {(one.format, one.precision): one for one in by_form(model) if one.latencies}
+        records = {(one.format, one.precision): one for one in records_in(model.folder) if one.latencies}
         for (format, precision), record in records.items():
             whole = records.get((format, "fp32"))
             if precision != "int8" or whole is None:
@@ -181,9 +182,3 @@ def slower(models: Sequence[Model]) -> list[str]:
                     f"{record.name} in {format} ({small.latency_ms_p50:.2f} ms against {large.latency_ms_p50:.2f})"
                 )
     return [f"int8 takes longer here than fp32, and was kept to be compared: {'; '.join(found)}."] if found else []
-
-
-def by_form(model: Model) -> list[Record]:
-    from profiles.record import holds_records, read_records
-
-    return read_records(model.folder) if holds_records(model.folder) else []
