@@ -6,8 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -33,6 +32,8 @@ from compress.tasks import task_of
 
 TIMED_STEPS = 2
 FEW = (1, 3)  #: iterations of the syntheses that are played
+HEAVY = 1e12  #: FLOP that a step on a CPU is timed with, if it can be had with fewer images: some ten seconds
+FEW_IMAGES = 4  #: fewer are not representative: a batch's shares and its statistics need some
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Estimate:
     flops_per_synthesis: int  #: of making a batch of images for the pool, before a step now and then; 0: no pool
     state_bytes: int  #: parameters, gradients and optimizer states of all players, the teacher, and a bank
     activation_bytes: int  #: most that is kept for a backward pass at once, at the precision of the run
-    seconds_per_step: float  #: median of a few timed steps on random images, without a synthesis
+    #: median of a few timed steps on random images, without a synthesis; of fewer images where the batch is heavy, and
+    #: then in proportion
+    seconds_per_step: float
+    timed_images: int  #: of a batch in the steps that were timed
     seconds_per_synthesis: float  #: reckoned from short ones
     steps: int  #: iterations, or as many as fit into the time limit
     syntheses: int  #: within these steps
@@ -96,18 +100,23 @@ def estimate(ready: Prepared) -> Estimate:
     place = open_place(plan.pace.device, plan.pace.precision)
     images = {kind: images_of(plan, kind) for kind in ready.method.needs}
     with TemporaryDirectory() as folder:
-        play = partial(rehearsal, ready, images=images, folder=Path(folder))
+
+        def play(place: Place, ready: Prepared) -> tuple[Any, Run]:
+            return rehearsal(ready, place, images=images, folder=Path(folder))
+
         try:
-            counts = measured(play(Place(torch.device("meta"), "32")), place)
+            counts = measured(play(Place(torch.device("meta"), "32"), ready), place)
         except NotImplementedError:  # a program as teacher holds real tensors and cannot be put there
-            counts = measured(play(place), place)
-        seconds = timed(*play(place))
+            counts = measured(play(place, ready), place)
+        lighter = light(ready, counts, place)
+        seconds = in_proportion(timed(*play(place, lighter)), lighter, ready)
     first = next(iter(images.values()), 0)
     steps, learned, syntheses = schedule(plan.pace, ready.method, first, seconds)
     return Estimate(
         flops_per_step=counts.a_step, flops_per_synthesis=counts.a_synthesis,
         state_bytes=counts.state, activation_bytes=counts.activations,
-        seconds_per_step=seconds.a_step, seconds_per_synthesis=seconds.a_synthesis, steps=steps, syntheses=syntheses,
+        seconds_per_step=seconds.a_step, seconds_per_synthesis=seconds.a_synthesis,
+        timed_images=batch_of(lighter), steps=steps, syntheses=syntheses,
         seconds=learned * seconds.a_step + syntheses * seconds.a_synthesis, unlabelled_images=first,
         device=str(place.device), precision=place.precision,
     )  # fmt: skip
@@ -125,6 +134,33 @@ class Counts(NamedTuple):
     a_synthesis: int
     state: int
     activations: int
+
+
+def batch_of(ready: Prepared) -> int:
+    return ready.plan.pace.batch_size or 1
+
+
+def light(ready: Prepared, counts: Counts, place: Place) -> Prepared:
+    """The plan with as many images a batch, and a synthesis, as can be timed on a CPU in some seconds."""
+    if place.device.type != "cpu":
+        return ready
+
+    def fewer(images: int, flops: float) -> int:
+        return images if flops <= HEAVY else min(images, max(FEW_IMAGES, int(images * HEAVY / flops)))
+
+    pace, method = ready.plan.pace, ready.method
+    if synthesizes(method):
+        method = copy.deepcopy(method)
+        method.images = fewer(method.images, counts.a_synthesis / method.iterations)
+    pace = replace(pace, batch_size=fewer(batch_of(ready), counts.a_step))
+    return replace(ready, plan=replace(ready.plan, pace=pace), method=method)
+
+
+def in_proportion(seconds: Seconds, lighter: Prepared, ready: Prepared) -> Seconds:
+    """What the plan takes, told from what it takes with fewer images."""
+    few, many = lighter.method, ready.method
+    images = many.images / few.images if synthesizes(few) and synthesizes(many) else 1.0
+    return Seconds(seconds.a_step * batch_of(ready) / batch_of(lighter), seconds.a_synthesis * images)
 
 
 def schedule(pace: Pace, method: Method, images: int, seconds: Seconds) -> tuple[int, int, int]:
@@ -159,7 +195,7 @@ def rehearsal(ready: Prepared, place: Place, *, images: dict[str, int], folder: 
         task=task_of(card),
         student=on(ready.student), teachers=[Frozen(on(net), place) for net in asked(ready)],
         sources={kind: Blank(count, card, device) for kind, count in images.items()},
-        batch_size=ready.plan.pace.batch_size or 1, steps=1,
+        batch_size=batch_of(ready), steps=1,
         display=Display("rehearsal", quiet=True),
     )  # fmt: skip
     method = copy.deepcopy(ready.method)

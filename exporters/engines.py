@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exporters.failure import RunnerError
 from exporters.nvidia import NAMES, Said, gpu_here, hearing, library
-from exporters.runner import Answer, Images, Runner, to_host
+from exporters.runner import Answer, Images, Runner, require_bytes, to_host
 from exporters.sidecar import Port, Profile, obstacle, read_engine
 
 DEVICE = "cuda"
@@ -89,10 +89,8 @@ class EngineRunner(Runner):
     def placed(self, images: Images) -> Tensor:
         """Images on the GPU in the type and order that the engine reads: in place, where they are that already."""
         if isinstance(images, Tensor) and images.device.type == self.device.type:
-            if self.takes_bytes and images.dtype != torch.uint8:
-                raise RunnerError(
-                    f"{self.path}: found images of type {images.dtype}, expected uint8 [n, height, width, 3]."
-                )
+            if self.takes_bytes:
+                require_bytes(images.dtype)
             self.check(images.shape)
             wanted = torch.uint8 if self.takes_bytes else torch.float32
             return images.detach().to(self.device, wanted).contiguous()

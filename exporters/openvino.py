@@ -113,7 +113,7 @@ class OpenVinoRunner(Runner):
         try:
             answers = self.request.infer([array], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise mismatch(self.path, array, shape, reason(error)) from error
+            raise mismatch(self.path, array.shape, shape, reason(error)) from error
         return {name: plain(answers[i]) for i, name in enumerate(self.outputs)}
 
     def close(self) -> None:

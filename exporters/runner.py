@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -84,11 +85,16 @@ class Runner(ABC):
 def to_host(images: Images, *, takes_bytes: bool) -> NDArray[Any]:
     """Images as a contiguous array of the type that a file takes; no copy where they are that already."""
     array = images.numpy(force=True) if isinstance(images, Tensor) else images
-    if takes_bytes and array.dtype != np.uint8:
-        raise RunnerError(
-            f"found images of type {array.dtype}, expected uint8 [n, height, width, 3]: it prepares them."
-        )
+    if takes_bytes:
+        require_bytes(array.dtype)
     return np.ascontiguousarray(array, dtype=np.uint8 if takes_bytes else np.float32)
+
+
+def require_bytes(found: np.dtype[Any] | torch.dtype) -> None:
+    """Raises RunnerError for images of another type than a file takes that prepares them itself."""
+    name = str(found).removeprefix("torch.")
+    if name != "uint8":
+        raise RunnerError(f"found images of type {name}, expected uint8 [n, height, width, 3]: it prepares them.")
 
 
 def to_bytes(images: Images) -> NDArray[np.uint8]:
@@ -97,7 +103,7 @@ def to_bytes(images: Images) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rint(array.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def mismatch(path: Path, array: np.ndarray, shape: list[int | str], error: str) -> RunnerError:
+def mismatch(path: Path, found: Sequence[int], shape: list[int | str], error: str) -> RunnerError:
     """Images that a file does not take."""
     wanted = ", ".join(str(part) if isinstance(part, int) else '"any"' for part in shape)
-    return RunnerError(f"{path}: images {list(array.shape)} do not run, expected [{wanted}] ({error}).")
+    return RunnerError(f"{path}: images {list(found)} do not run, expected [{wanted}] ({error}).")

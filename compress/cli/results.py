@@ -29,6 +29,8 @@ def rehearsed(ready: Prepared) -> tuple[dict[str, Any], str]:
     result = asdict(found)
     size = "x".join(map(str, ready.card.image_size))
     total, a_step = clock(found.seconds), f"{found.seconds_per_step:.3f} s a step"
+    if found.timed_images < (whole := ready.plan.pace.batch_size or 1):
+        a_step += f" (reckoned from {found.timed_images} of its {whole} images)"
     state, kept = f"{found.state_bytes / 1e6:.0f} MB", f"{found.activation_bytes / 1e6:.0f} MB"
     flops = found.flops_per_step * found.steps + found.flops_per_synthesis * found.syntheses
     compute = f"{found.flops_per_step / GIGA:.2f} GFLOP a step, {flops / 1e12:.2f} TFLOP"

@@ -95,6 +95,47 @@ def test_the_flops_of_a_rehearsal_are_the_closed_form(tmp_path, photos, moves) -
     assert found["flops_per_step"] == pytest.approx(closed, rel=0.02)
 
 
+def test_a_heavy_step_is_timed_with_fewer_images_and_reckoned_in_proportion(tmp_path, photos, monkeypatch) -> None:
+    """A step of the paper's NYUv2 recipe has 64 images and is minutes long on a CPU: four tell as much."""
+    from compress import rehearsal
+
+    seen: list[int] = []
+
+    def timed(method, run) -> rehearsal.Seconds:
+        seen.append(run.batch_size)
+        return rehearsal.Seconds(3.0, 0.0)
+
+    monkeypatch.setattr(rehearsal, "timed", timed)
+    light = answer(distill("--dry-run", "--json", ood=photos, out=tmp_path / "x"))
+    monkeypatch.setattr(rehearsal, "HEAVY", light["flops_per_step"] * 0.6)
+    heavy = answer(distill("--dry-run", "--json", ood=photos, out=tmp_path / "x"))
+    assert seen == [8, 4]
+    assert (light["timed_images"], heavy["timed_images"]) == (8, 4)
+    assert (light["seconds_per_step"], heavy["seconds_per_step"]) == (3.0, 6.0)
+    assert heavy["flops_per_step"] == light["flops_per_step"]
+    assert "reckoned from 4 of its 8 images" in distill("--dry-run", ood=photos, out=tmp_path / "x").stdout
+
+
+def test_a_heavy_synthesis_is_timed_with_fewer_images_too(tmp_path, monkeypatch) -> None:
+    from compress import rehearsal
+
+    seen: list[int] = []
+
+    def timed(method, run) -> rehearsal.Seconds:
+        seen.append(method.images)
+        return rehearsal.Seconds(1.0, 2.0)
+
+    monkeypatch.setattr(rehearsal, "timed", timed)
+    sets = ["--set", "method.images=32", "--set", "method.width_G=8", "--steps", 25, "--batch-size", 4]
+    words = ["distill", "--teacher", TEACHER, "--student", "wrn16_1", "--method", "fastdfkd", *sets]
+    words += ["--out", tmp_path / "x", "--dry-run", "--json"]
+    light = answer(run(*words))
+    monkeypatch.setattr(rehearsal, "HEAVY", light["flops_per_synthesis"] / 10 / 4)  # of its ten iterations
+    heavy = answer(run(*words))
+    assert seen == [32, 8]
+    assert (light["seconds_per_synthesis"], heavy["seconds_per_synthesis"]) == (2.0, 8.0)
+
+
 def test_a_rehearsal_refuses_what_the_run_would_refuse(tmp_path, photos) -> None:
     result = distill("--dry-run", "--set", "method.patch=3", ood=photos, out=tmp_path / "x")
     assert result.exit_code == 2, result.output

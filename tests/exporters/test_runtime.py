@@ -14,7 +14,7 @@ from torch import nn
 
 from exporters.failure import MissingFileError, RunnerError
 from exporters.onnx import export
-from exporters.runtime import PACKAGES, PROVIDERS, Provider, load
+from exporters.runtime import PACKAGES, PROVIDERS, OnnxRunner, Provider, load
 
 
 def net() -> nn.Module:
@@ -36,6 +36,27 @@ def test_both_runtimes_give_the_same_call(file: Path) -> None:
     np.testing.assert_array_equal(torch_runner(x), torch_runner(torch.from_numpy(x)))
     np.testing.assert_array_equal(onnx_runner(x), onnx_runner(torch.from_numpy(x)))
     assert (torch_runner.runtime, onnx_runner.runtime) == ("torch", "onnxruntime")
+
+
+def test_images_that_are_bound_where_they_lie_have_the_same_answers(file: Path) -> None:
+    """What images on a GPU take; the processor's memory can be bound as well."""
+    runner = load(file, threads=1)
+    assert isinstance(runner, OnnxRunner)
+    x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    (expected,) = runner.run(x).values()
+    strided = x.to(memory_format=torch.channels_last)
+    for images in (x, strided, x.double()):
+        (found,) = runner.bound(next(iter(runner.inputs)), images)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_images_on_the_gpu_have_the_answers_of_those_in_the_host_memory(file: Path) -> None:
+    runner = load(file, provider="cuda")
+    x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(runner(x.cuda()), runner(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(RunnerError, match=r"images \[1, 3, 8, 11\] do not run"):
+        runner(torch.rand(1, 3, 8, 11, device="cuda"))
 
 
 def test_a_runner_knows_what_the_file_says(file: Path) -> None:
