@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,33 +14,29 @@ from compress.engine.place import Precision
 from compress.errors import UsageError
 from compress.methods import find_method
 from compress.models import task_of
+from compress.units import BYTES, SECONDS, Unit, parse
 
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Format = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Narrow = Literal["fp32", "fp16", "bf16", "int8"]
-#: seconds in a `90s`, `10m` or `1.5h`; bytes in a `500kB` or `1MiB`
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 
-def in_units(units: dict[str, float], expected: str, kind: Callable[[float], float]) -> Callable[[Any], Any]:
+def in_units(unit: Unit, kind: Callable[[float], float]) -> Callable[[Any], Any]:
     """What turns `90s` into 90; numbers go through, for the type to judge. Raises ValueError."""
 
     def read(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", value.strip())
-        if found is None or found[2] not in units:
-            raise ValueError(f"found {value!r}, expected {expected}.")
-        return kind(float(found[1]) * units[found[2]])
+        try:
+            return kind(parse(value, unit)) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"{error}.") from error
 
     return read
 
 
-Duration = Annotated[Positive, BeforeValidator(in_units(SECONDS, "seconds, or a duration such as 90s or 10m", float))]
-Bytes = Annotated[Count, BeforeValidator(in_units(BYTES, "bytes, or a size such as 500kB or 2MB", round))]
+Duration = Annotated[Positive, BeforeValidator(in_units(SECONDS, float))]
+Bytes = Annotated[Count, BeforeValidator(in_units(BYTES, round))]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from compress.cli.cases import Case, cases_of
 from compress.cli.opening import model_options
-from compress.cli.options import duration
+from compress.cli.options import duration, in_unit
 from compress.cli.output import common, emit, say
 from compress.cli.recording import record_option, remember
 from compress.cli.targets import (
@@ -26,6 +25,7 @@ from compress.cli.targets import (
     verdict,
 )
 from compress.errors import CompressError, UsageError, nearest
+from compress.units import MILLISECONDS
 
 if TYPE_CHECKING:
     from compress.cli.elsewhere import Found
@@ -81,12 +81,7 @@ def chosen_of(value: str, known: tuple[str, ...]) -> list[str]:
 
 def parse_bound(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
     """`15ms`, `0.1s` or plain milliseconds -> milliseconds."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|)", value.strip())
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"found {value!r}, expected a time such as 15ms or 0.1s")
-    return float(found[1]) * (1000 if found[2] == "s" else 1)
+    return value if value is None else in_unit(value, MILLISECONDS)
 
 
 @click.command()

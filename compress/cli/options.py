@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from compress.units import BYTES, SECONDS, Unit, parse
 
 if TYPE_CHECKING:
     from compress.config import Document
@@ -16,27 +17,23 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SECONDS = {"s": 1, "m": 60, "h": 3600}
-
 
 def duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
     """`90s`, `10m`, `1.5h` or plain seconds -> seconds."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value.strip())
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"found {value!r}, expected a duration such as 90s, 10m or 1.5h")
-    return float(found[1]) * SECONDS[found[2] or "s"]
+    return value if value is None else in_unit(value, SECONDS)
 
 
 def byte_size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """`2GiB`, `500kB`, `1.5MB` or plain bytes -> bytes."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kKMG])(i?)B|B)?", value.strip())
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"found {value!r}, expected bytes, as 500kB, 2MB or 2GiB")
-    return round(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
+    return value if value is None else round(in_unit(value, BYTES))
+
+
+def in_unit(value: str, unit: Unit) -> float:
+    """The number. Raises click.BadParameter."""
+    try:
+        return parse(value, unit)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def patch_size(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import click
 
 from compress.errors import CompressError, UsageError, nearest
+from compress.units import SECONDS, parse
 
 if TYPE_CHECKING:
     from compress.config import Document
@@ -161,8 +162,6 @@ def read_file(path: Path) -> Target:
 
 def refuse_odd_values(target: Target, document: Document) -> None:
     """What types do not say. Raises UsageError."""
-    from compress.cli.options import duration
-
     if target.batch is not None and (not target.batch or min(target.batch) < 1):
         raise document.error("batch", "expected a list of whole numbers > 0, such as [1, 8].")
     if target.threads is not None and target.threads < 1:
@@ -171,9 +170,9 @@ def refuse_odd_values(target: Target, document: Document) -> None:
         raise document.error("latency_budget_ms", f"found {target.latency_budget_ms}, expected a number > 0.")
     if target.duration is not None:
         try:
-            duration(click.Context(click.Command("bench")), click.Option(["--duration"]), target.duration)
-        except click.BadParameter as error:
-            raise document.error("duration", f"{error.message}.") from error
+            parse(target.duration, SECONDS)
+        except ValueError as error:
+            raise document.error("duration", f"{error}.") from error
     if target.host is None:
         if target.python is not None:
             raise document.error("python", "is of another machine; give its host too, or leave it out.")
