@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from compress import config
+from compress.config import Document
 from compress.engine.play import play
 from compress.plan import open_run, prepare, read_plan
 from profiles import machine
@@ -36,16 +37,20 @@ def row(student: str, seed: int, facts: dict[str, Any], metric: str) -> Row:
     return {"student": student, "seed": seed, **scores, "steps": facts["steps"], "seconds": facts["seconds"]}
 
 
-def trained(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Row:
-    """`accuracy` of a WRN-16-1 at the end of so many steps from the embedded photographs, and the `seconds` it took."""
-    recipe = {
+def recipe(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Document:
+    """A WRN-16-1 from the embedded photographs, measured at the end only."""
+    return config.from_mapping({
         "teachers": [teacher],
         "student": {"model": "wrn16_1"},
         "data": {"unlabelled": "embedded/photos", "validation": "embedded/fashion"},
         "method": method,
         "pace": {"steps": steps, "batch_size": batch_size, "seed": seed, "evaluate": steps, "save": steps},
-    }
-    ready = prepare(*read_plan(config.from_mapping(recipe)))
+    })  # fmt: skip
+
+
+def trained(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Row:
+    """`accuracy` of the student of `recipe` at the end, and the `seconds` it took."""
+    ready = prepare(*read_plan(recipe(teacher, method, seed=seed, steps=steps, batch_size=batch_size)))
     begin = time.monotonic()
     with TemporaryDirectory() as folder:
         run = open_run(ready, Path(folder) / "run", quiet=True)

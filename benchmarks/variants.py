@@ -1,9 +1,11 @@
-"""What each thing that MosaicKD can do beyond its paper is worth: the same recipe with and without, for the same time.
+"""What a part of a method is worth: the comparison's runs made again with one thing changed, in as many steps.
 
-    python -m benchmarks.variants [--only plain ema_G] [--seeds 3] [--time-limit 240s] [--out runs/variants] [--write]
+    python -m benchmarks.variants [--only "ema_G 0.95" ...] [--seeds 0 1 2] [--write]
 
-Each variant is a `compress compare` of its own with one method, in its own folder; what has finished is not made again.
-Run it alone on the machine: the budget is time.
+Settings, batch size and steps are those of `benchmarks.compare` but for what a row names; the rows it starts from are
+that comparison's own. Steps and not time are the budget, so other work on the machine does not matter; what a run costs
+is told by its FLOPs. With --write, rows go to results/variants.json and variants.md; what is there already is kept, so
+that a run that was stopped goes on, and two may share the work.
 """
 
 from __future__ import annotations
@@ -11,85 +13,169 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import BATCH_SIZE, SETTINGS, TASK
+from benchmarks.compare import BATCH_SIZE, SETTINGS
+from benchmarks.students import recipe, trained
+from compress.plan import prepare, read_plan
+from compress.rehearsal import estimate
 from profiles import machine
 from profiles.record import read_records
 
 RESULTS = Path(__file__).parent / "results"
-#: variant -> method, and what it changes in its settings of `benchmarks.compare`
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("mosaic", {}),
-    "bn 0 (as the paper)": ("mosaic", {"bn": 0.0}),
-    "ema_G 0.95": ("mosaic", {"ema_G": 0.95}),
-    "meta_steps 2": ("mosaic", {"meta_steps": 2}),
-    "meta_steps 2, moves 10": ("mosaic", {"meta_steps": 2, "moves": 10}),
-    # how much of its lead over MosaicKD is the teacher's BatchNorm statistics
-    "FastDFKD, bn 0": ("fastdfkd", {"bn": 0.0}),
+TEACHER = {"model": "embedded/fashion_wrn16_2"}
+#: steps that a method made in the comparison's five minutes
+STEPS = {"mosaic": 171, "fastdfkd": 943, "kd": 1511, "sskd": 531, "dfnd": 1724, "zskt": 153}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method of the comparison with some settings changed; none: the comparison's own rows."""
+
+    method: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None  #: None: as many as in the comparison
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.method} | SETTINGS.get(self.method, {}) | self.changes
+
+    @property
+    def many(self) -> int:
+        return self.steps or STEPS[self.method]
+
+
+#: question -> name of a row -> what it is; the first of each is what the others change
+GROUPS: dict[str, dict[str, Variant]] = {
+    "What MosaicKD can do beyond its paper": {
+        "MosaicKD": Variant("mosaic"),
+        "bn 0 (as the paper)": Variant("mosaic", {"bn": 0.0}),
+        "ema_G 0.95": Variant("mosaic", {"ema_G": 0.95}),
+        "meta_steps 2": Variant("mosaic", {"meta_steps": 2}),
+        "meta_steps 2, moves 10": Variant("mosaic", {"meta_steps": 2, "moves": 10}),
+    },
+    "What MosaicKD's parts are worth": {
+        "MosaicKD": Variant("mosaic"),
+        "no D and no photographs": Variant("mosaic", {"local": 0.0, "ood_share": 0.0}),
+        "no photographs for S": Variant("mosaic", {"ood_share": 0.0}),
+        "no adversarial term": Variant("mosaic", {"adv": 0.0}),
+    },
+    "Why FastDFKD is ahead": {
+        "FastDFKD": Variant("fastdfkd"),
+        "FastDFKD, bn 0": Variant("fastdfkd", {"bn": 0.0}),
+        "FastDFKD, no adversarial term": Variant("fastdfkd", {"adv": 0.0}),
+        "MosaicKD, FastDFKD's generator": Variant("mosaic", {"generator": "small", "width_G": 64}),
+        "MosaicKD, FastDFKD's lr_G": Variant("mosaic", {"lr_G": 0.01}),
+    },
+    "Why DFND stays near chance": {
+        "DFND": Variant("dfnd"),
+        "all images kept": Variant("dfnd", {"keep": 1.0}, 1000),
+        "no noisy labels": Variant("dfnd", {"noisy": 0.0}, 1000),
+        "neither": Variant("dfnd", {"keep": 1.0, "noisy": 0.0}, 1000),
+    },
 }
 
 
-def made(variant: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of a variant, one a seed: accuracy at the end, steps, seconds."""
-    out = options.out / variant.replace(" ", "-").replace(",", "")
-    method, changes = VARIANTS[variant]
-    settings = SETTINGS[method] | changes
-    sets = [word for key, value in settings.items() for word in ("--set", f"{method}.{key}={json.dumps(value)}")]
-    words = [
-        *TASK, "--methods", method, "--time-limit", options.time_limit, "--seeds", options.seeds, "--batch-size",
-        BATCH_SIZE, *sets, "--out", out,
-    ]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "compress", "compare", *map(str, words)], check=True)
-    runs = [read_records(out / f"{method}-{seed}")[-1].run for seed in range(options.seeds)]
-    return [
-        {"variant": variant, "seed": run["seed"], "accuracy": run["last"]["accuracy"], "steps": run["steps"],
-         "seconds": run["wall_s"], "settings": changes}
-        for run in runs
-    ]  # fmt: skip
+def row_of(name: str, variant: Variant, seed: int) -> Row:
+    """One row: the accuracy at the end of a run."""
+    made = trained(TEACHER, variant.settings, seed=seed, steps=variant.many, batch_size=BATCH_SIZE)
+    return {"variant": name, "seed": seed, "steps": variant.many, "settings": variant.changes} | made
 
 
-def table(rows: list[dict[str, Any]], time_limit: str) -> str:
+def compared(method: str) -> list[Row]:
+    """The comparison's own rows of a method."""
+    runs = [read_records(path)[-1].run for path in sorted((RESULTS / "compare").glob(f"{method}-[0-9]*.jsonl"))]
+    return [{"seed": run["seed"], "steps": run["steps"], "accuracy": run["last"]["accuracy"]} for run in runs]
+
+
+@cache
+def compute(method: str, changes: str, steps: int) -> float:
+    """FLOPs of a run, forward and backward, all players."""
+    settings = Variant(method, json.loads(changes)).settings
+    found = estimate(prepare(*read_plan(recipe(TEACHER, settings, seed=0, steps=steps, batch_size=BATCH_SIZE))))
+    return found.flops_per_step * found.steps + found.flops_per_synthesis * found.syntheses
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """The rows that are not there yet, each kept as soon as it is made."""
+    wanted = {name: one for group in GROUPS.values() for name, one in group.items() if one.changes or one.steps}
+    for seed in options.seeds:
+        for name in options.only or wanted:
+            if any((row["variant"], row["seed"]) == (name, seed) for row in kept(options)):
+                continue
+            row = row_of(name, wanted[name], seed)
+            print(row, file=sys.stderr, flush=True)
+            keep([*kept(options), row], options)
+
+
+#: what this process found, where nothing is written
+FOUND: list[Row] = []
+
+
+def kept(options: argparse.Namespace) -> list[Row]:
+    """All rows that are known: with --write what any process has written, else what this one has found."""
+    path = RESULTS / "variants.json"
+    if not options.write:
+        return FOUND
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def keep(rows: list[Row], options: argparse.Namespace) -> None:
+    FOUND[:] = rows
+    if options.write:
+        content = {"benchmark": "variants", "batch_size": BATCH_SIZE, "rows": rows, "machine": machine.describe()}
+        (RESULTS / "variants.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def table(rows: list[Row]) -> str:
     lines = [
-        "# MosaicKD with more than its paper has",
+        "# One thing changed",
         "",
-        f"WRN-16-2 -> WRN-16-1, Fashion-MNIST from the embedded photographs, {time_limit} each, with the demo's "
-        "settings but for what is named; accuracy at the end of the run. Made by `python -m benchmarks.variants "
+        f"WRN-16-2 -> WRN-16-1, Fashion-MNIST from the embedded photographs, batch {BATCH_SIZE}: the runs of "
+        "[the comparison](compare.md), with its settings but for what is named; accuracy at the end of the run. "
+        "Compute is a run's FLOPs, all players, as a share of the first row's. Made by `python -m benchmarks.variants "
         "--write`.",
-        "",
-        "| variant | accuracy, mean ± standard deviation | seeds | steps |",
-        "| --- | --- | --- | --- |",
     ]
-    for variant in VARIANTS:
-        mine = [row for row in rows if row["variant"] == variant]
-        if mine:
+    for question, variants in GROUPS.items():
+        lines += [
+            "", f"## {question}", "", "| | accuracy, mean ± standard deviation | seeds | steps | compute |",
+            "| --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+        base = 0.0
+        for name, variant in variants.items():
+            plain = not (variant.changes or variant.steps)
+            mine = compared(variant.method) if plain else [row for row in rows if row["variant"] == name]
+            if not mine:
+                continue
+            mine.sort(key=lambda row: row["seed"])
             scores = [100 * row["accuracy"] for row in mine]
             spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             each = ", ".join(f"{score:.1f}" for score in scores)
+            cost = compute(variant.method, json.dumps(variant.changes), variant.many)
+            base = base or cost
             steps = round(statistics.mean(row["steps"] for row in mine))
-            lines.append(f"| {variant} | {statistics.mean(scores):.1f} %{spread} | {each} | {steps} |")
+            lines.append(
+                f"| {name} | {statistics.mean(scores):.1f} %{spread} | {each} | {steps} | {100 * cost / base:.0f} % |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    names = [name for group in GROUPS.values() for name in group]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=list(VARIANTS), nargs="+", help="these variants only")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--time-limit", default="240s", help="of each run; the default is the demo's")
-    parser.add_argument("--out", type=Path, default=Path("runs/variants"))
+    parser.add_argument("--only", choices=names, nargs="+", help="these rows only")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="write results/variants.json and .md")
     options = parser.parse_args()
-    rows = [row for variant in options.only or VARIANTS for row in made(variant, options)]
-    text = table(rows, options.time_limit)
+    sweep(options)
+    text = table(kept(options))
     print(text)
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"benchmark": "variants", "time_limit": options.time_limit, "rows": rows}
-        content |= {"machine": machine.describe()}
-        (RESULTS / "variants.json").write_text(json.dumps(content, indent=2) + "\n")
         (RESULTS / "variants.md").write_text(text)
 
 

@@ -87,8 +87,6 @@ def produce(question: Question, order: Order, metadata: dict[str, str], settings
             try:
                 outcome.made.append(make(question, base, path, format, precision, settings))
             except ExportError as error:
-                if len(order.wanted) == 1:
-                    raise
                 outcome.rejected.append({"format": format, "precision": precision, "reason": str(error)})
                 say(f"Error: {error}")
     return outcome
@@ -184,7 +182,7 @@ def place_of(model: str, out: Path | None, wanted: list[tuple[Format, Precision]
 def describe(made: list[Artefact], images: str, calibration: Calibration | None) -> str:
     """What was made, for people: one file in full, several as a table."""
     lines = [alone(made[0], images)] if len(made) == 1 else [tabulated(made, images)] if made else []
-    if calibration is not None:
+    if made and calibration is not None:
         lines.append(f"int8 was calibrated on {calibration.images} images of {calibration.name}")
     seen = dict.fromkeys(one.unverified for one in made if one.unverified is not None)
     return "\n".join([*lines, *(f"not run here: {why}" for why in seen)])

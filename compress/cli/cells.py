@@ -168,19 +168,10 @@ def exported(model: Model, pairs: Sequence[Pair], hand: Hand) -> dict[str, Any]:
     """What came of one order: `artefacts`, and those `rejected` with the reason. Raises as `Hand.ask`."""
     from compress.cli.artefacts import file_name
 
-    files = f"{model.folder / 'files'}/"
-    try:
-        found = hand.ask(export_words(model, pairs))
-    except CompressError as error:
-        # of several files the command lists what it rejects; if it is the only one, the command itself fails by it
-        (format, precision), *others = pairs
-        name = file_name(format, precision)  # pyright: ignore[reportArgumentType]
-        reason = str(error).partition(f"{files}{name}: ")[2]
-        if others or not reason.startswith((f"{precision} rejected: ", "not written: ")):
-            raise
-        found = {"artefacts": [], "rejected": [{"format": format, "precision": precision, "reason": reason}]}
+    found = hand.ask(export_words(model, pairs))
     for one in found["rejected"]:
-        one["reason"] = one["reason"].removeprefix(f"{files}{file_name(one['format'], one['precision'])}: ")
+        path = model.folder / "files" / file_name(one["format"], one["precision"])
+        one["reason"] = one["reason"].removeprefix(f"{path}: ")
     return found
 
 

@@ -113,6 +113,18 @@ def test_synthetic_images_come_from_the_models_own_run(tmp_path: Path) -> None:
     assert not (tmp_path / "c.onnx").exists()
 
 
+def test_what_is_rejected_alone_is_told_to_machines_too(tmp_path: Path) -> None:
+    words = ["export", TEACHER, "--precision", "fp16", "--tolerance", "1e-6", "--out", tmp_path / "a.onnx"]
+    found = run(*words, "--json")
+    assert found.exit_code == 1, found.output
+    result = json.loads(found.stdout)
+    assert result["artefacts"] == []
+    assert [(one["format"], one["precision"]) for one in result["rejected"]] == [("onnx", "fp16")]
+    assert found.stderr.count("fp16 rejected: differs by") == 1
+    assert os.listdir(tmp_path) == []
+    assert run(*words).stdout.strip() == ""
+
+
 def test_one_rejection_leaves_the_others_and_ends_with_one(tmp_path: Path) -> None:
     found = run(
         "export", TEACHER, "--precision", "fp32,fp16", "--tolerance", "1e-6", "--out", tmp_path / "out", "--json"
