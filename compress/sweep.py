@@ -90,7 +90,7 @@ class SweepPlan:
     precisions: list[Narrow] = field(default_factory=lambda: ["fp32"])  #: of the files
     calibration: str = "synthetic"  #: images for int8: data, or synthetic: the run's own where its method makes some
     calibration_images: Count = 256  #: how many
-    max_drop: Annotated[float, Field(ge=0)] | None = None  #: points that int8 may lose; None: what a file may differ
+    max_drop: Annotated[float, Field(ge=0)] | None = None  #: points a file may lose; None: as it may differ
     set: list[str] = field(default_factory=list)  #: `mosaic.bn=10` for one method, `data.views=1` for all
     prune: PrunePlan = field(default_factory=PrunePlan)
     limits: LimitsPlan = field(default_factory=LimitsPlan)

@@ -1,6 +1,6 @@
-"""int8 within an accuracy budget: the layers that suffer most stay in fp32, as few as keep the score.
+"""int8, fp16 and bf16 within an accuracy budget: the layers that suffer most stay in fp32, as few as keep the score.
 
-Layers are ranked by what each of them, quantised alone, does to the answers of a few images. That is the question
+Layers are ranked by what each of them, lowered alone, does to the answers of a few images. That is the question
 itself and not a stand-in for it: a layer's own rounding error (ONNX Runtime's qdq_loss_debug has it) says little of
 what becomes of it behind normalisations and sums. It costs a file and a few images a layer; above RANKED layers
 neighbours are ranked together. Then 0, 1, 2, 4, ... layers are kept until the score holds, and the last step is halved
@@ -9,20 +9,43 @@ back. That is about twice log2(layers) scores, which may each cost a whole data 
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from exporters.calibration import Batches, Calibrator, Reference
 from exporters.failure import RejectedError
-from exporters.int8 import Quantised, Subject, Target, calibrated
+from exporters.int8 import Quantised, Target, calibrated
+from exporters.precision import Low, Typed, Typing
 
-RANKED = 64  #: layers, or groups of neighbours, that are quantised alone
-IMAGES = 8  #: calibration images, or few more, on which they are
+RANKED = 64  #: layers, or groups of neighbours, that are lowered alone
+IMAGES = 8  #: images, or few more, on which they are
+
+
+class Subject(Protocol):
+    """A file of which others are made that differ in the layers they keep in fp32."""
+
+    @property
+    def precision(self) -> str:
+        """That the others go down to."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[str]: ...
+
+    def write(self, draft: Path, keep: Collection[str] = ()) -> Quantised | Typed:
+        """All layers but those to keep. Raises ExportError if none is left."""
+        ...
+
+    def put(self, draft: Path, layers: Collection[str]) -> Quantised | Typed:
+        """These layers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,12 +60,13 @@ class Attempt:
 class Budgeted:
     """The file that keeps to the budget, and how it was found."""
 
-    quantised: Quantised
+    written: Quantised | Typed
+    kept: tuple[str, ...]  #: layers that it has in fp32
     score: float  #: of the file
     reference_score: float  #: of fp32
     max_drop: float
     attempts: tuple[Attempt, ...]  #: in order; the file's own is among them
-    sensitivity: dict[str, float]  #: layer -> departure of the answers with it alone in int8; empty if none was kept
+    sensitivity: dict[str, float]  #: layer -> departure of the answers with it alone lowered; empty if none was kept
 
 
 def within_budget(
@@ -58,19 +82,53 @@ def within_budget(
 ) -> Budgeted:
     """Write `source` to `draft` as int8 that scores at most `max_drop` below `reference_score`.
 
-    `score`: of an .onnx file, higher is better, in the unit of `max_drop`. `batches`, `target`, `calibrator`: as of
-    `quantise`. Raises ExportError as `quantise` does, and with the figures where the score does not hold even with one
-    layer in int8; nothing is at `draft` then.
+    `score`: of an .onnx file, higher is better, in the unit of `max_drop`; NaN: it will not do. `batches`, `target`,
+    `calibrator`: as of `quantise`. Raises ExportError as `quantise` does, and with the figures where the score does not
+    hold even with one layer in int8; nothing is at `draft` then.
     """
     with calibrated(source, batches, target=target, calibrator=calibrator) as subject:
-        search = Search(subject, draft, score, reference_score - max_drop)
-        if not search.holds(0):
-            search.rank(Reference(source, batches, IMAGES))
-            search.settle()
-        if search.best is None:
-            raise RejectedError(rejection(search, reference_score, max_drop))
-        quantised, found = search.best
-        return Budgeted(quantised, found, reference_score, max_drop, tuple(search.attempts), dict(search.sensitivity))
+        return searched(subject, source, draft, batches, score, reference_score, max_drop)
+
+
+def typed_within_budget(
+    source: Path,
+    draft: Path,
+    precision: Low,
+    batches: Batches,
+    score: Callable[[Path], float],
+    reference_score: float,
+    max_drop: float,
+    *,
+    ranges: Mapping[str, float] | None = None,
+) -> Budgeted:
+    """Write `source` to `draft` in `precision`, scoring at most `max_drop` below `reference_score`; as `within_budget`.
+
+    bf16 is scored, and written, as float32 that is rounded to it: no runtime on a processor has its convolutions.
+    `ranges`: as of `retype`.
+    """
+    subject = Typing(source, precision, dict(ranges or {}), emulate=precision == "bf16")
+    return searched(subject, source, draft, batches, score, reference_score, max_drop)
+
+
+def searched(
+    subject: Subject,
+    source: Path,
+    draft: Path,
+    batches: Batches,
+    score: Callable[[Path], float],
+    reference_score: float,
+    max_drop: float,
+) -> Budgeted:
+    """The file of fewest layers in fp32 that keeps to the budget."""
+    search = Search(subject, draft, score, reference_score - max_drop)
+    if not search.holds(0):
+        search.rank(Reference(source, batches, IMAGES))
+        search.settle()
+    if search.best is None:
+        raise RejectedError(rejection(search, reference_score, max_drop))
+    written, last = search.best
+    attempts, sensitivity = tuple(search.attempts), dict(search.sensitivity)
+    return Budgeted(written, last.kept, last.score, reference_score, max_drop, attempts, sensitivity)
 
 
 class Search:
@@ -81,19 +139,21 @@ class Search:
         self.order: list[str] = []  # layers, the most sensitive first
         self.sensitivity: dict[str, float] = {}
         self.attempts: list[Attempt] = []
-        self.best: tuple[Quantised, float] | None = None
+        self.best: tuple[Quantised | Typed, Attempt] | None = None
 
-    def holds(self, kept: int) -> bool:
-        """Whether the score does with the first `kept` layers in fp32; what does is at the draft then."""
+    def holds(self, count: int) -> bool:
+        """Whether the score does with the first `count` layers in fp32; what does is at the draft then."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.draft.name
-            quantised = self.subject.write(path, self.order[:kept])
-            found = float(self.score(path))
-            self.attempts.append(Attempt(quantised.kept, found))
-            if not found >= self.least:
+            written = self.subject.write(path, self.order[:count])
+            kept = tuple(name for name in self.subject.layers if name in written.kept)
+            attempt = Attempt(kept, float(self.score(path)))
+            self.attempts.append(attempt)
+            if not attempt.score >= self.least:
                 return False
-            shutil.copyfile(path, self.draft)
-        self.best = quantised, found
+            for file in Path(folder).iterdir():  # weights may lie beside it
+                shutil.copyfile(file, self.draft.parent / file.name)
+        self.best = written, attempt
         return True
 
     def rank(self, reference: Reference) -> None:
@@ -124,12 +184,16 @@ class Search:
 
 
 def rejection(search: Search, reference_score: float, max_drop: float) -> str:
-    """Why int8 is rejected, to be said after whose it is."""
+    """Why a precision is rejected, to be said after whose it is."""
     first, last = search.attempts[0], search.attempts[-1]
-    layers = len(search.subject.layers)
-    fewer = f" and {last.score:g} with {layers - len(last.kept)} of them" if last is not first else ""
+    precision, layers = search.subject.precision, len(search.subject.layers)
+    fewer = f" and {scored(last)} with {layers - len(last.kept)} of them" if last is not first else ""
+    way_out = "calibrate on images more like those scored, or allow" if precision == "int8" else "allow"
     return (
-        f"accuracy: fp32 scores {reference_score:g}, int8 {first.score:g} with all {layers} "
-        f"layers{fewer}, expected at most {max_drop:g} less; calibrate on images more like those scored, or allow more "
-        "with --max-drop."
+        f"accuracy: fp32 scores {reference_score:g}, {precision} {scored(first)} with all {layers} "
+        f"layers{fewer}, expected at most {max_drop:g} less; {way_out} more with --max-drop."
     )
+
+
+def scored(attempt: Attempt) -> str:
+    return "nothing (beyond its tolerance)" if math.isnan(attempt.score) else f"{attempt.score:g}"

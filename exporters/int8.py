@@ -123,6 +123,8 @@ def quantise(
 class Subject:
     """A file made ready and calibrated once, from which int8 files are made that differ in the layers they keep."""
 
+    precision = "int8"
+
     def __init__(self, source: Path, model: ModelProto, target: Target) -> None:
         self.source, self.model = source, model
         self.target: Target = target

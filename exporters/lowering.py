@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from exporters.bisection import first_departure, ranges
-from exporters.budget import within_budget
+from exporters.budget import Budgeted, typed_within_budget, within_budget
 from exporters.comparison import TOLERANCES, Tolerance
 from exporters.failure import ExportError, RejectedError, RunnerError
 from exporters.graph import write
@@ -20,7 +21,7 @@ from exporters.int8 import Calibrator, Target, quantise
 from exporters.onnx import Question
 from exporters.openvino import convert
 from exporters.parity import Parity
-from exporters.precision import retype
+from exporters.precision import Low, Typed, retype
 from exporters.publishing import drafting, publish, sha256, size_of
 from exporters.runner import Runner
 from exporters.runtime import Runtime, load
@@ -39,6 +40,8 @@ NO_BF16 = (
     "every operator"
 )
 
+#: answers that are as far from PyTorch's as they like
+ANY = Tolerance(None, 1.0)
 ADDS_UP = "no single operator departs by a tenth: the error adds up"
 OF_THE_GRAPH = "the graph that it was built from is what was compared"
 
@@ -50,11 +53,17 @@ class Int8:
     calibration: Callable[[], Iterable[NDArray[Any]]]  #: batches of images as the file takes them, each call anew
     target: Target | None = None  #: None: what the format is for
     calibrator: Calibrator = "auto"
-    max_drop: float | None = None  #: greatest loss of `score`, a share in [0, 1]; None: whatever the tolerance allows
-    score: Callable[[Runner], float] | None = None  #: in [0, 1]; None: agreement with PyTorch's decisions
     #: looks at the fp32 file and the verified draft, which both run in the runtime named, and raises RejectedError to
     #: reject the draft; asked where what the bytes are for is here
     accept: Callable[[Path, Path, Runtime], None] | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a precision below fp32 may lose; as few layers as that takes stay in fp32."""
+
+    max_drop: float  #: greatest loss of `score`, a share in [0, 1]
+    score: Callable[[Runner], float] | None = None  #: in [0, 1]; None: agreement with PyTorch's decisions
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Settings:
 
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)  #: by precision
     int8: Int8 | None = None
+    budget: Budget | None = None  #: None: whatever the tolerance allows
     shapes: Shapes | None = None  #: of engines
     options: Options = field(default_factory=Options)  #: of engines
 
@@ -115,9 +125,8 @@ def made(
 ) -> Artefact:
     """The draft of an artefact, compared; `graph` is the ONNX file that it is compiled from, or the draft itself."""
     tolerance, unverified = settings.tolerances[precision], None
-    details = lowered(question, base, graph, format, precision, settings)
     with tempfile.TemporaryDirectory() as folder:
-        twin = runnable(base, graph, precision, Path(folder))
+        details, twin = lowered(question, base, graph, format, precision, settings, Path(folder))
         if format == "openvino":
             details["openvino"] = asdict(convert(graph, draft))
             parity, where = compared(question, base, twin, draft, "openvino", tolerance)
@@ -165,49 +174,64 @@ def put(question: Question, artefact: Path, runtime: Runtime, tolerance: Toleran
 
 
 def lowered(
-    question: Question, base: Path, graph: Path, format: Format, precision: Precision, settings: Settings
-) -> dict[str, Any]:
-    """Write the graph in its precision; what there is to say of it."""
+    question: Question, base: Path, graph: Path, format: Format, precision: Precision, settings: Settings, folder: Path
+) -> tuple[dict[str, Any], Path]:
+    """Write the graph in its precision; what there is to say of it, and what ONNX Runtime runs of it."""
     if precision == "fp32":
         write(onnx.load(base), graph)
-        return {}
+        return {}, graph
     if precision != "int8":
-        seen = ranges(base, question.batches[0]) if precision == "fp16" else {}
-        return {precision: asdict(retype(base, graph, precision, ranges=seen))}
+        return typed(question, base, graph, precision, settings, folder)
     if settings.int8 is None:
         raise ExportError("no calibration data; give some with --calibration.")
-    wish = settings.int8
+    wish, budget = settings.int8, settings.budget
     target = wish.target or TARGETS[format]
-    if wish.max_drop is None:
+    if budget is None:
         made = quantise(base, graph, wish.calibration, target=target, calibrator=wish.calibrator)
     else:
+        score = scoring(question, budget, RUNTIMES.get(target))
         made = within_budget(
-            base, graph, wish.calibration, score=scoring(question, wish, target),
-            reference_score=scoring(question, wish, target)(base), max_drop=wish.max_drop, target=target,
-            calibrator=wish.calibrator,
+            base, graph, wish.calibration, score=score, reference_score=score(base), max_drop=budget.max_drop,
+            target=target, calibrator=wish.calibrator,
         )  # fmt: skip
-    return {"int8": asdict(made)}
+    return {"int8": asdict(made)}, graph
 
 
-def scoring(question: Question, wish: Int8, target: Target) -> Callable[[Path], float]:
-    """What the budget is measured by: the score that was given, else agreement with PyTorch."""
+def typed(
+    question: Question, base: Path, graph: Path, precision: Low, settings: Settings, folder: Path
+) -> tuple[dict[str, Any], Path]:
+    """As `lowered`. ONNX Runtime has no bf16 on the CPU: a twin that rounds to bf16 takes the graph's place there."""
+    seen = ranges(base, question.batches[0]) if precision == "fp16" else {}
+    rounding, budget, keep = precision == "bf16", settings.budget, ()
+    twin = folder / "rounded.onnx" if rounding else graph
+    if budget is None:
+        made: Typed | Budgeted = retype(base, twin, precision, ranges=seen, emulate=rounding)
+    else:
+        score = scoring(question, budget, None, settings.tolerances[precision])
+        made = typed_within_budget(
+            base, twin, precision, lambda: question.batches, score=score,
+            reference_score=scoring(question, budget, None)(base), max_drop=budget.max_drop, ranges=seen,
+        )  # fmt: skip
+        keep = made.kept
+    if rounding:
+        retype(base, graph, precision, keep=keep)
+    return {precision: asdict(made)}, twin
+
+
+def scoring(
+    question: Question, budget: Budget, runtime: Runtime | None, tolerance: Tolerance = ANY
+) -> Callable[[Path], float]:
+    """What the budget is measured by: the score that was given, else agreement with PyTorch; NaN beyond `tolerance`."""
 
     def score(graph: Path) -> float:
-        with load(graph, runtime=RUNTIMES.get(target)) as runner:
-            if wish.score is not None:
-                return wish.score(runner)
-            return question.put(runner, Tolerance(None, 1.0)).top1_agreement
+        with load(graph, runtime=runtime) as runner:
+            try:
+                agreement = question.put(runner, tolerance).top1_agreement
+            except ExportError:
+                return math.nan
+            return agreement if budget.score is None else budget.score(runner)
 
     return score
-
-
-def runnable(base: Path, graph: Path, precision: Precision, folder: Path) -> Path:
-    """What ONNX Runtime runs of a graph. It has no bf16 on the CPU: a twin that rounds to bf16 takes its place."""
-    if precision != "bf16":
-        return graph
-    twin = folder / "rounded.onnx"
-    retype(base, twin, "bf16", emulate=True)
-    return twin
 
 
 def compared(

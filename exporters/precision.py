@@ -79,6 +79,33 @@ def retype(
     return found
 
 
+class Typing:
+    """A float32 graph of which files in `precision` are made that differ in the layers they keep."""
+
+    def __init__(self, source: Path, precision: Low, ranges: Mapping[str, float], *, emulate: bool) -> None:
+        """Raises ExportError where a layer has no name to be kept by."""
+        self.source, self.ranges, self.emulate = source, ranges, emulate
+        self.precision: Low = precision
+        graph = onnx.load(source, load_external_data=False).graph
+        weights = {one.name for one in graph.initializer}
+        layers = [node for node in graph.node if node.op_type in WEIGHTED and weights.intersection(node.input)]
+        self.layers = [node.name for node in layers]
+        if "" in self.layers:
+            nameless = layers[self.layers.index("")]
+            raise ExportError(
+                f"{source}: the {nameless.op_type} that gives {nameless.output[0]} has no name to be kept in fp32 by; "
+                "export the network again."
+            )
+
+    def write(self, draft: Path, keep: Collection[str] = ()) -> Typed:
+        """All layers but those to keep. Raises ExportError as `retype` does."""
+        return retype(self.source, draft, self.precision, keep=keep, ranges=self.ranges, emulate=self.emulate)
+
+    def put(self, draft: Path, layers: Collection[str]) -> Typed:
+        """These layers, and what stands between layers."""
+        return self.write(draft, [name for name in self.layers if name not in set(layers)])
+
+
 def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model at an opset whose convolutions know bf16."""
     if opset_of(model) >= BF16_OPSET:

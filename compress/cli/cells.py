@@ -196,8 +196,8 @@ def export_words(model: Model, pairs: Sequence[Pair]) -> list[str]:
         assert model.calibration is not None
         words += ["--calibration", model.calibration, "--calibration-images", str(model.plan.calibration_images)]
         words += ["--allow-slower"]  # the report shows how it compares
-        if model.plan.max_drop is not None:
-            words += ["--max-drop", str(model.plan.max_drop), "--val", model.plan.val]
+    if model.plan.max_drop is not None and set(precisions) != {"fp32"}:
+        words += ["--max-drop", str(model.plan.max_drop), "--val", model.plan.val]
     return [*words, *root(model.plan), "--out", str(out), "--json"]
 
 

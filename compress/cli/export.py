@@ -16,7 +16,7 @@ from compress.errors import UsageError, nearest
 if TYPE_CHECKING:
     from compress.cli.calibrating import Calibration
     from compress.models.card import Card
-    from exporters.lowering import Settings
+    from exporters.lowering import Budget, Settings
     from exporters.onnx import Question
 
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
@@ -95,7 +95,7 @@ OPTIONS = [
                  help="How ranges are found: auto tries several and keeps the best."),
     click.option("--target", type=click.Choice(TARGETS), help="What int8 shall be fast on.  [default: by format]"),
     click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
-                 help="int8 leaves layers in float until at most so many points are lost."),
+                 help="Leave layers in fp32 until at most so many points are lost."),
     click.option("--val", metavar="DATA", help="Labelled images for --max-drop.  [default: agreement with PyTorch]"),
     click.option("--allow-slower", is_flag=True, help="Keep int8 that is slower here than fp32."),
     click.option("--workspace", callback=byte_size, metavar="2GiB", help="GPU memory a layer of an engine may use."),
@@ -155,7 +155,7 @@ def export(model: str, as_json: bool, record: Path | None, formats: Any, precisi
                     given["calibration"], model, card, given["calibration_images"], root=given["data_root"], say=say
                 )
             )
-        settings = wishes(question, card, formats, chosen, given)
+        settings = wishes(question, card, formats, precisions, chosen, given)
         outcome = produce(question, order, {**to_metadata(card), **beyond_the_card(question)}, settings)
     for name, reason in outcome.source.refused.items():
         say(f"The exporter {name} was refused: {reason}")
@@ -208,10 +208,15 @@ def batch_of(given: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def wishes(
-    question: Question, card: Card, formats: tuple[str, ...], chosen: Calibration | None, given: dict[str, Any]
+    question: Question,
+    card: Card,
+    formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    chosen: Calibration | None,
+    given: dict[str, Any],
 ) -> Settings:
     """Tolerances, calibration, shapes and options of engines. Raises UsageError for what nothing that is made uses."""
-    from compress.cli.artefacts import refuse_slower, score_on, tolerances
+    from compress.cli.artefacts import refuse_slower, tolerances
     from exporters.lowering import Int8, Settings
     from exporters.tensorrt import Options, Shapes
 
@@ -227,12 +232,8 @@ def wishes(
     int8 = None
     if chosen is not None:
         batches = chosen.batches if question.source.framing is None else chosen.as_bytes()
-        drop = given["max_drop"]
-        int8 = Int8(
-            batches, given["target"], given["calibrator"], None if drop is None else drop / 100,
-            score_on(given["val"], card, given["data_root"]) if given["val"] else None,
-            None if given["allow_slower"] else refuse_slower(card),
-        )  # fmt: skip
+        accept = None if given["allow_slower"] else refuse_slower(card)
+        int8 = Int8(batches, given["target"], given["calibrator"], accept)
     options = Options(
         workspace_bytes=given["workspace"],
         timing_cache=given["timing_cache"],
@@ -243,6 +244,22 @@ def wishes(
     return Settings(
         tolerances=tolerances(given["tolerance"], given["min_agreement"]),
         int8=int8,
+        budget=budget_of(card, precisions, given),
         shapes=Shapes(batch_of(given), given["sizes"]),
         options=options,
     )
+
+
+def budget_of(card: Card, precisions: tuple[str, ...], given: dict[str, Any]) -> Budget | None:
+    """What may be lost. Raises UsageError where nothing that is made could lose any, or it is not said how much."""
+    from compress.cli.artefacts import score_on
+    from exporters.lowering import Budget
+
+    if given["max_drop"] is None:
+        if given["val"]:
+            raise UsageError("--val: is what --max-drop is measured on; give that too.")
+        return None
+    if set(precisions) == {"fp32"}:
+        raise UsageError("--max-drop: is for precisions below fp32; add one, such as --precision int8.")
+    score = score_on(given["val"], card, given["data_root"]) if given["val"] else None
+    return Budget(given["max_drop"] / 100, score)

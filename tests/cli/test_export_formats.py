@@ -144,6 +144,8 @@ def test_one_rejection_leaves_the_others_and_ends_with_one(tmp_path: Path) -> No
         (["--precision", "fp8"], "fp32, fp16, bf16, int8"),
         (["--batch", "8:1"], "least:usual:most"),
         (["--batch", "8:4:2"], "rise"),
+        (["--max-drop", "1"], "below fp32"),
+        (["--precision", "fp16", "--val", "embedded/fashion"], "--max-drop"),
         (["--workspace", "lots"], "2GiB"),
         (["--workspace", "2GiB"], "--format tensorrt"),
         (["--precision", "fp32,fp16", "--out", "a.onnx"], "folder"),

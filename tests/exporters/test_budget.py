@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from exporters import budget
-from exporters.budget import within_budget
+from exporters.budget import typed_within_budget, within_budget
 from exporters.failure import ExportError
 from exporters.graph import Signature, torchscript, write
 
@@ -77,8 +77,8 @@ def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, t
     found = within_budget(
         source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target, calibrator="minmax"
     )  # fmt: skip
-    assert found.quantised.kept == (SORE,)
-    assert found.quantised.layers == 16
+    assert found.written.kept == (SORE,)
+    assert found.written.layers == 16
     assert [attempt.kept for attempt in found.attempts] == [(), (SORE,)]
     assert found.attempts[0].score < fp32 - 10
     assert found.score == found.attempts[1].score == score(tmp_path / "a.onnx") >= fp32 - 1
@@ -89,7 +89,7 @@ def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, t
 
 def test_nothing_is_kept_nor_ranked_where_int8_is_good_enough(stack: Path, tmp_path: Path) -> None:
     found = within_budget(stack, tmp_path / "a.onnx", Passes(), lambda _: 0.5, 0.6, 0.2, calibrator="minmax")
-    assert (found.quantised.kept, found.sensitivity, len(found.attempts)) == ((), {}, 1)
+    assert (found.written.kept, found.sensitivity, len(found.attempts)) == ((), {}, 1)
 
 
 def layers_in_int8(path: Path) -> int:
@@ -106,11 +106,28 @@ def test_as_few_as_possible_are_kept_in_few_attempts_with_one_calibration(stack:
         stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5,
         calibrator="minmax",
     )  # fmt: skip
-    assert found.quantised.layers == layers_in_int8(tmp_path / "a.onnx") == most
+    assert found.written.layers == layers_in_int8(tmp_path / "a.onnx") == most
     assert passes.count == 2, "once for the ranges, and once for the images that layers are ranked on"
     assert len(found.attempts) <= 2 * np.log2(DEPTH) + 1
     kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
-    assert set(found.quantised.kept) == set(kept)
+    assert set(found.written.kept) == set(kept)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("most", [17, 14, 1])
+def test_typed_files_keep_as_few_layers_as_possible_too(stack: Path, tmp_path: Path, precision, most) -> None:
+    """A score that holds with at most so many layers in the precision."""
+
+    def low(path: Path) -> int:
+        nodes = onnx.load(path).graph.node
+        return sum(one.op_type in ("Conv", "Gemm") and one.input[1].endswith(f"_{precision}") for one in nodes)
+
+    found = typed_within_budget(
+        stack, tmp_path / "a.onnx", precision, Passes(), lambda path: float(low(path) <= most), 1.0, 0.5
+    )
+    assert low(tmp_path / "a.onnx") == most
+    kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
+    assert set(found.kept) == set(kept)
 
 
 def test_neighbours_are_ranked_together_where_there_are_many(stack: Path, tmp_path: Path, monkeypatch) -> None:
@@ -121,13 +138,14 @@ def test_neighbours_are_ranked_together_where_there_are_many(stack: Path, tmp_pa
     )  # fmt: skip
     assert len(set(found.sensitivity.values())) == 5
     assert len(found.sensitivity) == DEPTH
-    assert found.quantised.layers == 15
+    assert found.written.layers == 15
 
 
 @pytest.mark.parametrize("answer", [0.125, float("nan")])
 def test_int8_is_rejected_with_the_figures_where_no_choice_of_layers_helps(stack: Path, tmp_path: Path, answer) -> None:
+    said = r"nothing \(beyond its tolerance\)" if answer != answer else f"{answer:g}"
     sentence = (
-        rf"^accuracy: fp32 scores 91\.5, int8 {answer:g} with all 17 layers and {answer:g} "
+        rf"^accuracy: fp32 scores 91\.5, int8 {said} with all 17 layers and {said} "
         r"with 1 of them, expected at most 1 less; .* --max-drop"
     )
     with pytest.raises(ExportError, match=sentence) as caught:
@@ -145,5 +163,5 @@ def test_the_file_is_the_one_that_was_scored(stack: Path, tmp_path: Path) -> Non
         return float(layers_in_int8(path) <= 14)
 
     found = within_budget(stack, tmp_path / "a.onnx", Passes(), remember, 1.0, 0.0, calibrator="minmax")
-    right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept == found.quantised.kept)
+    right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept == found.written.kept)
     np.testing.assert_array_equal(answers(tmp_path / "a.onnx", images), seen[right])

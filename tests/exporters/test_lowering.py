@@ -16,7 +16,7 @@ from torch import nn
 from exporters import lowering
 from exporters.comparison import TOLERANCES
 from exporters.failure import ExportError, RejectedError
-from exporters.lowering import Int8, Settings, make
+from exporters.lowering import Budget, Int8, Settings, make
 from exporters.onnx import Question, source, write_onnx
 from exporters.runtime import load
 from exporters.tensorrt import Shapes
@@ -126,12 +126,40 @@ def test_a_budget_is_kept_by_the_score_that_is_given(question, base, tmp_path) -
         asked.append(runner.precision)
         return 1.0 if runner.precision == "fp32" else 0.97
 
-    wish = replace(INT8, max_drop=0.05, score=score)
-    found = make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(int8=wish))
+    found = make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(int8=INT8, budget=Budget(0.05, score)))
     assert asked[:2] == ["fp32", "int8"]
     assert found.details["int8"]
     with pytest.raises(ExportError, match="rejected"):
-        make(question, base, tmp_path / "b.onnx", "onnx", "int8", Settings(int8=replace(wish, max_drop=0.01)))
+        make(question, base, tmp_path / "b.onnx", "onnx", "int8", Settings(int8=INT8, budget=Budget(0.01, score)))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_budget_keeps_layers_of_typed_files_in_fp32_until_the_tolerance_holds_too(
+    question, base, tmp_path, precision
+) -> None:
+    whole = make(question, base, tmp_path / "whole.onnx", "onnx", precision)
+    assert whole.parity.max_rel is not None
+    strict = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=0.7 * whole.parity.max_rel)}
+    settings = Settings(tolerances=strict)
+    with pytest.raises(ExportError, match=f"{precision} rejected: differs"):
+        make(question, base, tmp_path / "net.onnx", "onnx", precision, settings)
+    found = make(question, base, tmp_path / "net.onnx", "onnx", precision, replace(settings, budget=Budget(0.05)))
+    assert found.parity.max_rel is not None
+    assert found.parity.max_rel <= 0.7 * whole.parity.max_rel
+    details = found.details[precision]
+    assert len(details["kept"]) > 0
+    low = [node.name for node in onnx.load(tmp_path / "net.onnx").graph.node if low_layer(node, precision)]
+    assert len(low) + len(details["kept"]) == len(details["sensitivity"])
+    assert not {*low} & {*details["kept"]}
+    hopeless = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=1e-9)}
+    settings = Settings(tolerances=hopeless, budget=Budget(0.05))
+    with pytest.raises(ExportError, match=rf"rejected: accuracy: fp32 scores 1, {precision} nothing \(beyond its tol"):
+        make(question, base, tmp_path / "b.onnx", "onnx", precision, settings)
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def low_layer(node: onnx.NodeProto, precision: str) -> bool:
+    return node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1].endswith(f"_{precision}")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
