@@ -12,7 +12,6 @@ run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import Kept
 from benchmarks.step_speed import CARD, alternate, our_loop
 from benchmarks.students import trained
 from compress.data import open_images
@@ -30,7 +30,6 @@ from compress.engine.place import open_place
 from compress.sources import CachedSource, cache_folder
 from profiles import machine
 
-RESULTS = Path(__file__).parent / "results"
 KEPT = {"augment": False, "keep_answers": True}
 #: option -> (settings of the method, whether the teacher is folded)
 OPTIONS: dict[str, tuple[dict[str, bool], bool]] = {
@@ -60,20 +59,18 @@ def row_of(trial: str, option: str, seed: int, steps: int, batch_size: int) -> d
     return {"settings": trial, "option": option, "seed": seed, "steps": steps, "batch_size": batch_size} | made
 
 
-def accuracies(options: argparse.Namespace) -> list[dict[str, Any]]:
+def accuracies(kept: Kept, options: argparse.Namespace) -> None:
     """All rows, those that are there already and new ones. Two of these processes may share the work by --only."""
-    rows = earlier().get("accuracy", []) if options.write else []
     for seed in options.seeds:
         for trial in options.only or TRIALS:
             for option in TRIALS[trial][1]:
                 wanted = (trial, option, seed, options.steps, options.batch_size)
-                if wanted in map(key, rows):
+                if wanted in map(key, kept.rows("accuracy")):
                     continue
                 made = row_of(*wanted)
                 print(made, file=sys.stderr, flush=True)
-                rows = [*(earlier().get("accuracy", []) if options.write else rows), made]
-                finish({"accuracy": rows, "accuracy_machine": machine.describe()}, options, quiet=True)
-    return rows
+                rows = [*kept.rows("accuracy"), made]
+                kept.put(accuracy=rows, accuracy_machine=machine.describe(), torch=torch.__version__)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -105,22 +102,10 @@ def times(rounds: int, batch_size: int, folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def earlier() -> dict[str, Any]:
-    path = RESULTS / "options.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def finish(found: dict[str, Any], options: argparse.Namespace, *, quiet: bool = False) -> None:
-    """Print the tables of everything known, and keep it with --write."""
-    content = (earlier() if options.write else {}) | {"benchmark": "options", "torch": torch.__version__} | found
+def page(content: dict[str, Any]) -> str:
     cpu = content.get("time_machine", {}).get("cpu", "")
-    text = "\n".join([*time_table(content.get("time", []), cpu), *accuracy_table(content.get("accuracy", []))])
-    if not quiet:
-        print(text)
-    if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "options.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "options.md").write_text(f"# Asking the teacher for less\n\n{text}\n")
+    tables = [*time_table(content.get("time", []), cpu), *accuracy_table(content.get("accuracy", []))]
+    return "\n".join(["# Asking the teacher for less", "", *tables]) + "\n"
 
 
 def time_table(rows: list[dict[str, Any]], cpu: str) -> list[str]:
@@ -173,14 +158,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--write", action="store_true", help="write results/options.json and .md")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    kept = Kept("options", write=options.write)
     if options.accuracy:
-        found["accuracy"] = accuracies(options)
+        accuracies(kept, options)
     if options.time:
         with TemporaryDirectory() as folder:
             rows = times(options.rounds, options.batch_size, Path(folder))
-        found |= {"time": rows, "time_machine": machine.describe()}
-    finish(found, options)
+        kept.put(time=rows, time_machine=machine.describe(), torch=torch.__version__)
+    kept.page(page(kept.content))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and patches.svg; what is there already is kept, so that a run that was stopped g
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import RESULTS, Kept, Row
 from benchmarks.students import trained
 from compress import config
 from compress.cli.options import find_recipe
@@ -29,12 +29,10 @@ from compress.models.loading import load_model
 from compress.sources import DataPlan, cache_folder, training_images, validation_images
 from profiles import charts, machine
 
-RESULTS = Path(__file__).parent / "results"
 TEACHER, OOD, OWN = "embedded/fashion_wrn16_2", "embedded/photos", "embedded/fashion"
 SIDES = (1, 2, 4, 8, 18, 22, 32)
 WEIGHTS = ("raw", "normalised")
 SIZE, REFERENCE = 32, 8
-Row = dict[str, Any]
 
 
 def patches_of(side: int) -> int:
@@ -60,18 +58,17 @@ def key(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("patch", "local", "seed", "steps", "batch_size", "bn"))
 
 
-def sweep(options: argparse.Namespace) -> None:
+def sweep(kept: Kept, options: argparse.Namespace) -> None:
     """The rows that are not there yet, each kept as soon as it is made. Equal weights are one row, not two."""
     for seed in options.seeds:
         for side in options.only:
             for local in dict.fromkeys(local_of(side, weights) for weights in options.weights):
                 wanted = (side, local, seed, options.steps, options.batch_size, options.bn)
-                if wanted in map(key, kept(options).get("rows", [])):
+                if wanted in map(key, kept.rows()):
                     continue
                 row = row_of(*wanted)
                 print(row, file=sys.stderr, flush=True)
-                rows = [*kept(options).get("rows", []), row]
-                finish({"rows": rows, "machine": machine.describe()}, options, quiet=True)
+                kept.put(rows=[*kept.rows(), row], machine=machine.describe(), torch=torch.__version__)
 
 
 def patch_fids(sides: list[int]) -> dict[str, Any]:
@@ -90,38 +87,12 @@ def patch_fids(sides: list[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def distances(options: argparse.Namespace) -> None:
+def distances(kept: Kept, sides: list[int]) -> None:
     """The distances that are not there yet, beside those that are."""
-    old = kept(options).get("distances", {})
-    missing = [side for side in options.only if str(side) not in old.get("patch_fid", {})]
-    if missing:
+    old = kept.content.get("distances", {}).get("patch_fid", {})
+    if missing := [side for side in sides if str(side) not in old]:
         new = patch_fids(missing)
-        finish({"distances": new | {"patch_fid": old.get("patch_fid", {}) | new["patch_fid"]}}, options, quiet=True)
-
-
-#: what this process found, where nothing is written
-FOUND: dict[str, Any] = {}
-
-
-def kept(options: argparse.Namespace) -> dict[str, Any]:
-    """All that is known: with --write what any process has written, else what this one has found."""
-    path = RESULTS / "patches.json"
-    return (json.loads(path.read_text()) if path.exists() else {}) if options.write else FOUND
-
-
-def finish(found: dict[str, Any], options: argparse.Namespace, *, quiet: bool = False) -> None:
-    """Print the table of everything known, and keep it with --write."""
-    content = kept(options) | {"benchmark": "patches", "torch": torch.__version__} | found
-    FOUND.update(content)
-    text = "\n".join([*about(content), *table(content)])
-    if not quiet:
-        print(text)
-    if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "patches.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "patches.md").write_text(f"# Patch size\n\n{text}\n")
-        if content.get("rows"):
-            (RESULTS / "patches.svg").write_bytes(chart(content))
+        kept.put(distances=new | {"patch_fid": old | new["patch_fid"]}, torch=torch.__version__)
 
 
 def about(content: dict[str, Any]) -> list[str]:
@@ -220,9 +191,12 @@ def main() -> None:
     parser.add_argument("--bn", type=float, default=10.0, help="weight of the BatchNorm statistics; the paper has none")
     parser.add_argument("--write", action="store_true", help="write results/patches.json, .md and .svg")
     options = parser.parse_args()
-    distances(options)
-    sweep(options)
-    finish({}, options)
+    kept = Kept("patches", write=options.write)
+    distances(kept, options.only)
+    sweep(kept, options)
+    kept.page("\n".join(["# Patch size", "", *about(kept.content), *table(kept.content)]) + "\n")
+    if options.write and kept.rows():
+        (RESULTS / "patches.svg").write_bytes(chart(kept.content))
 
 
 if __name__ == "__main__":

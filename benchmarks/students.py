@@ -13,14 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.kept import Kept, Row
 from compress import config
 from compress.config import Document
 from compress.engine.play import play
 from compress.plan import open_run, prepare, read_plan
 from profiles import machine
-
-RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
 
 
 def command(*words: str | Path) -> tuple[dict[str, Any], float]:
@@ -65,31 +63,23 @@ def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], li
     parser.add_argument("--out", type=Path, default=Path("runs"), help=f"the runs of seed n go to OUT/{name}-n")
     parser.add_argument("--write", action="store_true", help=f"write results/{name}.*, keeping other seeds")
     options = parser.parse_args()
-    rows = [row for row in earlier(name) if options.write and row["seed"] not in options.seeds]
+    kept = Kept(name, write=options.write)
+    kept.put(rows=[row for row in kept.rows() if row["seed"] not in options.seeds])
     for seed in options.seeds:
         made = of_seed(seed, options.out / f"{name}-{seed}")
         print(*made, sep="\n", file=sys.stderr, flush=True)
-        rows += made
-        if options.write:  # after every seed: an hour's work is not lost with the last of them
-            write(name, rows, metric, head)
-    print("\n".join(table(rows, metric)))
+        kept.put(rows=[*kept.rows(), *made], machine=machine.describe())
+        kept.page(page(kept, metric, head))  # after every seed: an hour's work is not lost with the last of them
 
 
-def write(name: str, rows: list[Row], metric: str, head: str) -> None:
-    """results/NAME.json with the rows and the machine, results/NAME.md with their table."""
-    RESULTS.mkdir(exist_ok=True)
-    content = {"benchmark": name, "rows": rows, "machine": machine.describe()}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    seeds = len({row["seed"] for row in rows})
+def page(kept: Kept, metric: str, head: str) -> str:
+    """The table of results/NAME.json, and how it was made."""
+    seeds = len({row["seed"] for row in kept.rows()})
+    where = kept.content["machine"]
+    cores = f"{where['cores']} cores{' with AMX' if any('amx' in one for one in where['instructions']) else ''}"
     about = f"{head} Over {seeds} seed{'s' if seeds > 1 else ''}; at the end of the run, not the best of it.\n"
-    about += f"Made by `python -m benchmarks.{name} --write` on two cores with AMX, alone on the machine, which "
-    (RESULTS / f"{name}.md").write_text(f"{about}{name}.json names.\n\n" + "\n".join(table(rows, metric)) + "\n")
-
-
-def earlier(name: str) -> list[Row]:
-    """The rows that an earlier run has written."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    about += f"Made by `python -m benchmarks.{kept.name} --write` on {cores}, alone on the machine, "
+    return f"{about}which {kept.name}.json names.\n\n" + "\n".join(table(kept.rows(), metric)) + "\n"
 
 
 def table(rows: list[Row], metric: str) -> list[str]:

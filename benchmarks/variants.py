@@ -16,21 +16,19 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import BATCH_SIZE, SETTINGS
+from benchmarks.kept import RESULTS, Kept, Row
 from benchmarks.students import recipe, trained
 from compress.plan import prepare, read_plan
 from compress.rehearsal import estimate
 from profiles import machine
 from profiles.record import read_records
 
-RESULTS = Path(__file__).parent / "results"
 TEACHER = {"model": "embedded/fashion_wrn16_2"}
 #: steps that a method made in the comparison's five minutes
 STEPS = {"mosaic": 171, "fastdfkd": 943, "kd": 1511, "sskd": 531, "dfnd": 1724, "zskt": 153}
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,35 +99,16 @@ def compute(method: str, changes: str, steps: int) -> float:
     return found.flops_per_step * found.steps + found.flops_per_synthesis * found.syntheses
 
 
-def sweep(options: argparse.Namespace) -> None:
+def sweep(kept: Kept, options: argparse.Namespace) -> None:
     """The rows that are not there yet, each kept as soon as it is made."""
     wanted = {name: one for group in GROUPS.values() for name, one in group.items() if one.changes or one.steps}
     for seed in options.seeds:
         for name in options.only or wanted:
-            if any((row["variant"], row["seed"]) == (name, seed) for row in kept(options)):
+            if any((row["variant"], row["seed"]) == (name, seed) for row in kept.rows()):
                 continue
             row = row_of(name, wanted[name], seed)
             print(row, file=sys.stderr, flush=True)
-            keep([*kept(options), row], options)
-
-
-#: what this process found, where nothing is written
-FOUND: list[Row] = []
-
-
-def kept(options: argparse.Namespace) -> list[Row]:
-    """All rows that are known: with --write what any process has written, else what this one has found."""
-    path = RESULTS / "variants.json"
-    if not options.write:
-        return FOUND
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def keep(rows: list[Row], options: argparse.Namespace) -> None:
-    FOUND[:] = rows
-    if options.write:
-        content = {"benchmark": "variants", "batch_size": BATCH_SIZE, "rows": rows, "machine": machine.describe()}
-        (RESULTS / "variants.json").write_text(json.dumps(content, indent=2) + "\n")
+            kept.put(rows=[*kept.rows(), row], batch_size=BATCH_SIZE, machine=machine.describe())
 
 
 def table(rows: list[Row]) -> str:
@@ -172,11 +151,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="write results/variants.json and .md")
     options = parser.parse_args()
-    sweep(options)
-    text = table(kept(options))
-    print(text)
-    if options.write:
-        (RESULTS / "variants.md").write_text(text)
+    kept = Kept("variants", write=options.write)
+    sweep(kept, options)
+    kept.page(table(kept.rows()))
 
 
 if __name__ == "__main__":
