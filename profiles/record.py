@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 import pydantic
 
 from profiles.latency import Latency
+from profiles.plain import finite
 
 FILE = "records.jsonl"
 SCHEMA = 2  #: goes up when a reader of the old one would misunderstand
@@ -260,19 +260,6 @@ def measured_at(latency: Latency) -> tuple[Any, ...]:
     """What a latency was measured with, and where."""
     one = latency
     return one.machine, one.device, one.runtime, one.precision, one.threads, one.batch_size, one.scenario
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities as None, which is all JSON has for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -18,7 +18,8 @@ from profiles.illustrations import draw, draw_classes
 from profiles.joining import over_seeds
 from profiles.page import render_page
 from profiles.pictures import embed
-from profiles.record import Record, as_json, finite, write_atomically
+from profiles.plain import finite
+from profiles.record import Record, as_json, write_atomically
 from profiles.tradeoff import as_csv, page_data, ranked
 from profiles.wording import caveats, cell, fenced
 

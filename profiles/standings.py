@@ -16,7 +16,8 @@ from profiles.comparison import heading
 from profiles.contest import Contest, Entry, caveats, deviation, spread, summary
 from profiles.courses import Course, courses
 from profiles.illustrations import Chart, curve_of
-from profiles.record import Record, finite, write_atomically
+from profiles.plain import finite
+from profiles.record import Record, write_atomically
 from profiles.report import render
 from profiles.wording import count, seconds, share, three
 

@@ -11,7 +11,8 @@ from typing import Any
 from profiles.advice import TOLERANCE, Advice, Budget, superseded
 from profiles.comparison import CLASS_IOU, Comparison, Setting, number
 from profiles.latency import Latency
-from profiles.record import Record, finite
+from profiles.plain import finite
+from profiles.record import Record
 from profiles.tables import form
 
 #: curves that the page draws

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -24,20 +23,11 @@ def common(function: Command) -> Command:
 def emit(result: Mapping[str, Any], *, as_json: bool, text: str | None = None) -> None:
     """Print `result` as one JSON object, or `text` (default: one `key: value` a line) for people."""
     if as_json:
-        click.echo(json.dumps(finite(result), default=str))
+        from profiles.plain import finite
+
+        click.echo(json.dumps(finite(result)))
     else:
         click.echo(text if text is not None else "\n".join(f"{key}: {value}" for key, value in result.items()))
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities as null, which is all JSON has for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def say(message: str) -> None:
