@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ from compress.sources import views_of
 from compress.tasks import task_of
 
 TIMED_STEPS = 2
+PLAYED = 1000  #: steps of the run that is played, of which a few are
 FEW = (1, 3)  #: iterations of the syntheses that are played
 HEAVY = 1e12  #: FLOP that a step on a CPU is timed with, if it can be had with fewer images: some ten seconds
 FEW_IMAGES = 4  #: fewer are not representative: a batch's shares and its statistics need some
@@ -99,27 +101,48 @@ def estimate(ready: Prepared) -> Estimate:
     plan = ready.plan
     place = open_place(plan.pace.device, plan.pace.precision)
     images = {kind: images_of(plan, kind) for kind in ready.method.needs}
+    begins, shares = stages(ready.method)
     with TemporaryDirectory() as folder:
 
-        def play(place: Place, ready: Prepared) -> tuple[Any, Run]:
-            return rehearsal(ready, place, images=images, folder=Path(folder))
+        def play(place: Place, ready: Prepared, begin: float) -> tuple[Any, Run]:
+            return rehearsal(ready, place, images=images, folder=Path(folder), progress=begin)
 
         try:
-            counts = measured(play(Place(torch.device("meta"), "32"), ready), place)
+            counts = [measured(play(Place(torch.device("meta"), "32"), ready, begin), place) for begin in begins]
         except NotImplementedError:  # a program as teacher holds real tensors and cannot be put there
-            counts = measured(play(place, ready), place)
-        lighter = light(ready, counts, place)
-        seconds = in_proportion(timed(*play(place, lighter)), lighter, ready)
+            counts = [measured(play(place, ready, begin), place) for begin in begins]
+        lighter = light(ready, max(counts), place)
+        seconds = [in_proportion(timed(*play(place, lighter, begin)), lighter, ready) for begin in begins]
+    if (
+        plan.pace.time_limit is not None
+    ):  # then a stage has its share of the time, and the fewer steps the longer one is
+        shares = [share / each.a_step for share, each in zip(shares, seconds, strict=True)]
+    weights = [share / sum(shares) for share in shares]
+    whole = Seconds(mean((each.a_step for each in seconds), weights), seconds[-1].a_synthesis)
     first = next(iter(images.values()), 0)
-    steps, learned, syntheses = schedule(plan.pace, ready.method, first, seconds)
+    steps, learned, syntheses = schedule(plan.pace, ready.method, first, whole)
     return Estimate(
-        flops_per_step=counts.a_step, flops_per_synthesis=counts.a_synthesis,
-        state_bytes=counts.state, activation_bytes=counts.activations,
-        seconds_per_step=seconds.a_step, seconds_per_synthesis=seconds.a_synthesis,
+        flops_per_step=round(mean((each.a_step for each in counts), weights)),
+        flops_per_synthesis=counts[-1].a_synthesis,
+        state_bytes=counts[-1].state, activation_bytes=max(each.activations for each in counts),
+        seconds_per_step=whole.a_step, seconds_per_synthesis=whole.a_synthesis,
         timed_images=batch_of(lighter), steps=steps, syntheses=syntheses,
-        seconds=learned * seconds.a_step + syntheses * seconds.a_synthesis, unlabelled_images=first,
+        seconds=learned * whole.a_step + syntheses * whole.a_synthesis, unlabelled_images=first,
         device=str(place.device), precision=place.precision,
     )  # fmt: skip
+
+
+def stages(method: Method) -> tuple[list[float], list[float]]:
+    """Where in the run each stage of a method begins, and each one's share of the run; its steps cost the same.
+
+    A method of several has `stages`, the shares of the run at which they begin.
+    """
+    begins = [0.0, *getattr(method, "stages", ())]
+    return begins, [end - begin for begin, end in itertools.pairwise([*begins, 1.0])]
+
+
+def mean(values: Iterable[float], weights: list[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))
 
 
 class Seconds(NamedTuple):
@@ -183,10 +206,13 @@ def images_of(plan: Plan, kind: str) -> int:
     return min(len(images) * views, plan.data.subset or len(images) * views)
 
 
-def rehearsal(ready: Prepared, place: Place, *, images: dict[str, int], folder: Path) -> tuple[Any, Run]:
+def rehearsal(
+    ready: Prepared, place: Place, *, images: dict[str, int], folder: Path, progress: float = 0.0
+) -> tuple[Any, Run]:
     """The method and a run of it with copies of the networks and blank images, as many of a kind as `images` says.
 
-    A method that makes images is where it does so and the student learns, with its bank full.
+    It is where so much of the run is done; a method that makes images is where it does so and the student learns, with
+    its bank full.
     """
     card, device = ready.card, place.device
     on = (lambda net: copy.deepcopy(net).to(device)) if device.type == "meta" else copy.deepcopy
@@ -195,11 +221,12 @@ def rehearsal(ready: Prepared, place: Place, *, images: dict[str, int], folder: 
         task=task_of(card),
         student=on(ready.student), teachers=[Frozen(on(net), place) for net in asked(ready)],
         sources={kind: Blank(count, card, device) for kind, count in images.items()},
-        batch_size=batch_of(ready), steps=1,
+        batch_size=batch_of(ready), steps=PLAYED,
         display=Display("rehearsal", quiet=True),
     )  # fmt: skip
     method = copy.deepcopy(ready.method)
     method.setup(run)
+    run.step = math.ceil(progress * PLAYED)
     if synthesizes(method):
         run.step = next(step for step in itertools.count() if all(method.acts(step)))
         for ring in rings(run):

@@ -58,6 +58,10 @@ class SSKD:
     lr_head: Positive = 0.05  #: learning rate of the teacher's head (as the student's)
     augment: bool = True  #: mirror half of the images, and crop every view (4 pixels) by itself
 
+    @property
+    def stages(self) -> tuple[float, ...]:
+        return (self.head_share,)
+
     def setup(self, run: Run) -> None:
         size, width = run.task.image_size
         if size != width:

@@ -69,20 +69,21 @@ def test_a_rehearsal_writes_nothing(tmp_path, photos, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("moves", [1, 5])
-def test_the_flops_of_a_rehearsal_are_the_closed_form(tmp_path, photos, moves) -> None:
-    """2 B ((3+k)G + 8D + (2+2k)T + (2+6k)S), from each network's own forward MACs."""
+def macs(net: Any, *shape: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.zeros(1, *shape))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("moves", [1, 5])
+def test_the_flops_of_a_rehearsal_are_the_closed_form(tmp_path, photos, moves) -> None:
+    """2 B ((3+k)G + 8D + (2+2k)T + (2+6k)S), from each network's own forward MACs."""
     from compress.models.discriminators import discriminator
     from compress.models.generators import generator
     from compress.models.loading import load_model, new_model
-
-    def macs(net: torch.nn.Module, *shape: int) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(torch.zeros(1, *shape))
-        return counter.get_total_flops() // 2
 
     teacher, card = load_model(TEACHER)
     student, _ = new_model("wrn16_1", like=card)
@@ -93,6 +94,27 @@ def test_the_flops_of_a_rehearsal_are_the_closed_form(tmp_path, photos, moves) -
     closed = 2 * B * ((3 + k) * G + 8 * D + (2 + 2 * k) * T + (2 + 6 * k) * S)
     found = answer(distill("--dry-run", "--set", f"method.moves={k}", "--json", ood=photos, out=tmp_path / "x"))
     assert found["flops_per_step"] == pytest.approx(closed, rel=0.02)
+
+
+def test_a_rehearsal_plays_every_stage_of_a_method(tmp_path, photos, monkeypatch) -> None:
+    """SSKD asks T about 4 images a step; in its second stage S learns of them too, 3 S each."""
+    from compress import rehearsal
+    from compress.models.loading import load_model, new_model
+
+    teacher, card = load_model(TEACHER)
+    student, _ = new_model("wrn16_1", like=card)
+    T, S = (macs(net, 3, 32, 32) for net in (teacher, student))
+    first, second = (2 * 8 * 4 * each for each in (T, T + 3 * S))
+    seconds = iter([rehearsal.Seconds(1.0, 0.0), rehearsal.Seconds(3.0, 0.0)] * 2)
+    monkeypatch.setattr(rehearsal, "timed", lambda method, run: next(seconds))
+    words = ["--teacher", TEACHER, "--student", "wrn16_1", "--ood", photos, "--method", "sskd", "--batch-size", 8]
+    words += ["--set", "data.views=1", "--out", tmp_path / "x", "--dry-run", "--json"]
+    by_steps = answer(run("distill", *words, "--steps", 100))
+    assert by_steps["flops_per_step"] == pytest.approx(0.2 * first + 0.8 * second, rel=0.02)
+    assert by_steps["seconds"] == pytest.approx(0.2 * 100 + 0.8 * 300)
+    by_time = answer(run("distill", *words, "--time-limit", "30s"))
+    assert by_time["steps"] == pytest.approx(6 + 24 / 3, abs=1), "6 s of stage 1, 24 s of stage 2"
+    assert by_time["flops_per_step"] == pytest.approx((6 * first + 8 * second) / 14, rel=0.02)
 
 
 def test_a_heavy_step_is_timed_with_fewer_images_and_reckoned_in_proportion(tmp_path, photos, monkeypatch) -> None:
