@@ -97,6 +97,8 @@ class MosaicKD:
         self.scaler = run.scaler("the copy of G") if self.meta_steps else None
         self.average = Average(self.G.net, self.ema_G) if self.ema_G else None
         if self.average is not None:
+            # As G itself it normalises by the batch: an average's remembered statistics fit none of its weights.
+            self.average.net.train()
             run.keep("average of G", self.average)
         if self.local:
             if self.patch == "auto":

@@ -367,6 +367,16 @@ def test_half_of_the_mosaics_come_from_the_generators_average(tmp_path):
     assert "average of G" in run.kept
 
 
+def test_the_average_normalises_by_the_batch_as_the_generator_does(tmp_path):
+    """In eval mode its images are of other contrast than those that D and T judge: 25 points were lost by it."""
+    method, _, _ = moved(tmp_path, ema_G=0.5)
+    assert method.average is not None
+    method.average.load_state_dict(method.G.net.state_dict())
+    z = method.noise(method.n)
+    found, expected = (method.mosaics(net, z) for net in (method.average.net, method.G.net))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("settings", [{"ema_G": 0.9}, {"meta_steps": 2}, {"ema_G": 0.9, "meta_steps": 2, "bn": 1.0}])
 def test_what_is_beyond_the_paper_resumes_exactly_too(tmp_path, settings, precision):
