@@ -56,7 +56,9 @@ def trained(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps
     return {"accuracy": run.metrics["accuracy"], "seconds": round(time.monotonic() - begin, 1)}
 
 
-def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], list[Row]], *, head: str) -> None:
+def gather(
+    name: str, about: str, metric: str, of_seed: Callable[[int, Path], list[Row]], *, head: str, timed: bool = True
+) -> None:
     """Parse the options, run `of_seed` for each seed, print the table; with --write into results/NAME.json and .md."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -69,16 +71,19 @@ def gather(name: str, about: str, metric: str, of_seed: Callable[[int, Path], li
         made = of_seed(seed, options.out / f"{name}-{seed}")
         print(*made, sep="\n", file=sys.stderr, flush=True)
         kept.put(rows=[*kept.rows(), *made], machine=machine.describe())
-        kept.page(page(kept, metric, head))  # after every seed: an hour's work is not lost with the last of them
+        kept.page(
+            page(kept, metric, head, timed=timed)
+        )  # after every seed: an hour's work is not lost with the last of them
 
 
-def page(kept: Kept, metric: str, head: str) -> str:
-    """The table of results/NAME.json, and how it was made."""
+def page(kept: Kept, metric: str, head: str, *, timed: bool) -> str:
+    """The table of results/NAME.json, and how it was made; `timed`: with a budget of time, so alone on the machine."""
     seeds = len({row["seed"] for row in kept.rows()})
     where = kept.content["machine"]
     cores = f"{where['cores']} cores{' with AMX' if any('amx' in one for one in where['instructions']) else ''}"
+    cores += ", alone on the machine" if timed else ""
     about = f"{head} Over {seeds} seed{'s' if seeds > 1 else ''}; at the end of the run, not the best of it.\n"
-    about += f"Made by `python -m benchmarks.{kept.name} --write` on {cores}, alone on the machine, "
+    about += f"Made by `python -m benchmarks.{kept.name} --write` on {cores}, "
     return f"{about}which {kept.name}.json names.\n\n" + "\n".join(table(kept.rows(), metric)) + "\n"
 
 
