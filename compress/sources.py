@@ -16,6 +16,7 @@ from torch import Tensor
 from compress.data import open_images
 from compress.data.batches import Batches, in_order
 from compress.data.cache import Cached, auto_views, build_cache
+from compress.data.classes import numbered
 from compress.data.decoding import scaled
 from compress.data.images import Images, classes_in
 from compress.data.statistics import Answers, answers, highest_entropy
@@ -99,10 +100,13 @@ def training_images(data: DataPlan, card: Card, kind: str, *, seed: int, say: Ca
     images = open_images(spec, root=data.root, split="train", labelled=kind == "labelled")
     if kind != "labelled":
         images = images.bare()
-    return build_cache(
+    cached = build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views_of(data, images), seed=seed,
         grey=card.grey, folder=cache_folder(data.cache), max_bad=data.max_bad, say=say,
     )  # fmt: skip
+    if cached.labels is None or cached.class_names is None:
+        return cached
+    return numbered(cached, card.classes, card.class_names, spec=spec, say=say)
 
 
 def views_of(data: DataPlan, images: Images) -> int:
@@ -127,9 +131,10 @@ def validation_images(
         images, image_size=canvas(images, resize) if dense and resize else card.image_size, resize=resize, views=1,
         folder=folder, max_bad=max_bad, whole=dense, say=say,
     )  # fmt: skip
+    if not dense:
+        return numbered(cached, card.classes, card.class_names, spec=spec, say=say)
     found = cached.count_classes()
-    wrong = found > card.classes if dense and not cached.class_names else found != card.classes
-    if wrong:
+    if found != card.classes if cached.class_names else found > card.classes:
         raise UsageError(
             f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?"
         )

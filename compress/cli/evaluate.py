@@ -29,7 +29,7 @@ IOU = "iou/"
     "data",
     required=True,
     metavar="DATA",
-    help="Labelled images: a folder of one folder a class, or of images/ and masks/, or a name.",
+    help="Labelled images: a folder of one folder a class, named as it, or of images/ and masks/, or a name.",
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie.")
 @click.option(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.data.classes import ordered
 from compress.data.images import Images, extensions
 from compress.errors import CompressError, UsageError
 
@@ -83,6 +84,6 @@ def class_folders(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None, l
     tops = [path.relative_to(folder).parts for path in paths]
     if any(len(parts) < 2 for parts in tops):
         return None, None
-    names = sorted({parts[0] for parts in tops}, key=lambda name: natural(Path(name)))
+    names = ordered({parts[0] for parts in tops})
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[parts[0]] for parts in tops], dtype=np.int64), names

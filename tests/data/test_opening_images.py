@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from compress.data import NAMES, BadImage, open_images
 from compress.data.folders import natural
@@ -64,13 +65,15 @@ def test_a_pool_of_pictures_written_by_a_run_is_a_folder_like_any(tmp_path):
     assert [value(open_images(f"{tmp_path}/pool"), i) for i in range(12)] == list(range(12))
 
 
-def test_the_top_folders_are_the_classes(tmp_path):
+def test_the_top_folders_are_the_classes_in_the_order_of_image_folder(tmp_path):
     for name in ("cat/1.png", "cat/deep/2.png", "10/3.png", "9/4.png"):
         picture(tmp_path / name)
     images = open_images(str(tmp_path), labelled=True)
-    assert images.class_names == ["9", "10", "cat"]
+    assert images.class_names == ImageFolder(str(tmp_path)).classes == ["10", "9", "cat"]
     assert images.labels is not None
-    assert images.labels.tolist() == [0, 1, 2, 2]
+    assert {item.split("/")[-2]: label for item, label in zip(images.items, images.labels.tolist(), strict=True)} == {
+        "10": 0, "9": 1, "cat": 2, "deep": 2,
+    }  # fmt: skip
     assert images.labels.dtype == np.int64
 
 

@@ -1,0 +1,75 @@
+"""Folders of labelled images are the model's classes by their names, not by their order, where the names tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from compress.data import open_images
+from compress.data.cache import build_cache
+from compress.data.classes import numbered, numbers
+from compress.errors import UsageError
+
+MODEL = ["cat", "Dog", "T-shirt/top"]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "known", "expected"),
+    [
+        (["Dog", "T-shirt/top", "cat"], 3, MODEL, [1, 2, 0]),
+        (["dog", "tshirt-top"], 3, MODEL, [1, 2]),
+        (["dog", "wolf"], 3, MODEL, None),
+        (["dog", "DOG"], 3, MODEL, None),
+        (["a", "A"], 2, ["A", "a"], [1, 0]),
+        (["0 cat", "2 T-shirt-top"], 3, MODEL, [0, 2]),
+        (["00", "01", "07"], 10, None, [0, 1, 7]),
+        (["1", "2", "3"], 3, None, None),
+        (["1", "01"], 3, None, None),
+        (["n01440764", "n01443537"], 2, None, None),
+        (["n01440764", "n01443537"], 2, ["tench", "goldfish"], None),
+    ],
+)
+def test_names_tell_which_class_a_folder_is(names, classes, known, expected) -> None:
+    assert numbers(names, classes, known) == expected
+
+
+def folder(at: Path, names: list[str]) -> Path:
+    for i, name in enumerate(names):
+        (at / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(at / name / "a.png")
+    return at
+
+
+def labels(at: Path, tmp_path: Path, classes: int, known: list[str] | None) -> tuple[dict[int, int], list[str]]:
+    """Grey level -> label, and what was said."""
+    images = open_images(str(at), root=None, split="val", labelled=True)
+    cached = build_cache(images, image_size=(8, 8), folder=tmp_path / "cache", views=1, say=lambda _: None)
+    said: list[str] = []
+    found = numbered(cached, classes, known, spec="mine", say=said.append)
+    assert found.labels is not None
+    return dict(zip(found.pixels[:, 0, 0, 0].tolist(), found.labels.tolist(), strict=True)), said
+
+
+def test_labels_are_the_models_numbers_and_missing_classes_are_named(tmp_path: Path) -> None:
+    at = folder(tmp_path / "x", ["t-shirt top", "dog"])
+    assert labels(at, tmp_path, 3, MODEL) == ({0: 2, 10: 1}, ["mine: no images of 1 of the model's 3 classes (cat)"])
+
+
+def test_where_names_do_not_tell_the_order_is_image_folders_and_it_is_said(tmp_path: Path) -> None:
+    names = ["class10", "class2", "Class3"]
+    at = folder(tmp_path / "x", names)
+    theirs = ImageFolder(str(at)).class_to_idx
+    found, said = labels(at, tmp_path, 3, MODEL)
+    assert found == {10 * i: theirs[name] for i, name in enumerate(names)}
+    assert said == ["mine: its folders are not named as the model's classes; by their order Class3 is cat"]
+    with pytest.raises(UsageError, match="mine: found 3 classes, expected the model's 4"):
+        labels(at, tmp_path, 4, [*MODEL, "owl"])
+
+
+def test_numbers_are_ordered_by_size(tmp_path: Path) -> None:
+    at = folder(tmp_path / "x", [str(i) for i in range(11)])
+    assert labels(at, tmp_path, 11, None) == ({10 * i: i for i in range(11)}, [])
