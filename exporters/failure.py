@@ -18,6 +18,10 @@ class RejectedError(ExportError):
     """What was written works, but not as it should: it answers too differently, or it is no faster."""
 
 
+class UnwritableError(ExportError):
+    """The file's place does not take it, which says nothing of the file."""
+
+
 class RunnerError(Exception):
     """A file cannot be run: damaged, of another kind, or for a device that is not there."""
 

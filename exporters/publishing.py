@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporters.failure import ExportError
+from exporters.failure import UnwritableError
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def drafting(path: Path) -> Iterator[Path]:
     """A draft of `path` under its own name in a hidden folder beside it, which is gone afterwards.
 
     What goes with the file (weights, a description) is written beside the draft, and may name it: names stay.
-    Raises ExportError for a folder that cannot be written.
+    Raises UnwritableError for a folder that cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def drafting(path: Path) -> Iterator[Path]:
 def publish(draft: Path, path: Path) -> None:
     """Make the draft and what stands beside it last, and give them their names; the file itself comes last.
 
-    Raises ExportError where they cannot be written; `path` is then what it was.
+    Raises UnwritableError where they cannot be written; `path` is then what it was.
     """
     parts = sorted(draft.parent.iterdir(), key=lambda part: part == draft)
     mask = os.umask(0)
@@ -47,8 +47,8 @@ def publish(draft: Path, path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> ExportError:
-    return ExportError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.")
+def unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(f"{path}: cannot be written ({error.strerror}); choose another file with --out.")
 
 
 def sha256(path: Path) -> str:

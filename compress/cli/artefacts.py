@@ -69,9 +69,10 @@ class Outcome:
 def produce(question: Question, order: Order, metadata: dict[str, str], settings: Settings) -> Outcome:
     """Make all that is ordered. What is rejected does not stop the others.
 
-    Raises ExportError where already the fp32 graph answers otherwise than PyTorch.
+    Raises ExportError where already the fp32 graph answers otherwise than PyTorch, UnwritableError where a file cannot
+    be written.
     """
-    from exporters.failure import ExportError
+    from exporters.failure import ExportError, UnwritableError
     from exporters.lowering import make
     from exporters.onnx import write_onnx
 
@@ -86,6 +87,8 @@ def produce(question: Question, order: Order, metadata: dict[str, str], settings
             path = order.path(format, precision)
             try:
                 outcome.made.append(make(question, base, path, format, precision, settings))
+            except UnwritableError:
+                raise
             except ExportError as error:
                 outcome.rejected.append({"format": format, "precision": precision, "reason": str(error)})
                 say(f"Error: {error}")

@@ -170,7 +170,8 @@ def export(model: str, as_json: bool, record: Path | None, formats: Any, precisi
         for one in outcome.made:
             remember_form(record, model, card, one.format, one.precision, export=asdict(one), size_bytes=one.bytes)
     text = describe(outcome.made, images, chosen)
-    emit(found, as_json=as_json, text=text)
+    if as_json or text:
+        emit(found, as_json=as_json, text=text)
     if outcome.rejected:
         raise click.exceptions.Exit(1)
 
