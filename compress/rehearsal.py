@@ -96,8 +96,11 @@ class BlankBatches:
         return pixels, targets, torch.zeros(self.n, dtype=torch.int64)
 
 
-def estimate(ready: Prepared) -> Estimate:
-    """Play the plan on the meta device for FLOPs and memory, and a few steps for real for the time."""
+def estimate(ready: Prepared, clock: Callable[[Any, Run], Seconds] | None = None) -> Estimate:
+    """Play the plan on the meta device for FLOPs and memory, and a few steps for real for the time.
+
+    `clock`: what times them; None is `timed`.
+    """
     plan = ready.plan
     place = open_place(plan.pace.device, plan.pace.precision)
     images = {kind: images_of(plan, kind) for kind in ready.method.needs}
@@ -112,7 +115,7 @@ def estimate(ready: Prepared) -> Estimate:
         except NotImplementedError:  # a program as teacher holds real tensors and cannot be put there
             counts = [measured(play(place, ready, begin), place) for begin in begins]
         lighter = light(ready, max(counts), place)
-        seconds = [in_proportion(timed(*play(place, lighter, begin)), lighter, ready) for begin in begins]
+        seconds = [in_proportion((clock or timed)(*play(place, lighter, begin)), lighter, ready) for begin in begins]
     if (
         plan.pace.time_limit is not None
     ):  # then a stage has its share of the time, and the fewer steps the longer one is
