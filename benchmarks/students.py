@@ -66,11 +66,11 @@ def gather(
     parser.add_argument("--write", action="store_true", help=f"write results/{name}.*, keeping other seeds")
     options = parser.parse_args()
     kept = Kept(name, write=options.write)
-    kept.put(rows=[row for row in kept.rows() if row["seed"] not in options.seeds])
     for seed in options.seeds:
         made = of_seed(seed, options.out / f"{name}-{seed}")
         print(*made, sep="\n", file=sys.stderr, flush=True)
-        kept.put(rows=[*kept.rows(), *made], machine=machine.describe())
+        others = [row for row in kept.rows() if row["seed"] != seed]
+        kept.put(rows=[*others, *made], machine=machine.describe())
         kept.page(
             page(kept, metric, head, timed=timed)
         )  # after every seed: an hour's work is not lost with the last of them
