@@ -4,8 +4,9 @@ Paper: Micaelli, Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief M
 1905.09768; Algorithm 1.
 Code: polo5/ZeroShotKnowledgeTransfer 492cbff (read for facts). As there, KL is a mean over the classes too, and of the
 attention maps the mean of the squares is taken, not a norm: the weight 250 belongs to these.
-Differs: G ends in a sigmoid, where the code's ends in BatchNorm, and so in standardised values: here the networks
-normalise. While one player is updated the others take no gradients, and G draws the images of the n_S student steps
+G ends in BatchNorm, as the code's does. A sigmoid begins in one grey: all images may be of one class to T, S learns to
+name it always, and nothing is left that they disagree about.
+Differs: while one player is updated the others take no gradients, and G draws the images of the n_S student steps
 once, since they are the same (same result, less work). The maps of attention are found by their resolution, in any two
 networks.
 """
@@ -25,7 +26,8 @@ from compress.engine.run import Run
 from compress.engine.taps import stages, tapped
 from compress.errors import UsageError
 from compress.losses import features, logits
-from compress.models.generators import generator, side
+from compress.models.generators import Standardised, generator, side
+from compress.models.network import Normalise
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -47,7 +49,7 @@ class ZSKT:
     clip: Positive = 5.0  #: longest that the gradient of the student, and that of the generator, may be
     lr: Positive = 2e-3  #: learning rate of the student (Adam, cosine)
     lr_G: Positive = 1e-3  #: learning rate of the generator (Adam, cosine)
-    generator: str | None = None  #: shape of G: small, shallow, deep or dcgan; None: small up to 64 pixels, deep above
+    generator: str | None = None  #: shape of G: small, shallow or deep; None: small up to 64 pixels, deep above
     z_dim: Count = 100  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
 
@@ -61,7 +63,9 @@ class ZSKT:
         self.pairs = self.maps(run) if self.attention else []
         size, channels = side(run.task.image_size), run.task.channels
         kind = self.generator or ("small" if size <= 64 else "deep")
-        G = generator(size, z_dim=self.z_dim, width=self.width_G, channels=channels, kind=kind)
+        inner = generator(size, z_dim=self.z_dim, width=self.width_G, channels=channels, kind=kind)
+        normalise = next(module for module in run.student.modules() if isinstance(module, Normalise))
+        G = Standardised(inner, mean=normalise.mean, std=normalise.std)
         self.G = run.player("G", G, optim=partial(Adam, lr=self.lr_G))
         self.S = run.player("S", run.student, optim=partial(Adam, lr=self.lr))
         run.show("synthetic", partial(self.G.look, run.noise(100, self.z_dim)))

@@ -118,6 +118,33 @@ class DcganGenerator(nn.Module):
         return ((grown.tanh() + 1) / 2).expand(-1, 3, -1, -1)
 
 
+class Standardised(nn.Module):
+    """A generator whose last layer is BatchNorm in the place of the sigmoid, so that its images vary as those of the
+    teacher's data do, however it begins: ZSKT's, whose networks read standardised images.
+
+    Images are of the given mean and deviation a channel, and leave [0, 1] in training; at rest they are cut to it.
+    Raises UsageError for a generator that ends in no sigmoid.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, inner: nn.Module, *, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        layers = list(getattr(inner, "grow", ()))
+        if not layers or not isinstance(layers[-1], nn.Sigmoid):
+            raise UsageError("method.generator: dcgan ends in no sigmoid to be replaced; expected another one.")
+        *rest, last, _ = layers
+        inner.grow = nn.Sequential(*rest, last, nn.BatchNorm2d(last.out_channels))
+        self.inner = inner
+        self.register_buffer("mean", mean.detach().clone(), persistent=False)
+        self.register_buffer("std", std.detach().clone(), persistent=False)
+
+    def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
+        x = self.inner(z) * self.std + self.mean
+        return x if self.training else x.clamp(0, 1)
+
+
 KINDS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerator, "dcgan": DcganGenerator}
 
 

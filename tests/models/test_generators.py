@@ -12,6 +12,7 @@ from compress.models.generators import (
     DeepGenerator,
     Generator,
     SmallGenerator,
+    Standardised,
     generator,
     renewed,
 )
@@ -95,3 +96,25 @@ def test_a_renewed_network_has_dcgans_first_weights(kind):
             assert parameter.mean().abs().item() < 0.005, name
         else:
             assert parameter.mean().item() == pytest.approx(1, abs=0.03), name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["shallow", "small", "deep"])
+def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(kind, channels):
+    torch.manual_seed(0)
+    mean, std = (torch.tensor(values[:channels]).view(1, -1, 1, 1) for values in ([0.3, 0.5, 0.6], [0.35, 0.2, 0.1]))
+    net = Standardised(generator(32, z_dim=16, width=8, channels=channels, kind=kind), mean=mean, std=std)
+    x = net(torch.randn(64, 16)).detach().double()
+    assert x.shape == (64, 3, 32, 32)
+    assert torch.allclose(x.mean((0, 2, 3)), mean.flatten().expand(3).double(), atol=1e-4)
+    assert torch.allclose(x.std((0, 2, 3)), std.flatten().expand(3).double(), rtol=1e-2)
+    assert x.min() < 0
+    at_rest = net.eval()(torch.randn(64, 16))
+    assert at_rest.min() >= 0
+    assert at_rest.max() <= 1
+
+
+def test_a_generator_without_a_sigmoid_cannot_be_standardised():
+    zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    with pytest.raises(UsageError, match="dcgan ends in no sigmoid"):
+        Standardised(generator(32, kind="dcgan"), mean=zero, std=one)
