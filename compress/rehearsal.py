@@ -116,9 +116,8 @@ def estimate(ready: Prepared, clock: Callable[[Any, Run], Seconds] | None = None
             counts = [measured(play(place, ready, begin), place) for begin in begins]
         lighter = light(ready, max(counts), place)
         seconds = [in_proportion((clock or timed)(*play(place, lighter, begin)), lighter, ready) for begin in begins]
-    if (
-        plan.pace.time_limit is not None
-    ):  # then a stage has its share of the time, and the fewer steps the longer one is
+    if plan.pace.time_limit is not None:
+        # A stage then has its share of the time: the longer its steps, the fewer.
         shares = [share / each.a_step for share, each in zip(shares, seconds, strict=True)]
     weights = [share / sum(shares) for share in shares]
     whole = Seconds(mean((each.a_step for each in seconds), weights), seconds[-1].a_synthesis)
