@@ -89,6 +89,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "KD, as many steps as SSKD's student": Variant("kd", {}, 425),
     },
 }
+#: the rows that are made here
+MADE = {name: one for group in GROUPS.values() for name, one in group.items() if one.changes or one.steps}
 
 
 def row_of(name: str, variant: Variant, seed: int) -> Row:
@@ -114,12 +116,11 @@ def compute(method: str, changes: str, steps: int) -> float:
 
 def sweep(kept: Kept, options: argparse.Namespace) -> None:
     """The rows that are not there yet, each kept as soon as it is made."""
-    wanted = {name: one for group in GROUPS.values() for name, one in group.items() if one.changes or one.steps}
     for seed in options.seeds:
-        for name in options.only or wanted:
+        for name in options.only or MADE:
             if any((row["variant"], row["seed"]) == (name, seed) for row in kept.rows()):
                 continue
-            row = row_of(name, wanted[name], seed)
+            row = row_of(name, MADE[name], seed)
             print(row, file=sys.stderr, flush=True)
             kept.put(rows=[*kept.rows(), row], batch_size=BATCH_SIZE, machine=machine.describe())
 
@@ -158,9 +159,8 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    names = [name for group in GROUPS.values() for name in group]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=names, nargs="+", help="these rows only")
+    parser.add_argument("--only", choices=list(MADE), nargs="+", help="these rows only")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="write results/variants.json and .md")
     options = parser.parse_args()
