@@ -143,7 +143,7 @@ def caveats(contest: Contest) -> list[str]:
         found.append(f"Of these fewer seeds have finished than of the others: {', '.join(few)}.")
     if len({size for entry in contest.entries for size in entry.told("batch_size")}) > 1:
         found.append("The methods ran with batches of different sizes, which the table names.")
-    if len({str(record.machine) for record in contest.records}) > 1:
+    if len({str({**record.machine, "versions": None}) for record in contest.records}) > 1:  # `record.versions` has them
         found.append("The runs were made on different machines: their times and steps must not be compared.")
     if len({str(record.versions) for record in contest.records}) > 1:
         found.append("The runs were made with different versions, which are listed below.")

@@ -84,6 +84,11 @@ def test_what_makes_the_comparison_doubtful_is_said() -> None:
         assert words in text
 
 
+def test_a_package_more_is_no_other_machine() -> None:
+    more = [replace(run(0.5), machine={"cpu": "one", "versions": {"loadgen": str(i)}}) for i in range(2)]
+    assert caveats(contest(Entry("a", "A", more))) == []
+
+
 def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
     mine = contest(
         replace(A, settings={"bn": 10}), B, left_out=[("D", "needs labelled images (--data)")],
