@@ -135,6 +135,7 @@ def peaks(names: list[str], batch_size: int) -> dict[str, int]:
     found = {}
     for name in names:
         command = [sys.executable, "-m", "benchmarks.step_speed", "--batch-size", str(batch_size), "--peak-of", name]
+        command += ["--compile"] if "compile" in name else []
         found[name] = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return found
 
@@ -212,7 +213,8 @@ def report(seconds: dict[str, list[float]], peaks: dict[str, int], options: argp
         (RESULTS / "step_speed.json").write_text(json.dumps(content, indent=2) + "\n")
         threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
         head = f"WRN-40-2 -> WRN-16-1, batch {options.batch_size}, {threads}"
-        command = f"python -m benchmarks.step_speed --rounds {options.rounds} --write"
+        more = " --compile" if options.compile else ""
+        command = f"python -m benchmarks.step_speed --rounds {options.rounds}{more} --write"
         text = (
             f"# One MosaicKD iteration\n\n{head}, {machine.describe()['cpu']}. Made by `{command}`.\n\n"
             + "\n".join(lines)
