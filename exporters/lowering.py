@@ -202,31 +202,34 @@ def typed(
 ) -> tuple[dict[str, Any], Path]:
     """As `lowered`. ONNX Runtime has no bf16 on the CPU: a twin that rounds to bf16 takes the graph's place there."""
     seen = ranges(base, question.batches[0]) if precision == "fp16" else {}
-    rounding, budget, keep = precision == "bf16", settings.budget, ()
+    rounding, budget = precision == "bf16", settings.budget
     twin = folder / "rounded.onnx" if rounding else graph
     if budget is None:
-        made: Typed | Budgeted = retype(base, twin, precision, ranges=seen, emulate=rounding)
+        made: Typed | Budgeted = retype(base, graph, precision, ranges=seen)
+        if rounding:
+            retype(base, twin, precision, emulate=True)
     else:
         score = scoring(question, budget, None, settings.tolerances[precision])
         made = typed_within_budget(
             base, twin, precision, lambda: question.batches, score=score,
             reference_score=scoring(question, budget, None)(base), max_drop=budget.max_drop, ranges=seen,
         )  # fmt: skip
-        keep = made.kept
-    if rounding:
-        retype(base, graph, precision, keep=keep)
+        if rounding:
+            retype(base, graph, precision, keep=made.kept)
     return {precision: asdict(made)}, twin
 
 
 def scoring(
-    question: Question, budget: Budget, runtime: Runtime | None, tolerance: Tolerance = ANY
+    question: Question, budget: Budget, runtime: Runtime | None, tolerance: Tolerance | None = None
 ) -> Callable[[Path], float]:
     """What the budget is measured by: the score that was given, else agreement with PyTorch; NaN beyond `tolerance`."""
 
     def score(graph: Path) -> float:
         with load(graph, runtime=runtime) as runner:
+            if budget.score is not None and tolerance is None:
+                return budget.score(runner)
             try:
-                agreement = question.put(runner, tolerance).top1_agreement
+                agreement = question.put(runner, tolerance or ANY).top1_agreement
             except ExportError:
                 return math.nan
             return agreement if budget.score is None else budget.score(runner)
