@@ -2,10 +2,10 @@
 
 Paper: Fang, Song, Shen, Wang, Chen, Song, "Data-Free Adversarial Distillation", 2019, arXiv 1912.11006.
 Code: VainF/Data-Free-Adversarial-Distillation 053861f (read for facts).
-Differs: for small images G ends in a sigmoid, where the code's ends in tanh and BatchNorm, and so in standardised
-values: here the networks normalise; `dcgan` is the code's for label maps. Learning rates fall by a cosine, where the
-code has them constant, or falling in two steps. For label maps the code sets the student's dropout to 0.5; here it is
-left as it is. While one player is updated the others take no gradients (same result, less work).
+G ends in tanh and a BatchNorm without weights, as the code's for small images does; `dcgan` is its other one.
+Differs: learning rates fall by a cosine, where the code has them constant, or falling in two steps. For label maps the
+code sets the student's dropout to 0.5; here it is left as it is. While one player is updated the others take no
+gradients (same result, less work).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam
 
 from compress.engine.run import Run
 from compress.losses import logits
-from compress.models.generators import generator, side
+from compress.models.generators import generator, side, standardise
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -47,13 +47,16 @@ class DFAD:
     generator: str | None = None  #: shape of G: small, shallow, deep or dcgan; None: small up to 64 pixels, deep above
     z_dim: Count = 256  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
+    #: G ends in tanh and BatchNorm, as published, so that images vary as the data do; if not, in a sigmoid
+    standardised: bool = True
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
         self.n, self.device = max(1, run.batch_size // run.place.world), run.place.device
         size, channels = side(run.task.image_size), run.task.channels
         kind = self.generator or ("small" if size <= 64 else "deep")
-        G = generator(size, z_dim=self.z_dim, width=self.width_G, channels=channels, kind=kind)
+        inner = generator(size, z_dim=self.z_dim, width=self.width_G, channels=channels, kind=kind)
+        G = standardise(inner, run.student, tanh=True) if self.standardised else inner
         self.G = run.player("G", G, optim=partial(Adam, lr=self.lr_G))
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.player("S", run.student, optim=sgd)

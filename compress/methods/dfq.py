@@ -54,6 +54,9 @@ class DFQ:
     generator: str | None = None  #: shape of G: small, shallow, deep, dcgan; None: shallow up to 64 pixels, deep above
     z_dim: Count = 256  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
+    #: G makes the student's images in eval mode, as that code; if not, normalising by the batch, as where it learns:
+    #: the statistics that it remembers lag behind it, the more the faster it learns
+    rest_G: bool = True
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -87,11 +90,12 @@ class DFQ:
             loss_G = loss_G + self.bn * priors.batchnorm(moments)
         self.G.minimize(loss_G)
 
-        # S imitates T on what G makes at rest.
+        # S imitates T on what G makes now.
         loss_S = torch.zeros(())
         for _ in range(self.moves):
-            x = self.G.look(self.noise()).to(torch.float32, memory_format=torch.channels_last)
             with torch.no_grad():
+                x = (self.G.look if self.rest_G else self.G)(self.noise())
+                x = x.to(torch.float32, memory_format=torch.channels_last)
                 t = self.T(x)
             loss_S = logits.kl(self.S(x), t, self.temperature)
             self.S.minimize(loss_S)

@@ -26,8 +26,7 @@ from compress.engine.run import Run
 from compress.engine.taps import stages, tapped
 from compress.errors import UsageError
 from compress.losses import features, logits
-from compress.models.generators import Standardised, generator, side
-from compress.models.network import Normalise
+from compress.models.generators import generator, side, standardise
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -52,6 +51,8 @@ class ZSKT:
     generator: str | None = None  #: shape of G: small, shallow or deep; None: small up to 64 pixels, deep above
     z_dim: Count = 100  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
+    #: G ends in BatchNorm, as published, so that images vary as the data do; if not, in a sigmoid
+    standardised: bool = True
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -64,8 +65,7 @@ class ZSKT:
         size, channels = side(run.task.image_size), run.task.channels
         kind = self.generator or ("small" if size <= 64 else "deep")
         inner = generator(size, z_dim=self.z_dim, width=self.width_G, channels=channels, kind=kind)
-        normalise = next(module for module in run.student.modules() if isinstance(module, Normalise))
-        G = Standardised(inner, mean=normalise.mean, std=normalise.std)
+        G = standardise(inner, run.student) if self.standardised else inner
         self.G = run.player("G", G, optim=partial(Adam, lr=self.lr_G))
         self.S = run.player("S", run.student, optim=partial(Adam, lr=self.lr))
         run.show("synthetic", partial(self.G.look, run.noise(100, self.z_dim)))

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import UsageError
+from compress.models.network import Normalise
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -122,20 +123,25 @@ class Standardised(nn.Module):
     """A generator whose last layer is BatchNorm in the place of the sigmoid, so that its images vary as those of the
     teacher's data do, however it begins: ZSKT's, whose networks read standardised images.
 
-    Images are of the given mean and deviation a channel, and leave [0, 1] in training; at rest they are cut to it.
+    With `tanh` that comes before, and the BatchNorm has no weights: DAFL's and DFAD's. Images are of the given mean and
+    deviation a channel, and leave [0, 1] in training; at rest they are cut to it.
     Raises UsageError for a generator that ends in no sigmoid.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, inner: nn.Module, *, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, inner: nn.Module, *, mean: Tensor, std: Tensor, tanh: bool = False) -> None:
         super().__init__()
         layers = list(getattr(inner, "grow", ()))
         if not layers or not isinstance(layers[-1], nn.Sigmoid):
-            raise UsageError("method.generator: dcgan ends in no sigmoid to be replaced; expected another one.")
+            raise UsageError(
+                "method.generator: dcgan ends in no sigmoid that could be replaced; choose another one, or set "
+                "method.standardised to false."
+            )
         *rest, last, _ = layers
-        inner.grow = nn.Sequential(*rest, last, nn.BatchNorm2d(last.out_channels))
+        end = [nn.Tanh()] if tanh else []
+        inner.grow = nn.Sequential(*rest, last, *end, nn.BatchNorm2d(last.out_channels, affine=not tanh))
         self.inner = inner
         self.register_buffer("mean", mean.detach().clone(), persistent=False)
         self.register_buffer("std", std.detach().clone(), persistent=False)
@@ -143,6 +149,17 @@ class Standardised(nn.Module):
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
         x = self.inner(z) * self.std + self.mean
         return x if self.training else x.clamp(0, 1)
+
+
+def standardise(inner: nn.Module, reader: nn.Module, *, tanh: bool = False) -> nn.Module:
+    """`inner` with the end of `Standardised`, for the mean and deviation by which the network `reader` normalises.
+
+    With `tanh` a `dcgan` stays as it is: it ends in one itself, and DFAD puts nothing behind it.
+    """
+    if tanh and isinstance(inner, DcganGenerator):
+        return inner
+    normalise = next(module for module in reader.modules() if isinstance(module, Normalise))
+    return Standardised(inner, mean=normalise.mean, std=normalise.std, tanh=tanh)
 
 
 KINDS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerator, "dcgan": DcganGenerator}

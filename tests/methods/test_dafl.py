@@ -50,6 +50,7 @@ def optimizers(m: DAFL):
         pytest.param({}, id="published"),
         pytest.param({"one_hot": 2.0, "activation": 3.0, "balance": 0.5, "temperature": 4.0}, id="others"),
         pytest.param({"activation": 0.0, "lr": 0.02}, id="answers only"),
+        pytest.param({"standardised": False, "lr_G": 0.001}, id="a sigmoid"),
     ],
 )
 def test_the_step_is_the_published_one_in_float64(tmp_path, settings):

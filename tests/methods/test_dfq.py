@@ -31,7 +31,7 @@ def distance(T: nn.Module, x: Tensor) -> Tensor:
 
 
 def published(twins: Twins) -> data_free.Losses:
-    """S at rest while G moves, G at rest while it makes what S learns from."""
+    """S at rest while G moves, G at rest, if it is to, while it makes what S learns from."""
     m = twins.m
     twins.S.eval()
     twins.G.train()
@@ -46,7 +46,7 @@ def published(twins: Twins) -> data_free.Losses:
     )
     twins.update("G", loss_G)
     twins.S.train()
-    twins.G.eval()
+    twins.G.train(not m.rest_G)
     loss_S = torch.zeros(())
     for _ in range(m.moves):
         with torch.no_grad():
@@ -68,6 +68,7 @@ def twins_of(method: DFQ, run) -> Twins:
         pytest.param({}, id="published"),
         pytest.param({"adv": 3.0, "bn": 0.1, "one_hot": 0.2, "balance": 1.0, "temperature": 4.0}, id="others"),
         pytest.param({"bn": 0.0, "moves": 4, "lr": 0.02}, id="answers only"),
+        pytest.param({"rest_G": False}, id="G normalises by the batch"),
     ],
 )
 def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
@@ -99,15 +100,18 @@ def test_every_move_is_on_fresh_images(tmp_path):
         assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
-def test_the_student_rests_while_the_generator_moves_and_the_generator_while_the_student_does(tmp_path):
-    method, run = begun(tmp_path, "dfq", moves=3)
+@pytest.mark.parametrize(("rest_G", "seen_by_G"), [(True, 2), (False, 8)])
+def test_the_student_rests_while_the_generator_moves_and_the_generator_while_the_student_does(
+    tmp_path, rest_G, seen_by_G
+):
+    method, run = begun(tmp_path, "dfq", moves=3, rest_G=rest_G)
     for _ in range(2):
         method.step()
     batches = {
         name: {int(v) for k, v in run.players[name].net.state_dict().items() if k.endswith("num_batches_tracked")}
         for name in "GS"
     }
-    assert batches == {"G": {2}, "S": {6}}
+    assert batches == {"G": {seen_by_G}, "S": {6}}
     assert all(player.net.training for player in run.players.values())
 
 

@@ -68,6 +68,7 @@ def twins_of(method: ZSKT, run) -> Twins:
         pytest.param({}, id="published"),
         pytest.param({"attention": 3.0, "moves": 4, "clip": 0.01}, id="clipped"),
         pytest.param({"attention": 0.0}, id="answers only"),
+        pytest.param({"standardised": False}, id="a sigmoid"),
     ],
 )
 def test_the_step_is_the_published_one_in_float64(tmp_path, settings):

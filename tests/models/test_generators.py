@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from compress.errors import UsageError
 from compress.models.generators import (
@@ -12,10 +13,11 @@ from compress.models.generators import (
     DeepGenerator,
     Generator,
     SmallGenerator,
-    Standardised,
     generator,
     renewed,
+    standardise,
 )
+from compress.models.network import Normalise
 
 
 def count(net):
@@ -98,23 +100,45 @@ def test_a_renewed_network_has_dcgans_first_weights(kind):
             assert parameter.mean().item() == pytest.approx(1, abs=0.03), name
 
 
+def reader(channels: int = 3) -> nn.Module:
+    """What normalises as the teacher does."""
+    mean, std = (values[:channels] for values in ((0.3, 0.5, 0.6), (0.35, 0.2, 0.1)))
+    return nn.Sequential(Normalise(mean, std, grey=channels == 1), nn.Flatten())
+
+
+@pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["shallow", "small", "deep"])
-def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(kind, channels):
+def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(kind, channels, tanh):
     torch.manual_seed(0)
-    mean, std = (torch.tensor(values[:channels]).view(1, -1, 1, 1) for values in ([0.3, 0.5, 0.6], [0.35, 0.2, 0.1]))
-    net = Standardised(generator(32, z_dim=16, width=8, channels=channels, kind=kind), mean=mean, std=std)
+    net = standardise(generator(32, z_dim=16, width=8, channels=channels, kind=kind), reader(channels), tanh=tanh)
+    mean, std = (torch.tensor(values[:channels]) for values in ([0.3, 0.5, 0.6], [0.35, 0.2, 0.1]))
     x = net(torch.randn(64, 16)).detach().double()
     assert x.shape == (64, 3, 32, 32)
-    assert torch.allclose(x.mean((0, 2, 3)), mean.flatten().expand(3).double(), atol=1e-4)
-    assert torch.allclose(x.std((0, 2, 3)), std.flatten().expand(3).double(), rtol=1e-2)
+    assert torch.allclose(x.mean((0, 2, 3)), mean.expand(3).double(), atol=1e-4)
+    assert torch.allclose(x.std((0, 2, 3)), std.expand(3).double(), rtol=1e-2)
     assert x.min() < 0
     at_rest = net.eval()(torch.randn(64, 16))
     assert at_rest.min() >= 0
     assert at_rest.max() <= 1
 
 
+@pytest.mark.parametrize("tanh", [False, True])
+def test_only_behind_a_tanh_do_images_keep_their_deviation_whatever_is_learned(tanh):
+    torch.manual_seed(0)
+    net = standardise(generator(32, z_dim=16, width=8), reader(), tanh=tanh)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= 30
+    x = net(torch.randn(64, 16)).detach()
+    assert torch.allclose(x.std((0, 2, 3)), torch.tensor([0.35, 0.2, 0.1]), rtol=1e-2) == tanh
+
+
 def test_a_generator_without_a_sigmoid_cannot_be_standardised():
-    zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
     with pytest.raises(UsageError, match="dcgan ends in no sigmoid"):
-        Standardised(generator(32, kind="dcgan"), mean=zero, std=one)
+        standardise(generator(32, kind="dcgan"), reader())
+
+
+def test_a_generator_that_ends_in_tanh_already_stays_as_it_is():
+    dcgan = generator(32, kind="dcgan")
+    assert standardise(dcgan, reader(), tanh=True) is dcgan
