@@ -17,17 +17,15 @@ import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks.kept import Kept, Row
 from benchmarks.students import command
 from profiles import machine
 
-RESULTS = Path(__file__).parent / "results"
 TEACHER, DATA = "embedded/fashion_wrn16_2", "embedded/fashion"
 #: images that int8 is calibrated on -> what `--calibration` says
 CALIBRATIONS = {"in-domain": DATA, "photographs": "embedded/photos", "synthetic": "synthetic"}
 FORMATS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "bf16", "int8")}
-Row = dict[str, Any]
 
 
 def distilled(seed: int, options: argparse.Namespace) -> Path:
@@ -88,11 +86,6 @@ def timed(options: argparse.Namespace) -> list[Row]:
         }
         del row["path"]
     return rows
-
-
-def kept() -> Row:
-    path = RESULTS / "precision.json"
-    return json.loads(path.read_text()) if path.exists() else {"benchmark": "precision"}
 
 
 def by_calibration(rows: list[Row]) -> list[str]:
@@ -169,18 +162,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    content = kept() if options.write else {"benchmark": "precision"}
+    kept = Kept("precision", write=options.write)
     if options.time:
-        content |= {"files": timed(options), "machine": machine.describe()}
+        kept.put(files=timed(options), machine=machine.describe())
     else:
-        rows = [row for row in content.get("accuracy", []) if row["seed"] not in options.seeds]
-        content |= {"accuracy": rows + [row for seed in options.seeds for row in of_seed(seed, options)]}
-        content["steps"] = options.steps
-    print(page(content))
-    if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "precision.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "precision.md").write_text(page(content))
+        rows = [row for row in kept.rows("accuracy") if row["seed"] not in options.seeds]
+        kept.put(accuracy=rows + [row for seed in options.seeds for row in of_seed(seed, options)], steps=options.steps)
+    kept.page(page(kept.content))
 
 
 if __name__ == "__main__":

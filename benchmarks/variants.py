@@ -27,8 +27,6 @@ from profiles import machine
 from profiles.record import read_records
 
 TEACHER = {"model": "embedded/fashion_wrn16_2"}
-#: steps that a method made in the comparison's five minutes
-STEPS = {"mosaic": 171, "fastdfkd": 943, "kd": 1511, "sskd": 531, "dfnd": 1724}
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Variant:
 
     @property
     def many(self) -> int:
-        return self.steps or STEPS[self.method]
+        return self.steps or compared(self.method)[0]["steps"]
 
 
 #: question -> name of a row -> what it is; the first of each is what the others change
@@ -77,6 +75,21 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "FastDFKD, no classes asked for": Variant("fastdfkd", {"cross_entropy": 0.0}),
         "FastDFKD, noise left as drawn": Variant("fastdfkd", {"lr_z": 0.0}),
     },
+    "What DFQ's settings are worth": {
+        "DFQ": Variant("dfq"),
+        "DFQ, temperature 1": Variant("dfq", {"temperature": 1.0}),
+        "DFQ, G at rest": Variant("dfq", {"rest_G": True}),
+        "DFQ, both (as its code)": Variant("dfq", {"rest_G": True, "temperature": 1.0}),
+    },
+    "What the published end of a generator is worth": {
+        "DAFL": Variant("dafl"),
+        "DAFL, end as published": Variant("dafl", {"standardised": True}),
+        "DAFL, end and lr_G as published": Variant("dafl", {"standardised": True, "lr_G": 0.02}),
+        "DFAD": Variant("dfad"),
+        "DFAD, end as published": Variant("dfad", {"standardised": True}),
+        "ZSKT": Variant("zskt"),
+        "ZSKT, a sigmoid": Variant("zskt", {"standardised": False}),
+    },
     "Why DFND stays near chance": {
         "DFND": Variant("dfnd"),
         "DFND, all images kept": Variant("dfnd", {"keep": 1.0}, 1000),
@@ -93,16 +106,17 @@ GROUPS: dict[str, dict[str, Variant]] = {
 MADE = {name: one for group in GROUPS.values() for name, one in group.items() if one.changes or one.steps}
 
 
-def row_of(name: str, variant: Variant, seed: int) -> Row:
-    """One row: the accuracy at the end of a run."""
-    made = trained(TEACHER, variant.settings, seed=seed, steps=variant.many, batch_size=BATCH_SIZE)
-    return {"variant": name, "seed": seed, "steps": variant.many, "settings": variant.changes} | made
-
-
+@cache
 def compared(method: str) -> list[Row]:
     """The comparison's own rows of a method."""
     runs = [read_records(path)[-1].run for path in sorted((RESULTS / "compare").glob(f"{method}-[0-9]*.jsonl"))]
     return [{"seed": run["seed"], "steps": run["steps"], "accuracy": run["last"]["accuracy"]} for run in runs]
+
+
+def row_of(name: str, variant: Variant, seed: int) -> Row:
+    """One row: the accuracy at the end of a run."""
+    made = trained(TEACHER, variant.settings, seed=seed, steps=variant.many, batch_size=BATCH_SIZE)
+    return {"variant": name, "seed": seed, "steps": variant.many, "settings": variant.changes} | made
 
 
 @cache
