@@ -53,6 +53,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "bn 0 (as the paper)": Variant("mosaic", {"bn": 0.0}),
         "ema_G 0.95": Variant("mosaic", {"ema_G": 0.95}),
         "meta_steps 2": Variant("mosaic", {"meta_steps": 2}),
+        "meta_steps 2, fewer steps": Variant("mosaic", {"meta_steps": 2}, 134),
         "meta_steps 2, moves 10": Variant("mosaic", {"meta_steps": 2, "moves": 10}),
     },
     "What MosaicKD's parts are worth": {
@@ -77,9 +78,9 @@ GROUPS: dict[str, dict[str, Variant]] = {
     },
     "What DFQ's settings are worth": {
         "DFQ": Variant("dfq"),
-        "DFQ, temperature 1": Variant("dfq", {"temperature": 1.0}),
-        "DFQ, G at rest": Variant("dfq", {"rest_G": True}),
-        "DFQ, both (as its code)": Variant("dfq", {"rest_G": True, "temperature": 1.0}),
+        "DFQ, temperature 1": Variant("dfq", {"temperature": 1.0}, 212),
+        "DFQ, G at rest": Variant("dfq", {"rest_G": True}, 212),
+        "DFQ, both (as its code)": Variant("dfq", {"rest_G": True, "temperature": 1.0}, 212),
     },
     "What the published end of a generator is worth": {
         "DAFL": Variant("dafl"),

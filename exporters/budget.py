@@ -12,17 +12,17 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from exporters.calibration import Batches, Calibrator, Reference
+from exporters.calibration import Batches, Reference
 from exporters.failure import RejectedError
-from exporters.int8 import Quantised, Target, calibrated
-from exporters.precision import Low, Typed, Typing
+from exporters.int8 import Quantised
+from exporters.precision import Typed
 
 RANKED = 64  #: layers, or groups of neighbours, that are lowered alone
 IMAGES = 8  #: images, or few more, on which they are
@@ -30,6 +30,8 @@ IMAGES = 8  #: images, or few more, on which they are
 
 class Subject(Protocol):
     """A file of which others are made that differ in the layers they keep in fp32."""
+
+    source: Path
 
     @property
     def precision(self) -> str:
@@ -70,59 +72,22 @@ class Budgeted:
 
 
 def within_budget(
-    source: Path,
-    draft: Path,
-    batches: Batches,
-    score: Callable[[Path], float],
-    reference_score: float,
-    max_drop: float,
-    *,
-    target: Target = "ort-cpu",
-    calibrator: Calibrator = "auto",
-) -> Budgeted:
-    """Write `source` to `draft` as int8 that scores at most `max_drop` below `reference_score`.
-
-    `score`: of an .onnx file, higher is better, in the unit of `max_drop`; NaN: it will not do. `batches`, `target`,
-    `calibrator`: as of `quantise`. Raises ExportError as `quantise` does, and with the figures where the score does not
-    hold even with one layer in int8; nothing is at `draft` then.
-    """
-    with calibrated(source, batches, target=target, calibrator=calibrator) as subject:
-        return searched(subject, source, draft, batches, score, reference_score, max_drop)
-
-
-def typed_within_budget(
-    source: Path,
-    draft: Path,
-    precision: Low,
-    batches: Batches,
-    score: Callable[[Path], float],
-    reference_score: float,
-    max_drop: float,
-    *,
-    ranges: Mapping[str, float] | None = None,
-) -> Budgeted:
-    """Write `source` to `draft` in `precision`, scoring at most `max_drop` below `reference_score`; as `within_budget`.
-
-    bf16 is scored, and written, as float32 that is rounded to it: no runtime on a processor has its convolutions.
-    `ranges`: as of `retype`.
-    """
-    subject = Typing(source, precision, dict(ranges or {}), emulate=precision == "bf16")
-    return searched(subject, source, draft, batches, score, reference_score, max_drop)
-
-
-def searched(
     subject: Subject,
-    source: Path,
     draft: Path,
     batches: Batches,
     score: Callable[[Path], float],
     reference_score: float,
     max_drop: float,
 ) -> Budgeted:
-    """The file of fewest layers in fp32 that keeps to the budget."""
+    """Write the file of `subject` with fewest layers in fp32 that scores at most `max_drop` below the reference.
+
+    `score`: of an .onnx file, higher is better, in the unit of `max_drop`; NaN: it will not do. `batches`: images that
+    layers are ranked on, as of `quantise`. Raises ExportError as the subject does, and with the figures where the score
+    does not hold even with one layer lowered; nothing is at `draft` then.
+    """
     search = Search(subject, draft, score, reference_score - max_drop)
     if not search.holds(0):
-        search.rank(Reference(source, batches, IMAGES))
+        search.rank(Reference(subject.source, batches, IMAGES))
         search.settle()
     if search.best is None:
         raise RejectedError(rejection(search, reference_score, max_drop))

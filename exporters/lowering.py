@@ -13,15 +13,15 @@ import onnx
 from numpy.typing import NDArray
 
 from exporters.bisection import first_departure, ranges
-from exporters.budget import Budgeted, typed_within_budget, within_budget
+from exporters.budget import Budgeted, within_budget
 from exporters.comparison import TOLERANCES, Tolerance
 from exporters.failure import ExportError, RejectedError, RunnerError
 from exporters.graph import write
-from exporters.int8 import Calibrator, Target, quantise
+from exporters.int8 import Calibrator, Target, calibrated
 from exporters.onnx import Question
 from exporters.openvino import convert
 from exporters.parity import Parity
-from exporters.precision import Low, Typed, retype
+from exporters.precision import Low, Typed, Typing, retype
 from exporters.publishing import drafting, publish, sha256, size_of
 from exporters.runner import Runner
 from exporters.runtime import Runtime, load
@@ -186,14 +186,11 @@ def lowered(
         raise ExportError("no calibration data; give some with --calibration.")
     wish, budget = settings.int8, settings.budget
     target = wish.target or TARGETS[format]
-    if budget is None:
-        made = quantise(base, graph, wish.calibration, target=target, calibrator=wish.calibrator)
-    else:
+    with calibrated(base, wish.calibration, target=target, calibrator=wish.calibrator) as subject:
+        if budget is None:
+            return {"int8": asdict(subject.write(graph))}, graph
         score = scoring(question, budget, RUNTIMES.get(target))
-        made = within_budget(
-            base, graph, wish.calibration, score=score, reference_score=score(base), max_drop=budget.max_drop,
-            target=target, calibrator=wish.calibrator,
-        )  # fmt: skip
+        made = within_budget(subject, graph, wish.calibration, score, score(base), budget.max_drop)
     return {"int8": asdict(made)}, graph
 
 
@@ -209,11 +206,9 @@ def typed(
         if rounding:
             retype(base, twin, precision, emulate=True)
     else:
-        score = scoring(question, budget, None, settings.tolerances[precision])
-        made = typed_within_budget(
-            base, twin, precision, lambda: question.batches, score=score,
-            reference_score=scoring(question, budget, None)(base), max_drop=budget.max_drop, ranges=seen,
-        )  # fmt: skip
+        subject = Typing(base, precision, seen, emulate=rounding)
+        score, whole = scoring(question, budget, None, settings.tolerances[precision]), scoring(question, budget, None)
+        made = within_budget(subject, twin, lambda: question.batches, score, whole(base), budget.max_drop)
         if rounding:
             retype(base, graph, precision, keep=made.kept)
     return {precision: asdict(made)}, twin

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from exporters import budget
-from exporters.budget import typed_within_budget, within_budget
+from exporters.budget import Budgeted, within_budget
 from exporters.failure import ExportError
 from exporters.graph import Signature, torchscript, write
+from exporters.int8 import calibrated
+from exporters.precision import Typing
 
 SORE = "/body/block2/block2.1/conv2/Conv"
 COUNT = 120  #: test images of a score
@@ -71,12 +73,15 @@ class Passes:
         yield np.random.default_rng(0).random((8, 3, 8, 8), dtype=np.float32)
 
 
+def bytes_within(source: Path, draft: Path, batches, *budget, target="ort-cpu") -> Budgeted:
+    with calibrated(source, batches, target=target, calibrator="minmax") as subject:
+        return within_budget(subject, draft, batches, *budget)
+
+
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
 def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, tmp_path: Path, target) -> None:
     batches = in_batches(garments("train", 32)[0])
-    found = within_budget(
-        source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target, calibrator="minmax"
-    )  # fmt: skip
+    found = bytes_within(source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target)
     assert found.written.kept == (SORE,)
     assert found.written.layers == 16
     assert [attempt.kept for attempt in found.attempts] == [(), (SORE,)]
@@ -88,7 +93,7 @@ def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, t
 
 
 def test_nothing_is_kept_nor_ranked_where_int8_is_good_enough(stack: Path, tmp_path: Path) -> None:
-    found = within_budget(stack, tmp_path / "a.onnx", Passes(), lambda _: 0.5, 0.6, 0.2, calibrator="minmax")
+    found = bytes_within(stack, tmp_path / "a.onnx", Passes(), lambda _: 0.5, 0.6, 0.2)
     assert (found.written.kept, found.sensitivity, len(found.attempts)) == ((), {}, 1)
 
 
@@ -102,10 +107,7 @@ def layers_in_int8(path: Path) -> int:
 def test_as_few_as_possible_are_kept_in_few_attempts_with_one_calibration(stack: Path, tmp_path: Path, most) -> None:
     """A score that holds with at most so many layers in int8."""
     passes = Passes()
-    found = within_budget(
-        stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5,
-        calibrator="minmax",
-    )  # fmt: skip
+    found = bytes_within(stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5)
     assert found.written.layers == layers_in_int8(tmp_path / "a.onnx") == most
     assert passes.count == 2, "once for the ranges, and once for the images that layers are ranked on"
     assert len(found.attempts) <= 2 * np.log2(DEPTH) + 1
@@ -122,9 +124,8 @@ def test_typed_files_keep_as_few_layers_as_possible_too(stack: Path, tmp_path: P
         nodes = onnx.load(path).graph.node
         return sum(one.op_type in ("Conv", "Gemm") and one.input[1].endswith(f"_{precision}") for one in nodes)
 
-    found = typed_within_budget(
-        stack, tmp_path / "a.onnx", precision, Passes(), lambda path: float(low(path) <= most), 1.0, 0.5
-    )
+    subject = Typing(stack, precision, {}, emulate=precision == "bf16")
+    found = within_budget(subject, tmp_path / "a.onnx", Passes(), lambda path: float(low(path) <= most), 1.0, 0.5)
     assert low(tmp_path / "a.onnx") == most
     kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
     assert set(found.kept) == set(kept)
@@ -132,10 +133,7 @@ def test_typed_files_keep_as_few_layers_as_possible_too(stack: Path, tmp_path: P
 
 def test_neighbours_are_ranked_together_where_there_are_many(stack: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(budget, "RANKED", 5)
-    found = within_budget(
-        stack, tmp_path / "a.onnx", Passes(), lambda path: float(layers_in_int8(path) <= 15), 1.0, 0.0,
-        calibrator="minmax",
-    )  # fmt: skip
+    found = bytes_within(stack, tmp_path / "a.onnx", Passes(), lambda path: float(layers_in_int8(path) <= 15), 1.0, 0.0)
     assert len(set(found.sensitivity.values())) == 5
     assert len(found.sensitivity) == DEPTH
     assert found.written.layers == 15
@@ -149,7 +147,7 @@ def test_int8_is_rejected_with_the_figures_where_no_choice_of_layers_helps(stack
         r"with 1 of them, expected at most 1 less; .* --max-drop"
     )
     with pytest.raises(ExportError, match=sentence) as caught:
-        within_budget(stack, tmp_path / "a.onnx", Passes(), lambda _: answer, 91.5, 1.0, calibrator="minmax")
+        bytes_within(stack, tmp_path / "a.onnx", Passes(), lambda _: answer, 91.5, 1.0)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.onnx").exists()
 
@@ -162,6 +160,6 @@ def test_the_file_is_the_one_that_was_scored(stack: Path, tmp_path: Path) -> Non
         seen.append(answers(path, images))
         return float(layers_in_int8(path) <= 14)
 
-    found = within_budget(stack, tmp_path / "a.onnx", Passes(), remember, 1.0, 0.0, calibrator="minmax")
+    found = bytes_within(stack, tmp_path / "a.onnx", Passes(), remember, 1.0, 0.0)
     right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept == found.written.kept)
     np.testing.assert_array_equal(answers(tmp_path / "a.onnx", images), seen[right])
