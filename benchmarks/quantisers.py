@@ -2,11 +2,9 @@
 
     python -m benchmarks.quantisers [--only modelopt ...] [--images 256] [--seconds 5] [--out runs/int8] [--write]
 
-The others are called as their guides do, with their defaults; what is not installed is left out and named. ModelOpt
-pins older versions of ONNX and ONNX Runtime than ours: `pip install --no-deps nvidia-modelopt onnx-graphsurgeon
-onnxconverter-common polygraphy lief cppimport omegaconf pulp onnxslim`, beside this toolkit, is enough. Files are
-measured in ONNX Runtime on test images, and timed there and in OpenVINO in turns, one thread; alone on the machine.
-With --write, results go to results/quantisers.json and .md.
+The others are called as their guides do, with their defaults; what is not installed is left out and named. NNCF is no
+extra of ours: `pip install nncf`. Files are measured in ONNX Runtime on test images, and timed there and in OpenVINO in
+turns, one thread; alone on the machine. With --write, results go to results/quantisers.json and .md.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -34,6 +31,7 @@ from compress.cli.measuring import real_images
 from compress.models.metadata import from_metadata
 from exporters.calibration import Batches, Reference
 from exporters.int8 import Target, quantise
+from exporters.modelopt import calibrated as modelopt_calibrated
 from exporters.reading import metadata_of, read_model
 from profiles import machine
 
@@ -79,13 +77,9 @@ def by_channel(source: Path, out: Path, batches: Batches) -> None:
 
 
 def modelopt(source: Path, out: Path, batches: Batches) -> None:
-    from modelopt.onnx.quantization import quantize  # pyright: ignore[reportMissingImports]
-
-    # fp32 around int8, as in all the others; its default is fp16, which processors do not compute in.
-    images = np.concatenate(list(batches()))
-    quantize(
-        str(source), "int8", images, calibration_eps=["cpu"], high_precision_dtype="fp32", output_path=str(out)
-    )  # fmt: skip
+    """As `--quantizer modelopt`: fp32 around int8, where its default is fp16, which processors do not compute in."""
+    with modelopt_calibrated(source, batches, target="tensorrt", calibrator="auto") as subject:
+        subject.write(out)
 
 
 def nncf(source: Path, out: Path, batches: Batches) -> None:

@@ -49,6 +49,7 @@ from exporters.reading import metadata_of, opset_of
 from exporters.runtime import FAILURES, open_session
 
 Target = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
+Quantizer = Literal["onnxruntime", "modelopt"]
 #: first version of ONNX whose DequantizeLinear has a scale a channel
 LOWEST_OPSET = 13
 #: what ONNX and ONNX Runtime raise for a graph that they cannot rewrite
@@ -92,6 +93,7 @@ class Quantised:
     """What was written, and how."""
 
     target: Target
+    quantizer: Quantizer
     scheme: str
     calibrator: Method  #: that gave the ranges
     tried: dict[str, float]  #: calibrator -> departure of its file from fp32 (Reference.departure), where compared
@@ -124,14 +126,25 @@ class Subject:
     """A file made ready and calibrated once, from which int8 files are made that differ in the layers they keep."""
 
     precision = "int8"
+    quantizer: Quantizer = "onnxruntime"
 
-    def __init__(self, source: Path, model: ModelProto, target: Target) -> None:
-        self.source, self.model = source, model
+    def __init__(self, source: Path, ready: Path, target: Target) -> None:
+        """`ready`: where the source made ready is written. Raises ExportError where it has nothing to quantise."""
+        self.source, self.ready = source, ready
+        self.model = prepared(source, ready)
         self.target: Target = target
-        self.graph = Graph(model)
+        self.graph = Graph(self.model)
         self.layers = self.graph.layers
         self.calibration = Calibration("minmax", {}, 0)
         self.tried: dict[str, float] = {}
+        if not self.layers:
+            raise ExportError(
+                f"{source.name}: found no convolution or product with float32 weights; give an fp32 file."
+            )
+
+    @property
+    def scheme(self) -> str:
+        return SCHEMES[self.target].text
 
     def write(self, draft: Path, keep: Collection[str] = ()) -> Quantised:
         """All layers but those to keep, as a single file. Raises ExportError if none is left."""
@@ -147,27 +160,34 @@ class Subject:
         """These layers."""
         if not layers:
             raise ExportError(f"{self.source.name}: no layer is left to quantise; keep fewer in fp32.")
-        scheme = SCHEMES[self.target]
-        placement = place(self.graph, layers, scheme.between, outputs=scheme.outputs)
         with quiet():
             try:
-                maker = quantiser(self.model, scheme, placement, self.calibration.ranges)
-                model = maker.quantize_model()
-                reread(model, placement.raw)
-                maker.model.topological_sort()
+                model = self.lowered(layers)
                 done = rounded(model, self.layers)
-                describe(model, {"int8.target": self.target, "int8.calibrator": self.calibration.method})
+                more = {"target": self.target, "quantizer": self.quantizer, "calibrator": self.calibration.method}
+                describe(model, metadata_of(self.model), {f"int8.{key}": value for key, value in more.items()})
                 onnx.save_model(model, draft)
                 onnx.checker.check_model(str(draft), full_check=True)
             except REFUSALS as error:
                 raise ExportError(f"{self.source.name}: cannot be quantised ({first_line(error)}).") from error
         if not done:
-            raise ExportError(
-                f"{self.source.name}: ONNX Runtime's quantiser found nothing to quantise; export it again."
-            )
+            raise ExportError(f"{self.source.name}: the quantiser found nothing to quantise; export it again.")
         kept = tuple(name for name in self.layers if name not in done)
         seen = self.calibration
-        return Quantised(self.target, scheme.text, seen.method, dict(self.tried), seen.images, len(done), kept)
+        tried = dict(self.tried)
+        return Quantised(
+            self.target, self.quantizer, self.scheme, seen.method, tried, seen.images, len(done), kept
+        )  # fmt: skip
+
+    def lowered(self, layers: Collection[str]) -> ModelProto:
+        """The graph with these layers in int8."""
+        scheme = SCHEMES[self.target]
+        placement = place(self.graph, layers, scheme.between, outputs=scheme.outputs)
+        maker = quantiser(self.model, scheme, placement, self.calibration.ranges)
+        model = maker.quantize_model()
+        reread(model, placement.raw)
+        maker.model.topological_sort()
+        return model
 
     def tensors(self) -> set[str]:
         """Whose ranges any file of this one may need."""
@@ -181,12 +201,8 @@ def calibrated(
 ) -> Iterator[Subject]:
     """The source with its ranges. Of several calibrators the one whose file answers closest to fp32."""
     with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / source.name
-        subject = Subject(source, prepared(source, ready), target)
-        if not subject.layers:
-            raise ExportError(
-                f"{source.name}: found no convolution or product with float32 weights; give an fp32 file."
-            )
+        subject = Subject(source, Path(folder) / source.name, target)
+        ready = subject.ready
         tensors = subject.tensors()
         if calibrator != "auto":
             subject.calibration = calibrate(ready, batches, calibrator, tensors=tensors)
@@ -314,8 +330,8 @@ def rounded(model: ModelProto, layers: Collection[str]) -> set[str]:
     return {node.name for node in nodes if {*node.input[:2]} <= dequantised}
 
 
-def describe(model: ModelProto, more: dict[str, Any]) -> None:
-    """The source's metadata, and what this file is."""
-    found = {key: value for key, value in metadata_of(model).items() if not key.startswith("onnx.")}
+def describe(model: ModelProto, known: dict[str, str], more: dict[str, Any]) -> None:
+    """The source's metadata, `known`, and what this file is."""
+    found = {key: value for key, value in known.items() if not key.startswith("onnx.")}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**found, "precision": "int8", **more})

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import onnx
 from numpy.typing import NDArray
 
+from exporters import int8, modelopt
 from exporters.bisection import first_departure, ranges
 from exporters.budget import Budgeted, within_budget
 from exporters.comparison import TOLERANCES, Tolerance
 from exporters.failure import ExportError, RejectedError, RunnerError
 from exporters.graph import write
-from exporters.int8 import Calibrator, Target, calibrated
+from exporters.int8 import Calibrator, Quantizer, Target
 from exporters.onnx import Question
 from exporters.openvino import convert
 from exporters.parity import Parity
@@ -53,6 +54,7 @@ class Int8:
     calibration: Callable[[], Iterable[NDArray[Any]]]  #: batches of images as the file takes them, each call anew
     target: Target | None = None  #: None: what the format is for
     calibrator: Calibrator = "auto"
+    quantizer: Quantizer = "onnxruntime"
     #: looks at the fp32 file and the verified draft, which both run in the runtime named, and raises RejectedError to
     #: reject the draft; asked where what the bytes are for is here
     accept: Callable[[Path, Path, Runtime], None] | None = None
@@ -186,6 +188,7 @@ def lowered(
         raise ExportError("no calibration data; give some with --calibration.")
     wish, budget = settings.int8, settings.budget
     target = wish.target or TARGETS[format]
+    calibrated = modelopt.calibrated if wish.quantizer == "modelopt" else int8.calibrated
     with calibrated(base, wish.calibration, target=target, calibrator=wish.calibrator) as subject:
         if budget is None:
             return {"int8": asdict(subject.write(graph))}, graph

@@ -64,6 +64,7 @@ OPTIONAL = {
     "openvino": "exporters/openvino.py",
     "tensorrt": "exporters/nvidia.py",
     "tensorrt_rtx": "exporters/nvidia.py",
+    "modelopt": "exporters/modelopt_job.py",
     "optuna": "compress/cli/scheduling.py",
     "mlperf_loadgen": "profiles/loadgen.py",
     "pynvml": "profiles/nvml.py",

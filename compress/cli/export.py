@@ -23,6 +23,7 @@ FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TARGETS = ("ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx")
 CALIBRATORS = ("auto", "minmax", "percentile", "entropy")
+QUANTIZERS = ("onnxruntime", "modelopt")
 #: images in a batch of an engine, where nothing is said: fewest, usual, most
 BATCH = (1, 1, 16)
 CALIBRATED = 256
@@ -93,6 +94,8 @@ OPTIONS = [
                  help="How many."),
     click.option("--calibrator", type=click.Choice(CALIBRATORS), default="auto", show_default=True,
                  help="How ranges are found: auto tries several and keeps the best."),
+    click.option("--quantizer", type=click.Choice(QUANTIZERS), default="onnxruntime", show_default=True,
+                 help="Who makes int8: modelopt is NVIDIA's, for its runtimes."),
     click.option("--target", type=click.Choice(TARGETS), help="What int8 shall be fast on.  [default: by format]"),
     click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
                  help="Leave layers in fp32 until at most so many points are lost."),
@@ -142,6 +145,8 @@ def export(model: str, as_json: bool, record: Path | None, formats: Any, precisi
     from compress.cli.calibrating import calibration
     from compress.models.metadata import to_metadata
 
+    if given["quantizer"] == "modelopt":
+        refuse_modelopt(formats, given)
     order = Order(
         formats, precisions, place_of(model, given["out"], [(f, p) for f in formats for p in precisions]),
         given["opset"], given["exporter"],
@@ -234,7 +239,7 @@ def wishes(
     if chosen is not None:
         batches = chosen.batches if question.source.framing is None else chosen.as_bytes()
         accept = None if given["allow_slower"] else refuse_slower(card)
-        int8 = Int8(batches, given["target"], given["calibrator"], accept)
+        int8 = Int8(batches, given["target"], given["calibrator"], given["quantizer"], accept)
     options = Options(
         workspace_bytes=given["workspace"],
         timing_cache=given["timing_cache"],
@@ -249,6 +254,17 @@ def wishes(
         shapes=Shapes(batch_of(given), given["sizes"]),
         options=options,
     )
+
+
+def refuse_modelopt(formats: Any, given: dict[str, Any]) -> None:
+    """Raises UsageError for what Model Optimizer has not, before anything is made."""
+    from exporters.lowering import TARGETS as OF_FORMAT
+    from exporters.modelopt import objection
+
+    for name in formats:
+        reason = objection(given["target"] or OF_FORMAT[name], given["calibrator"])
+        if reason is not None:
+            raise UsageError(f"--quantizer {reason}.")
 
 
 def budget_of(card: Card, precisions: tuple[str, ...], given: dict[str, Any]) -> Budget | None:

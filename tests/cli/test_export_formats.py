@@ -152,6 +152,8 @@ def test_one_rejection_leaves_the_others_and_ends_with_one(tmp_path: Path) -> No
         (["--format", "openvino", "--out", "a.onnx"], ".xml"),
         (["--max-drop", "1", "--val", "nowhere", "--precision", "int8", "--calibration", PHOTOS], "nowhere"),
         (["--preprocess", "--input-size", "dynamic"], "choose one"),
+        (["--precision", "int8", "--quantizer", "modelopt"], "--quantizer modelopt quantises for NVIDIA's runtimes"),
+        (["--quantizer", "modelopt", "--target", "tensorrt", "--calibrator", "percentile"], "no calibrator percentile"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -161,3 +163,16 @@ def test_wrong_usage_is_one_sentence(tmp_path: Path, monkeypatch, words, said) -
     assert found.exit_code in (1, 2), found.output
     assert said in refusal(found, found.exit_code)
     assert os.listdir(tmp_path) == []
+
+
+def test_modelopt_makes_int8_where_it_is_asked_to(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run(
+        "export", TEACHER, "--format", "tensorrt-rtx", "--precision", "int8", "--quantizer", "modelopt", *SMALL,
+        "--calibration", PHOTOS, "--out", out, "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    (one,) = json.loads(found.stdout)["artefacts"]
+    assert one["details"]["int8"]["quantizer"] == "modelopt"
+    assert one["details"]["int8"]["images"] == 32
+    assert one["parity"]["top1_agreement"] > 0.9

@@ -163,7 +163,8 @@ def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
         model = onnx.load(path)
         found = {entry.key: entry.value for entry in model.metadata_props}
         assert found == {
-            "task": "classification", "precision": "int8", "int8.target": target, "int8.calibrator": record.calibrator,
+            "task": "classification", "precision": "int8", "int8.target": target, "int8.quantizer": "onnxruntime",
+            "int8.calibrator": record.calibrator,
         }  # fmt: skip
         assert list(model.graph.input) == list(before.graph.input)
         assert [each.name for each in model.graph.output] == [each.name for each in before.graph.output]

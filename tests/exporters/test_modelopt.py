@@ -1,0 +1,115 @@
+"""NVIDIA's Model Optimizer in the place of ONNX Runtime's quantiser."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from garments import exported, garments, in_batches, teacher
+from onnx import numpy_helper
+
+from exporters import int8, modelopt
+from exporters.calibration import Reference
+from exporters.failure import ExportError
+from exporters.reading import metadata_of
+from exporters.tensorrt import Shapes, build
+
+CONVOLUTIONS = 16  #: of WRN-16-2
+HEAD = "/body/fc/Gemm"  #: which it leaves alone, as all products as small as that
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return exported(teacher(), tmp_path_factory.mktemp("modelopt") / "fp32.onnx")
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return in_batches(garments("train", 64)[0])
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, batches) -> tuple[Path, int8.Quantised]:
+    path = source.with_name("int8.onnx")
+    with modelopt.calibrated(source, batches, target="tensorrt-rtx", calibrator="minmax") as subject:
+        return path, subject.write(path)
+
+
+def rounded(path: Path) -> set[str]:
+    return int8.rounded(onnx.load(path), [node.name for node in onnx.load(path).graph.node])
+
+
+def test_every_convolution_is_in_int8_and_answers_nearly_as_before(source: Path, made) -> None:
+    path, found = made
+    assert (found.quantizer, found.layers, found.kept, found.images) == ("modelopt", CONVOLUTIONS, (HEAD,), 64)
+    assert found.scheme.startswith("Model Optimizer 0.")
+    tests = garments("val", 200)[0]
+    assert 0 < Reference(source, lambda: [tests], 200).departure(path) < 0.1
+    props = metadata_of(onnx.load(path))
+    assert props.items() >= {
+        "precision": "int8", "int8.quantizer": "modelopt", "int8.target": "tensorrt-rtx"
+    }.items()  # fmt: skip
+    assert props.items() >= {k: v for k, v in metadata_of(onnx.load(source)).items() if k != "precision"}.items()
+
+
+def test_zero_is_zero_as_tensorrt_wants_it_and_an_engine_is_built(made, tmp_path: Path) -> None:
+    path, _ = made
+    model = onnx.load(path)
+    values = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    for node in model.graph.node:
+        values |= {node.output[0]: numpy_helper.to_array(node.attribute[0].t)} if node.op_type == "Constant" else {}
+    zeros = [values[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    build(path, tmp_path / "a.engine", kind="tensorrt-rtx", shapes=Shapes((1, 1, 4)))
+    assert (tmp_path / "a.engine").stat().st_size > 0
+
+
+def test_a_layer_that_is_to_be_kept_stays_in_fp32(source: Path, batches, tmp_path: Path) -> None:
+    with modelopt.calibrated(source, batches, target="tensorrt", calibrator="minmax") as subject:
+        name = subject.layers[3]
+        found = subject.write(tmp_path / "a.onnx", [name])
+    assert found.kept == (name, HEAD)
+    assert rounded(tmp_path / "a.onnx") == set(subject.layers) - {name, HEAD}
+
+
+@pytest.mark.parametrize(
+    ("target", "calibrator", "said"),
+    [
+        ("ort-cpu", "auto", "not for ort-cpu; expected one of tensorrt, tensorrt-rtx, ort-cuda"),
+        ("tensorrt", "percentile", "no calibrator percentile; expected one of auto, entropy, minmax"),
+    ],
+)
+def test_what_it_has_not_is_refused(source: Path, batches, target, calibrator, said) -> None:
+    with (
+        pytest.raises(ExportError, match=said),
+        modelopt.calibrated(source, batches, target=target, calibrator=calibrator),
+    ):
+        pass
+
+
+def test_without_it_the_sentence_says_what_to_install(source: Path, batches, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(ExportError, match=r'^NVIDIA Model Optimizer is not installed; .*"compress\[modelopt\]"\.$'),
+        modelopt.calibrated(source, batches, target="tensorrt", calibrator="auto"),
+    ):
+        pass
+
+
+def test_what_it_fails_with_is_one_sentence(source: Path, batches, tmp_path: Path) -> None:
+    with modelopt.calibrated(source, batches, target="tensorrt", calibrator="minmax") as subject:
+        subject.ready.write_bytes(b"no network")
+        with pytest.raises(ExportError, match=r"^fp32\.onnx: Model Optimizer failed: .*") as caught:
+            subject.write(tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_onnx_runtimes_quantiser_is_as_before_afterwards(made, source: Path, batches, tmp_path: Path) -> None:
+    """Model Optimizer replaces parts of it where it is imported."""
+    found = int8.quantise(source, tmp_path / "a.onnx", batches, target="tensorrt", calibrator="minmax")
+    assert found.layers == CONVOLUTIONS + 1
