@@ -155,7 +155,7 @@ def timed(rows: list[Row], seconds: int) -> None:
     for model in MODELS:
         mine = [row for row in rows if row["model"] == model and "path" in row]
         for runtime in ("onnxruntime", "openvino"):
-            words = [*(row["path"] for row in mine), "--runtime", runtime, "--threads", 1, "--duration", f"{seconds}s"]
+            words = [*(row["path"] for row in mine), "--runtimes", runtime, "--threads", 1, "--duration", f"{seconds}s"]
             for row, one in zip(mine, command("bench", *words)[0]["results"], strict=True):
                 row[f"{runtime}_ms"] = one["latency_ms_p50"]
 

@@ -1,6 +1,6 @@
 """One file by NVIDIA's Model Optimizer, in a process of its own, for it replaces parts of ONNX Runtime's quantiser.
 
-    python -m exporters.modelopt_job '{"source": …, "out": …, "images": FOLDER, "input": …, "method": …, "kept": […]}'
+python -m exporters.modelopt_job '{"source": …, "out": …, "images": FOLDER, "input": …, "method": …, "kept": […]}'
 """
 
 from __future__ import annotations

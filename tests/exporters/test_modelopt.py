@@ -68,6 +68,15 @@ def test_zero_is_zero_as_tensorrt_wants_it_and_an_engine_is_built(made, tmp_path
     assert (tmp_path / "a.engine").stat().st_size > 0
 
 
+def test_the_calibrator_taken_is_the_one_that_came_closest(source: Path, batches, tmp_path: Path) -> None:
+    with modelopt.calibrated(source, batches, target="tensorrt", calibrator="auto") as subject:
+        found = subject.write(tmp_path / "a.onnx")
+    assert set(found.tried) == {"entropy", "minmax"}
+    assert found.calibrator == min(found.tried, key=found.tried.__getitem__)
+    near = Reference(source, batches, 32).departure(tmp_path / "a.onnx")
+    assert near == pytest.approx(found.tried[found.calibrator], rel=1e-3)
+
+
 def test_a_layer_that_is_to_be_kept_stays_in_fp32(source: Path, batches, tmp_path: Path) -> None:
     with modelopt.calibrated(source, batches, target="tensorrt", calibrator="minmax") as subject:
         name = subject.layers[3]
