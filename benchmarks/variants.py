@@ -50,17 +50,17 @@ class Variant:
 GROUPS: dict[str, dict[str, Variant]] = {
     "What MosaicKD can do beyond its paper": {
         "MosaicKD": Variant("mosaic"),
-        "bn 0 (as the paper)": Variant("mosaic", {"bn": 0.0}),
         "ema_G 0.95": Variant("mosaic", {"ema_G": 0.95}),
         "meta_steps 2": Variant("mosaic", {"meta_steps": 2}),
         "meta_steps 2, fewer steps": Variant("mosaic", {"meta_steps": 2}, 134),
-        "meta_steps 2, moves 10": Variant("mosaic", {"meta_steps": 2, "moves": 10}),
     },
     "What MosaicKD's parts are worth": {
         "MosaicKD": Variant("mosaic"),
         "no D": Variant("mosaic", {"local": 0.0}),
         "no D and no photographs": Variant("mosaic", {"local": 0.0, "ood_share": 0.0}),
         "no adversarial term": Variant("mosaic", {"adv": 0.0}),
+        "bn 0": Variant("mosaic", {"bn": 0.0}),
+        "bn 0, no D and no photographs": Variant("mosaic", {"bn": 0.0, "local": 0.0, "ood_share": 0.0}),
     },
     "Why FastDFKD is ahead": {
         "MosaicKD": Variant("mosaic"),

@@ -260,6 +260,15 @@ def test_what_is_not_as_the_target_says_is_refused(machine: Machine, net: Path, 
     assert said in text
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C reaches children also where a shell has started these tests in the background, who are to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whoever_stops_waiting_stops_the_other_machine_too(machine: Machine, net: Path, number: int) -> None:
     command = [sys.executable, "-m", "compress", "bench", str(net), "--duration", "5m", "--target", machine.url()]
