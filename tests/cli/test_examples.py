@@ -21,9 +21,9 @@ SLOW = ("distill", "compare", "sweep", "train", "bench", "demo", "export", "comp
 def examples(*command: str) -> list[list[str]]:
     """The arguments of every example in the help of a command, `compress` left out."""
     text = run(*command, "--help").stdout
-    _, found, below = text.partition("Example:\n")
+    found = re.search(r"Examples?:\n", text)
     assert found, f"{command}: no example"
-    block = below.split("\n\n")[0].replace("\\\n", " ")
+    block = text[found.end() :].split("\n\n")[0].replace("\\\n", " ")
     lines = [line.strip() for line in block.splitlines() if line.strip()]
     assert lines
     assert all(line.startswith("compress ") for line in lines), lines
