@@ -88,12 +88,16 @@ def run(
                 calibrater.collect_data(Once({name: batch}))
             del batch  # before the next one is made
         if not images:
-            raise ExportError(f"{model.name}: found no images to calibrate on; expected some dozen, at least one.")
+            raise no_images(model)
         with speaking_of(model):
             ranges = found(calibrater.compute_data())
     if extremes is not None and method == "percentile":
         ranges = outer(ranges, extremes.ranges)
     return Calibration(method, finite(ranges, model), images)
+
+
+def no_images(model: Path) -> ExportError:
+    return ExportError(f"{model.name}: found no images to calibrate on; expected some dozen, at least one.")
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ import contextlib
 import difflib
 import itertools
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -174,10 +174,9 @@ class Subject:
             raise ExportError(f"{self.source.name}: the quantiser found nothing to quantise; export it again.")
         kept = tuple(name for name in self.layers if name not in done)
         seen = self.calibration
-        tried = dict(self.tried)
         return Quantised(
-            self.target, self.quantizer, self.scheme, seen.method, tried, seen.images, len(done), kept
-        )  # fmt: skip
+            self.target, self.quantizer, self.scheme, seen.method, dict(self.tried), seen.images, len(done), kept
+        )
 
     def lowered(self, layers: Collection[str]) -> ModelProto:
         """The graph with these layers in int8."""
@@ -188,6 +187,15 @@ class Subject:
         reread(model, placement.raw)
         maker.model.topological_sort()
         return model
+
+    def choose(self, found: Mapping[Method, Calibration], batches: Batches, keep: Collection[str] = ()) -> None:
+        """Take the calibration whose file answers closest to fp32 on some of the images."""
+        reference, tried = Reference(self.ready, batches, COMPARED), self.ready.with_suffix(".tried.onnx")
+        for method, calibration in found.items():
+            self.calibration = calibration
+            self.write(tried, keep)
+            self.tried[method] = reference.departure(tried)
+        self.calibration = found[min(found, key=lambda method: self.tried[method])]
 
     def tensors(self) -> set[str]:
         """Whose ranges any file of this one may need."""
@@ -211,13 +219,7 @@ def calibrated(
         found: dict[Method, Calibration] = {}
         for method in AUTO:
             found[method] = calibrate(ready, batches, method, tensors=tensors, extremes=found.get("minmax"))
-        reference = Reference(ready, batches, COMPARED)
-        for method in AUTO:
-            subject.calibration = found[method]
-            subject.write(Path(folder) / "tried.onnx", keep)
-            subject.tried[method] = reference.departure(Path(folder) / "tried.onnx")
-        subject.calibration = found[min(AUTO, key=lambda method: subject.tried[method])]
-        del reference
+        subject.choose(found, batches, keep)
         yield subject
 
 

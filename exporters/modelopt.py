@@ -25,9 +25,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from exporters.calibration import Batches, Calibration, Calibrator, Method, Reference, checked, taken
+from exporters.calibration import Batches, Calibration, Calibrator, Method, checked, no_images, taken
 from exporters.failure import ExportError
-from exporters.int8 import COMPARED, Quantizer, Subject, Target
+from exporters.int8 import Quantizer, Subject, Target
 from exporters.runtime import open_session
 
 #: whose runtimes it lays Q and DQ for
@@ -56,14 +56,11 @@ def calibrated(source: Path, batches: Batches, *, target: Target, calibrator: Ca
         raise ExportError(f"{reason}.")
     with tempfile.TemporaryDirectory() as folder:
         subject = ModelOpt(source, Path(folder), target, batches)
+        found: dict[Method, Calibration] = {method: Calibration(method, {}, subject.images) for method in METHODS}
         if calibrator == "auto":
-            reference = Reference(subject.ready, batches, COMPARED)
-            for method in METHODS:
-                subject.use(method)
-                subject.write(Path(folder) / "tried.onnx")
-                subject.tried[method] = reference.departure(Path(folder) / "tried.onnx")
-            calibrator = min(METHODS, key=lambda method: subject.tried[method])
-        subject.use(cast(Method, calibrator))
+            subject.choose(found, batches)
+        else:
+            subject.calibration = found[cast(Method, calibrator)]
         yield subject
 
 
@@ -84,23 +81,21 @@ class ModelOpt(Subject):
                 np.save(folder / "images" / f"{self.images:06d}.npy", part)
                 self.images += len(part)
         if not self.images:
-            raise ExportError(f"{source.name}: found no images to calibrate on; expected some dozen, at least one.")
-
-    def use(self, method: Method) -> None:
-        self.calibration = Calibration(method, {}, self.images)
+            raise no_images(source)
 
     @property
     def scheme(self) -> str:
         return f"Model Optimizer {version('nvidia-modelopt')}: symmetric, signed activations and weights"
 
     def lowered(self, layers: Collection[str]) -> ModelProto:
-        out, wanted = self.folder / "int8.onnx", set(layers)
+        out, wanted = self.ready.with_suffix(".int8.onnx"), set(layers)
         job = {
             "source": str(self.ready), "out": str(out), "images": str(self.folder / "images"), "input": self.input,
             "method": METHODS[self.calibration.method], "kept": [name for name in self.layers if name not in wanted],
         }  # fmt: skip
-        words = [sys.executable, "-m", "exporters.modelopt_job", json.dumps(job)]
-        child = subprocess.run(words, capture_output=True, text=True, errors="replace")
+        # By its path, and with no folder put before the installed packages: neither this one nor the user's.
+        words = [sys.executable, "-P", str(Path(__file__).with_name("modelopt_job.py"))]
+        child = subprocess.run(words, input=json.dumps(job), capture_output=True, text=True, errors="replace")
         if child.returncode:
             said = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             raise ExportError(f"{self.source.name}: Model Optimizer failed: {said[-1] if said else 'without a word'}.")

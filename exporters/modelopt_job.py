@@ -1,6 +1,7 @@
 """One file by NVIDIA's Model Optimizer, in a process of its own, for it replaces parts of ONNX Runtime's quantiser.
 
-python -m exporters.modelopt_job '{"source": …, "out": …, "images": FOLDER, "input": …, "method": …, "kept": […]}'
+Run by its path, it reads on standard input what `modelopt` asks for: source, out, images (a folder of .npy files),
+input (its name), method, and kept, the names of layers to leave alone. Imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ class Images(CalibrationDataReader):
         return None if file is None else {self.name: np.load(file)}
 
 
-def main(job: dict[str, Any], kept: list[str]) -> None:
+def main(job: dict[str, Any]) -> None:
     from modelopt.onnx.quantization import quantize
 
     quantize(
         job["source"], quantize_mode="int8", calibration_data_reader=Images(Path(job["images"]), job["input"]),
         output_path=job["out"], calibration_method=job["method"], calibration_eps=["cpu"],
-        nodes_to_exclude=[f"^{re.escape(name)}$" for name in kept], high_precision_dtype="fp32", log_level="ERROR",
+        nodes_to_exclude=[f"^{re.escape(name)}$" for name in job["kept"]], high_precision_dtype="fp32",
+        log_level="ERROR",
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    main(given, given["kept"])
+    main(json.load(sys.stdin))

@@ -48,7 +48,8 @@ class ZSKT:
     clip: Positive = 5.0  #: longest that the gradient of the student, and that of the generator, may be
     lr: Positive = 2e-3  #: learning rate of the student (Adam, cosine)
     lr_G: Positive = 1e-3  #: learning rate of the generator (Adam, cosine)
-    generator: str | None = None  #: shape of G: small, shallow or deep; None: small up to 64 pixels, deep above
+    #: shape of G: small, shallow, deep, or without `standardised` dcgan; None: small up to 64 pixels, deep above
+    generator: str | None = None
     z_dim: Count = 100  #: dimensions of the noise
     width_G: Count = 64  #: channels of the generator's last hidden layer
     #: G ends in BatchNorm, as published, so that images vary as the data do; if not, in a sigmoid
