@@ -9,9 +9,12 @@ ort-cpu
     which ONNX Runtime's kernels are written for (DeepLabV3-R50 on such a machine: 2.8 times as fast as fp32; signed
     activations made it slower than fp32). With zero as the lowest value a ReLU is the rounding itself. A kernel writes
     int8 and adds its bias as int32, so outputs and biases are quantised, and so is what lies between layers where there
-    are int8 kernels: sums, products, pools, concatenation, resizing.
+    are int8 kernels: sums, products, pools, concatenation, resizing. Weights have seven bits, -64...64. With eight,
+    sums saturate on processors without VNNI (`exporters.saturation`).
 openvino
     The same. OpenVINO is fast with either kind of activations; with these the file is one for ort-cpu too.
+ort-cpu-vnni, openvino-vnni
+    The same with weights of eight bits, for processors with VNNI only.
 tensorrt, tensorrt-rtx
     Signed and symmetric, with biases in fp32: the parser refuses zero points other than 0, and int32. Rounded is what a
     layer reads and not what it writes: TensorRT fuses into the kernel what follows a layer, and moves Q and DQ to where
@@ -48,7 +51,7 @@ from exporters.placement import LAYERS, Graph, Placement, place
 from exporters.reading import metadata_of, opset_of
 from exporters.runtime import FAILURES, open_session
 
-Target = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
+Target = Literal["ort-cpu", "ort-cpu-vnni", "ort-cuda", "openvino", "openvino-vnni", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["onnxruntime", "modelopt"]
 #: first version of ONNX whose DequantizeLinear has a scale a channel
 LOWEST_OPSET = 13
@@ -72,17 +75,21 @@ class Scheme:
     signed: bool  #: activations -127...127 around 0; else 0...255 with a zero point
     outputs: bool  #: what layers write is rounded too, and their biases are int32
     between: frozenset[str]  #: operators that stay in int8 between two layers
+    weight_bits: Literal[7, 8] = 8  #: 7: -64...64, with which no processor saturates
 
 
 #: operators with int8 kernels in ONNX Runtime, or that move bytes
 MOVED = ("Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Resize")
 KERNELS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", *MOVED})
 U8S8 = Scheme("U8S8: unsigned activations, signed weights per channel, int32 biases", False, True, KERNELS)
+U8S7 = Scheme("U8S7: unsigned activations, signed 7-bit weights per channel, int32 biases", False, True, KERNELS, 7)
 S8S8 = Scheme("S8S8: symmetric, signed activations, signed weights per channel", True, False, frozenset({"Add"}))
 SCHEMES: dict[Target, Scheme] = {
-    "ort-cpu": U8S8,
+    "ort-cpu": U8S7,
+    "ort-cpu-vnni": U8S8,
     "ort-cuda": S8S8,
-    "openvino": U8S8,
+    "openvino": U8S7,
+    "openvino-vnni": U8S8,
     "tensorrt": S8S8,
     "tensorrt-rtx": S8S8,
 }
@@ -164,7 +171,10 @@ class Subject:
             try:
                 model = self.lowered(layers)
                 done = rounded(model, self.layers)
-                more = {"target": self.target, "quantizer": self.quantizer, "calibrator": self.calibration.method}
+                more = {
+                    "target": self.target, "weight_bits": str(SCHEMES[self.target].weight_bits),
+                    "quantizer": self.quantizer, "calibrator": self.calibration.method,
+                }  # fmt: skip
                 describe(model, metadata_of(self.model), {f"int8.{key}": value for key, value in more.items()})
                 onnx.save_model(model, draft)
                 onnx.checker.check_model(str(draft), full_check=True)
@@ -286,7 +296,7 @@ def quantiser(model: ModelProto, scheme: Scheme, placement: Placement, ranges: R
     made = Quantiser(
         copy,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=scheme.weight_bits == 7,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
         tensors_range={

@@ -18,14 +18,16 @@ from exporters.budget import Budgeted, within_budget
 from exporters.comparison import TOLERANCES, Tolerance
 from exporters.failure import ExportError, RejectedError, RunnerError
 from exporters.graph import write
-from exporters.int8 import Calibrator, Quantizer, Target
+from exporters.int8 import Calibrator, Quantised, Quantizer, Target
 from exporters.onnx import Question
 from exporters.openvino import convert
 from exporters.parity import Parity
 from exporters.precision import Low, Typed, Typing, retype
 from exporters.publishing import drafting, publish, sha256, size_of
+from exporters.reading import read_model
 from exporters.runner import Runner
 from exporters.runtime import Runtime, load
+from exporters.saturation import SAFE_WEIGHT, has_exact_int8, list_unsafe_weights
 from exporters.tensorrt import Options, Shapes, build
 
 Format = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -35,7 +37,11 @@ TARGETS: dict[Format, Target] = {
     "onnx": "ort-cpu", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
 }  # fmt: skip
 #: where the graph of a target is run before it is compiled
-RUNTIMES: dict[Target, Runtime] = {"openvino": "openvino"}
+RUNTIMES: dict[Target, Runtime] = {"openvino": "openvino", "openvino-vnni": "openvino"}
+#: targets whose files compute the same on every processor
+PORTABLE: tuple[Target, ...] = ("ort-cpu", "openvino")
+#: targets for processors with VNNI only -> the same for every processor
+VNNI: dict[Target, Target] = {"ort-cpu-vnni": "ort-cpu", "openvino-vnni": "openvino"}
 NO_BF16 = (
     "ONNX Runtime has no bf16 convolutions on the CPU, CUDA's has; compared was the same graph rounding to bf16 after "
     "every operator"
@@ -164,7 +170,8 @@ def accept(base: Path, draft: Path, format: Format, wish: Int8 | None) -> None:
     """Let the user's test look at an int8 draft, unless it is for a place that is not here."""
     if wish is None or wish.accept is None or format.startswith("tensorrt"):
         return
-    if (wish.target or TARGETS[format]) == TARGETS[format]:
+    target = wish.target or TARGETS[format]
+    if VNNI.get(target, target) == TARGETS[format]:
         wish.accept(base, draft, "openvino" if format == "openvino" else "onnxruntime")
 
 
@@ -188,13 +195,31 @@ def lowered(
         raise ExportError("no calibration data; give some with --calibration.")
     wish, budget = settings.int8, settings.budget
     target = wish.target or TARGETS[format]
+    if target in VNNI and not has_exact_int8():
+        raise ExportError(
+            f"target {target}: this processor has no VNNI, so the file cannot be verified here; export it on one that "
+            f"has, or use {VNNI[target]}."
+        )
     calibrated = modelopt.calibrated if wish.quantizer == "modelopt" else int8.calibrated
     with calibrated(base, wish.calibration, target=target, calibrator=wish.calibrator) as subject:
         if budget is None:
-            return {"int8": asdict(subject.write(graph))}, graph
-        score = scoring(question, budget, RUNTIMES.get(target))
-        made = within_budget(subject, graph, wish.calibration, score, score(base), budget.max_drop)
+            made: Quantised | Budgeted = subject.write(graph)
+        else:
+            score = scoring(question, budget, RUNTIMES.get(target))
+            made = within_budget(subject, graph, wish.calibration, score, score(base), budget.max_drop)
+    if target in PORTABLE:
+        refuse_saturation(graph)
     return {"int8": asdict(made)}, graph
+
+
+def refuse_saturation(graph: Path) -> None:
+    """Raises ExportError for a file that can compute otherwise on a processor without VNNI than it does here."""
+    unsafe = list_unsafe_weights(read_model(graph), graph.parent)
+    if unsafe:
+        raise ExportError(
+            f"{len(unsafe)} int8 weights exceed {SAFE_WEIGHT} in magnitude ({unsafe[0]} first), so sums saturate on "
+            "processors without VNNI."
+        )
 
 
 def typed(

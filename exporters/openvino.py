@@ -18,6 +18,7 @@ import numpy as np
 from exporters.failure import ExportError, MissingFileError, RunnerError
 from exporters.reading import metadata_of, read_model
 from exporters.runner import Answer, Images, Runner, mismatch, to_host
+from exporters.saturation import SAFE_WEIGHT, has_exact_int8, warning_of
 
 #: where OpenVINO keeps the metadata of an ONNX file
 METADATA = "framework"
@@ -89,6 +90,8 @@ class OpenVinoRunner(Runner):
             raise RunnerError(f"{path}: OpenVINO cannot prepare it ({reason(error)}); export it again.") from error
         self.look(path, [kind.get_type_name() for kind in (port.element_type for port in self.compiled.inputs)])
         self.layers = layers(self.compiled)
+        if not has_exact_int8() and (unsafe := count_unsafe_weights(graph)):
+            self.caution = warning_of(path, unsafe)
         asked = PRECISIONS[self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self.precision = max(self.layers, key=lambda name: self.layers[name], default=asked)
 
@@ -162,6 +165,13 @@ def noted(graph: Any) -> dict[str, str]:
         return {}
     names = graph.get_rt_info([METADATA]).astype(dict)
     return {name: str(graph.get_rt_info([METADATA, name]).value) for name in names}
+
+
+def count_unsafe_weights(graph: Any) -> int:
+    """How many int8 weights of a graph have products that can exceed 16 bits."""
+    constants = [op for op in graph.get_ops() if op.get_type_name() == "Constant"]
+    weights = [op.data for op in constants if op.get_element_type().get_type_name() == "i8" and len(op.shape) > 1]
+    return sum(int(abs(weight.astype(int)).max(initial=0)) > SAFE_WEIGHT for weight in weights)
 
 
 def layers(compiled: Any) -> Counter[str]:

@@ -41,6 +41,7 @@ class Runner(ABC):
         self.labels = False  #: whether it answers with labels [n, ...], whole numbers, and not with logits
         self.dense = False  #: whether it answers with maps, as far as is known before the first call
         self.metadata: Mapping[str, str] = {}
+        self.caution: str | None = None  #: why its answers may be wrong on this processor
         self.inputs: dict[str, list[int | str]] = {}  #: name -> shape, axes that are open by name; empty if unknown
         self.outputs: dict[str, list[int | str]] = {}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exporters.failure import RunnerError, first_line
 from exporters.reading import damaged, read_model
 from exporters.runner import Answer, Images, Provider, Runner, Runtime, mismatch, require_bytes, to_host
+from exporters.saturation import describe_saturation, has_exact_int8
 
 __all__ = ["FAILURES", "PROVIDERS", "SUFFIXES", "Answer", "Images", "Provider", "Runner", "Runtime", "load"]
 
@@ -140,6 +141,8 @@ class OnnxRunner(Runner):
         self.read_shapes(inputs[0].shape, outputs[0].shape or [], whole=outputs[0].type in WHOLE)
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.precision = self.metadata.get("precision", "fp32")
+        if provider == "cpu" and not has_exact_int8():
+            self.caution = describe_saturation(path)
 
     def run(self, images: Images) -> dict[str, Answer]:
         ((name, shape),) = self.inputs.items()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-TARGETS = ("ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx")
+TARGETS = ("ort-cpu", "ort-cpu-vnni", "ort-cuda", "openvino", "openvino-vnni", "tensorrt", "tensorrt-rtx")
 CALIBRATORS = ("auto", "minmax", "percentile", "entropy")
 QUANTIZERS = ("onnxruntime", "modelopt")
 #: images in a batch of an engine, where nothing is said: fewest, usual, most

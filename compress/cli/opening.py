@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compress.cli.output import parse_size
+from compress.cli.output import parse_size, say
 from compress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def options_with(sizes: Callable[..., Any], expected: str) -> Callable[[Command]
             "--trust-engine",
             "trust_pickle",
             is_flag=True,
-            help="Load a full pickle, or a version-compatible engine, which can run any code.",
+            help="Load a full pickle, TorchScript file or version-compatible engine. It can run any code.",
         ),
     ]
 
@@ -113,7 +113,15 @@ def open_model(spec: str, *, untrained: bool = False, runtime: Runtime | None = 
     if untrained and is_architecture(spec):
         return open_architecture(spec, Wishes(**wishes))
     module, card = load_model(spec, **wishes)
+    say_what_was_chosen(spec, card)
     return Opened(spec, card, answer_of(module), module=module)
+
+
+def say_what_was_chosen(spec: str, card: Card) -> None:
+    """Print which architecture was taken for weights that fit several."""
+    others = card.provenance.get("also_fits")
+    if others:
+        say(f"Assumed: {spec} is {card.architecture} (it also fits {', '.join(others)}). If wrong: --teacher-arch.")
 
 
 def is_architecture(spec: str) -> bool:
@@ -167,6 +175,8 @@ def opened_as(runner: Runner, spec: str, path: Path, wishes: Wishes) -> Opened:
     from compress.models.network import Normalise
     from compress.models.wishes import settle
 
+    if runner.caution is not None:
+        say(f"Warning: {runner.caution}")
     card = from_metadata(runner.metadata, path)
     prepares = card is not None or runner.takes_bytes
     if prepares and (wishes.mean is not None or wishes.std is not None):

@@ -96,8 +96,8 @@ def test_the_calibrator_taken_is_the_one_that_came_closest(source: Path, made) -
         assert again == pytest.approx(record.tried[record.calibrator], rel=0.05)
 
 
-@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
-def test_weights_have_a_step_a_channel_of_their_greatest_over_127(made, target) -> None:
+@pytest.mark.parametrize(("target", "largest"), [("ort-cpu", 64), ("tensorrt", 127)])
+def test_weights_have_one_step_per_channel(made, target, largest) -> None:
     wired, body = Wired(made[target][0]), teacher().body
     # no BatchNorm is folded into these, so that their weights are the network's
     expected = {"/body/fc/Gemm": body.fc.weight, "/body/block1/block1.0/conv2/Conv": body.block1[0].conv2.weight}
@@ -106,7 +106,7 @@ def test_weights_have_a_step_a_channel_of_their_greatest_over_127(made, target) 
         node = next(node for node in wired.nodes if node.name == name)
         values, scale, zero = (wired.values[each] for each in wired.producer[node.input[1]].input)
         weight = weight.detach().numpy()
-        step = np.abs(weight.reshape(len(weight), -1)).max(1) / 127
+        step = np.abs(weight.reshape(len(weight), -1)).max(1) / largest
         np.testing.assert_allclose(scale, step, rtol=1e-6)
         assert (values.dtype, zero.dtype, zero.any()) == (np.int8, np.int8, False)
         rounded = np.rint(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
@@ -164,7 +164,7 @@ def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
         found = {entry.key: entry.value for entry in model.metadata_props}
         assert found == {
             "task": "classification", "precision": "int8", "int8.target": target, "int8.quantizer": "onnxruntime",
-            "int8.calibrator": record.calibrator,
+            "int8.calibrator": record.calibrator, "int8.weight_bits": "7" if target == "ort-cpu" else "8",
         }  # fmt: skip
         assert list(model.graph.input) == list(before.graph.input)
         assert [each.name for each in model.graph.output] == [each.name for each in before.graph.output]
@@ -176,6 +176,7 @@ def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
 def test_every_target_has_its_scheme() -> None:
     assert set(SCHEMES) == set(get_args(Target))
     assert [target for target, scheme in SCHEMES.items() if scheme.signed] == ["ort-cuda", "tensorrt", "tensorrt-rtx"]
+    assert [target for target, scheme in SCHEMES.items() if scheme.weight_bits == 7] == ["ort-cpu", "openvino"]
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
