@@ -8,7 +8,7 @@ sum is 2 * 255 * 64 = 32640, so every processor computes the same. A bound on th
 from __future__ import annotations
 
 import platform
-import re
+from collections.abc import Collection
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -20,17 +20,21 @@ SAFE_WEIGHT = 64
 #: where Linux lists the instruction sets of the processor
 CPUINFO = Path("/proc/cpuinfo")
 X86 = ("x86_64", "amd64", "i386", "i686")
+VNNI = {"avx_vnni", "avx512_vnni"}
 
 
 def has_exact_int8() -> bool:
     """Whether this processor adds int8 products in 32 bits. False for x86 where VNNI is absent or not known."""
-    if platform.machine().lower() not in X86:
-        return True
     try:
-        flags = CPUINFO.read_text(errors="replace")
+        flags = CPUINFO.read_text(errors="replace").split()
     except OSError:
-        return False
-    return re.search(r"\bavx(512)?_vnni\b", flags) is not None
+        flags = []
+    return adds_in_32_bits(platform.machine(), flags)
+
+
+def adds_in_32_bits(architecture: str, instructions: Collection[str]) -> bool:
+    """Whether a processor adds int8 products in 32 bits. `instructions`: as Linux spells them."""
+    return architecture.lower() not in X86 or not VNNI.isdisjoint(instructions)
 
 
 def list_unsafe_weights(model: ModelProto, folder: Path) -> list[str]:
@@ -55,6 +59,6 @@ def describe_saturation(path: Path) -> str | None:
 
 def warning_of(path: Path, count: int) -> str:
     return (
-        f"{path}: {count} layers have 8-bit weights, and this processor has no VNNI. Sums of products can saturate and "
+        f"{path}: {count} layers have 8-bit weights, and the processor has no VNNI. Sums of products can saturate and "
         "the output can be wrong; export for all processors, with --target ort-cpu or openvino."
     )

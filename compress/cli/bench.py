@@ -166,6 +166,8 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         cases = cases_of(opened, chosen, batch_size, Path(folder), provider, threads, wishes)
         found = time_elsewhere(away, cases, seconds, rules) if away else time_here(cases, seconds, rules, before)
+    if away and provider in (None, "cpu"):
+        warn_of_saturation(opened, found.machine)
     rounds = found.rounds
     timed = [*([] if rounds is None else rounds.latencies.items()), *found.played]
     ratios = [] if rounds is None else ratios_of([(case.size, rounds.medians[case]) for case in rounds.medians])
@@ -185,6 +187,17 @@ def bench(
     if found.failed:
         raise CompressError(" ".join(found.failed))
     refuse_over_budget(target, named, check=check)
+
+
+def warn_of_saturation(opened: list[Opened], machine: dict[str, Any]) -> None:
+    """Print a line for each file whose int8 sums can saturate on the processor of another machine."""
+    from exporters.saturation import adds_in_32_bits, describe_saturation
+
+    if adds_in_32_bits(machine["system"].split()[-1], machine["instructions"]):
+        return
+    for file in [one.file for one in opened if one.file is not None and one.file.suffix.lower() == ".onnx"]:
+        if (caution := describe_saturation(file)) is not None:
+            say(f"Warning: {caution}")
 
 
 def remember_all(folder: Path, timed: list[tuple[Case, Latency]], found: Found, *, trusted: bool) -> None:
