@@ -95,6 +95,7 @@ def nncf(source: Path, out: Path, batches: Batches) -> None:
 #: row -> the module that makes it, and how
 TOOLS: dict[str, tuple[str, Callable[[Path, Path, Batches], None]]] = {
     "ours-ort-cpu": ("onnxruntime", ours("ort-cpu")),
+    "ours-ort-cpu-vnni": ("onnxruntime", ours("ort-cpu-vnni")),
     "ours-tensorrt": ("onnxruntime", ours("tensorrt")),
     "onnxruntime": ("onnxruntime", onnxruntime),
     "onnxruntime-per-channel": ("onnxruntime", by_channel),
