@@ -39,7 +39,7 @@ RULES = (
 @click.option("--teacher", metavar="MODEL", required=True, help="The trained model, as for `compress distill`.")
 @click.option("--teacher-arch", metavar="NAME", help="Architecture of a bare state dict, where it is not recognised.")
 @click.option("--classes", type=click.IntRange(min=2), help="Class count, checked against the teacher's.")
-@click.option("--trust-pickle", is_flag=True, help="Load a teacher that is a full pickle. It can run any code.")
+@click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. It can run any code.")
 @click.option("--student", metavar="NAME", help="Architecture of every student.  [default: one that suits the images]")
 @click.option("--ood", metavar="DATA", help="Unlabelled pictures, for the methods that learn from some.")
 @click.option("--data", metavar="DATA", help="Labelled images, for the methods that need them: an upper yardstick.")

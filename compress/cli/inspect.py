@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets with a name lie.")
 @click.option("--image-size", callback=parse_size, metavar="HxW", help="Image size, where the checkpoint does not say.")
 @click.option("--ema", is_flag=True, help="Take the averaged weights where the file has both.")
-@click.option("--trust-pickle", is_flag=True, help="Run the code in a pickled file. Only for files you trust.")
+@click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. It can run any code.")
 @common
 def inspect(
     checkpoint: str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from compress.cli.output import say
 from compress.units import BYTES, SECONDS, Unit, parse
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ TEACHER = [
     click.option("--teacher", metavar="MODEL", help="The trained model: a folder, a checkpoint, a program, or a name."),
     click.option("--teacher-arch", metavar="NAME", help="Architecture of a bare state dict that is not recognised."),
     click.option("--classes", type=click.IntRange(min=2), help="Class count, checked against the teacher's."),
-    click.option("--trust-pickle", is_flag=True, help="Load a teacher that is a full pickle. It can run any code."),
+    click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. It can run any code."),
 ]
 
 
@@ -126,9 +127,13 @@ def read_options(
     recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any], *, teacher: Mapping[str, Any] | None = None
 ) -> tuple[Plan, Method]:
     """The checked plan of a recipe (a file, or the name of a shipped one), options over it, `--set` over both."""
-    from compress.plan import read_plan
+    from compress.plan import DEFAULT_STEPS, read_plan
 
-    return read_plan(read_document(recipe, sets, options, teacher=teacher))
+    document = read_document(recipe, sets, options, teacher=teacher)
+    if all(document.get(f"pace.{ending}") is None for ending in ("steps", "epochs", "time_limit")):
+        say(f"Assumed: {DEFAULT_STEPS} steps (no length given). If wrong: --steps, --epochs or --time-limit.")
+        document = document.merge({"pace": {"steps": DEFAULT_STEPS}}, where="")
+    return read_plan(document)
 
 
 def read_document(

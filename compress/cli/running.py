@@ -34,12 +34,21 @@ def carry_out(
 
     None in the processes that only help.
     """
+    from compress.cli.opening import say_what_was_chosen
     from compress.cli.results import finished, rehearsed
     from compress.patch_size import settle
     from compress.plan import prepare
 
+    given = plan.pace.batch_size
     ready = prepare(plan, method)
     first = int(os.environ.get("RANK", "0")) == 0
+    if first and given is None and plan.pace.batch_size != method.batch_size:
+        say(
+            f"Assumed: batch size {plan.pace.batch_size} (the method's {method.batch_size} is for small images). "
+            "If wrong: --batch-size."
+        )
+    for teacher, (_, card) in zip(plan.teachers, ready.teachers, strict=True) if first else ():
+        say_what_was_chosen(teacher.model, card)
     if first and plan.data.unlabelled is not None and "unlabelled" not in method.needs:
         say(f"{plan.data.unlabelled}: not used, as method {plan.method['name']} draws no images.")
     settle(ready, folder_of(ready, out), resume=resume, say=say if first else lambda _: None)

@@ -45,7 +45,7 @@ def from_weights(path: Path, weights: Weights, wishes: Wishes) -> tuple[nn.Modul
         std=usual.std,
         grey=grey,
         class_names=weights.class_names if len(weights.class_names or []) == match.classes else None,
-        provenance={"source": path.name, "assumed": assumed(wishes)} | left_out(weights.state),
+        provenance={"source": path.name, "assumed": assumed(wishes)} | also_fits(match) | left_out(weights.state),
         sha256=sha256(path),
     )
     model = network(card).body
@@ -95,6 +95,11 @@ def assumed(wishes: Wishes) -> list[str]:
     return [name for name in ("image_size", "mean", "std") if getattr(wishes, name) is None]
 
 
+def also_fits(match: Match) -> dict[str, list[str]]:
+    """Architectures that the weights fit as well, but that were not chosen."""
+    return {"also_fits": list(match.also_fits)} if match.also_fits else {}
+
+
 def left_out(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """The side heads in a file, which only its training needed."""
     heads = sorted({key.partition(".")[0] for key in state if key.startswith(SIDE_HEADS)})
@@ -109,8 +114,11 @@ def recognised(path: Path, weights: Weights) -> Match:
     if match.channels not in (1, 3):
         raise UsageError(f"{path}: reads {match.channels} channels; only colour (3) and grey (1) images are supported.")
     named = [c for c in match.candidates if c.rpartition("/")[2] in {weights.facts.get(key) for key in ARCH_FACTS}]
-    if len(named) == 1:
-        return replace(match, candidates=tuple(named))
+    published = [c for c in match.candidates if c.startswith("torchvision/")]
+    for chosen in (named, published):
+        if len(chosen) == 1:
+            others = () if chosen is named else tuple(c for c in match.candidates if c not in chosen)
+            return replace(match, candidates=tuple(chosen), also_fits=others)
     if not match.certain:
         listed = ", ".join(match.candidates)
         raise UsageError(

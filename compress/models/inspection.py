@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
 from compress.files import sha256
 from compress.models import is_own
 from compress.models.archive import kind_of
 from compress.models.blackbox import is_black_box
 from compress.models.card import Card
-from compress.models.foreign import from_weights, narrowed
+from compress.models.foreign import from_weights, narrowed, recognised
 from compress.models.loading import find, load_model
 from compress.models.programs import EXPORTED
 from compress.models.published import PREFIXES
@@ -106,9 +106,10 @@ def fitted(found: Inspection, path: Path, weights: Weights, wishes: Wishes) -> N
     """Find the network that the weights belong to, and see whether they fit."""
     if wishes.arch is None:
         try:
-            match = recognise(narrowed(weights).state)
-            found.candidates = match.candidates if not match.certain else ()
+            match = recognised(path, narrowed(weights))
             found.same_as = match.same
+        except UsageError:
+            found.candidates = recognise(narrowed(weights).state).candidates
         except CompressError:
             pass  # told in full by the attempt below
     try:

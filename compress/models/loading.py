@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from compress.errors import UsageError, nearest
+from compress.errors import CompressError, UsageError, nearest
 from compress.files import sha256
 from compress.models import body, is_own, network, task_of
 from compress.models.archive import kind_of
@@ -118,6 +118,11 @@ def load_file(path: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
     kind = kind_of(path)
     if kind == "onnx":
         return load_onnx(path, wishes)
+    if kind == "script" and not wishes.trust_pickle:
+        raise CompressError(
+            f"{path}: TorchScript can write any file when it runs; export it with torch.export (.pt2), or load it "
+            "with --trust-pickle if you trust it."
+        )
     if kind != "weights":
         program, signature = load_program(path) if kind == "program" else load_script(path)
         return program, replace(unknown(program, str(path), wishes, signature), sha256=sha256(path))

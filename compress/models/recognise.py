@@ -45,6 +45,7 @@ class Match:
     classes: int
     channels: int = 3
     same: tuple[str, ...] = ()  #: other names of the one candidate: they compute the very same function
+    also_fits: tuple[str, ...] = ()  #: architectures that fit as well, but compute another function
 
     @property
     def certain(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from invoking import answer, distill, run
 from torch import nn
 
@@ -85,6 +86,16 @@ def test_an_architecture_given_by_name_must_fit_the_weights(trained, photos, tmp
     first, *differences = result.stderr.splitlines()
     assert first == f"Error: {trained} (as timm/resnet18): the weights do not fit the network:"
     assert len(differences) <= 7
+
+
+@pytest.mark.slow
+def test_bare_resnet18_needs_no_more_options(tmp_path, photos) -> None:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), tmp_path / "teacher.pt")
+    assert answer(run("inspect", tmp_path / "teacher.pt", "--json"))["architecture"] == "torchvision/resnet18"
+    options = ("--student", "torchvision/mobilenet_v2", "--set", "data.views=1", "--out", tmp_path / "run", "--dry-run")
+    planned = answer(run("distill", "--teacher", tmp_path / "teacher.pt", "--ood", photos, *options, "--json"))
+    assert planned["steps"] == 10_000
 
 
 FACTORY = """

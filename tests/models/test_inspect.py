@@ -67,15 +67,11 @@ def test_a_strangers_checkpoint_is_recognised(tmp_path):
     assert "--ema" in text
 
 
-def test_ambiguity_is_described_and_not_an_error(tmp_path):
+def test_inspect_names_look_alikes(tmp_path):
     torch.save(torchvision.models.resnet18(num_classes=4).state_dict(), tmp_path / "w.pth")
     found = inspected(str(tmp_path / "w.pth"))
-    assert found["architecture"] is None
-    assert found["candidates"] == ["torchvision/resnet18", "timm/resnetblur18"]
-    assert "--teacher-arch" in found["problem"]
-    assert "one of 2" in run("inspect", str(tmp_path / "w.pth")).stdout
-    chosen = inspected(str(tmp_path / "w.pth"), "--teacher-arch", "torchvision/resnet18", "--image-size", "64")
-    assert (chosen["architecture"], chosen["image_size"], chosen["problem"]) == ("torchvision/resnet18", [64, 64], None)
+    assert (found["architecture"], found["candidates"], found["problem"]) == ("torchvision/resnet18", [], None)
+    assert found["provenance"]["also_fits"] == ["timm/resnetblur18"]
 
 
 def test_nan_and_infinity_are_named(tmp_path):

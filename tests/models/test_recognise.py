@@ -58,12 +58,11 @@ def test_twins_do_answer_alike_and_look_alikes_do_not():
     assert (answers[0] - answers[2]).abs().max() > 1e-3
 
 
-def test_ambiguity_lists_the_candidates_the_plainest_first(tmp_path):
+def test_torchvision_wins_over_a_look_alike(tmp_path):
     torch.save(torchvision.models.resnet18(num_classes=4).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match=r"--teacher-arch: torchvision/resnet18, timm/resnetblur18"):
-        load_model(str(tmp_path / "w.pth"))
-    _, card = load_model(str(tmp_path / "w.pth"), arch="torchvision/resnet18")
-    assert (card.classes, card.image_size) == (4, (224, 224))
+    _, card = load_model(str(tmp_path / "w.pth"))
+    assert (card.architecture, card.classes, card.image_size) == ("torchvision/resnet18", 4, (224, 224))
+    assert card.provenance["also_fits"] == ["timm/resnetblur18"]
 
 
 def test_a_name_in_the_checkpoint_settles_an_ambiguity(tmp_path):
