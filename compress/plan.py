@@ -149,7 +149,7 @@ def check(plan: Plan, method: Method) -> None:
 
 #: length of a run for which the user gives none; MosaicKD's paper has 39,200 iterations for CIFAR-100
 DEFAULT_STEPS = 10_000
-#: of a batch whose size the user does not give: 256 images of 64x64, which take about 4 GB with MosaicKD and a ResNet-18
+#: of a batch whose size the user does not give: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
 PIXELS_PER_BATCH = 256 * 64 * 64
 #: task -> the student of images up to 64 pixels, and of larger ones
 STUDENTS = {

@@ -43,7 +43,8 @@ def refusal(result: Result, code: int) -> str:
     assert "Traceback" not in result.stderr
     *talk, last = result.stderr.strip().splitlines()
     assert last.startswith("Error: "), result.stderr
-    assert all(line.startswith(("decoding ", "Assumed: ")) or "not named as the model's classes" in line for line in talk), talk
+    allowed = ("decoding ", "Assumed: ")
+    assert all(line.startswith(allowed) or "not named as the model's classes" in line for line in talk), talk
     assert "internal error" not in last
     return last.removeprefix("Error: ")
 
