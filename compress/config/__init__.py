@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.config.checking import validate
 from compress.config.document import Document, from_mapping, plain
-from compress.config.fields import expected, field_help, paths, settings
+from compress.config.fields import expected, field_help, paths, setting, settings
 from compress.config.syntax import dump, parse, parse_set, read_yaml
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "paths",
     "plain",
     "read_yaml",
+    "setting",
     "settings",
     "validate",
 ]

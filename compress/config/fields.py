@@ -85,8 +85,34 @@ def limit_words(note: Any) -> list[str]:
     return words
 
 
+def setting(default: Any = dataclasses.MISSING, description: str = "", *, factory: Any = dataclasses.MISSING) -> Any:
+    """Declare a field of a settings dataclass with its help.
+
+    Args:
+        default: value of a setting that is not given; without one (and without `factory`) the setting is required.
+        description: help of the setting, one sentence.
+        factory: function without arguments that creates the default.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Optimizer:
+        ...     lr: float = setting(0.1, "Learning rate.")
+        >>> field_help(Optimizer)
+        {'lr': 'Learning rate.'}
+    """
+    metadata = {"description": description}  # pydantic copies it into the JSON schema
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def field_help(cls: type) -> dict[str, str]:
-    """The `#:` comment of each field of a dataclass, read from its source: behind the field, or above it."""
+    """Return the help of each setting: its description, or its `#:` comment."""
+    described = {one.name: one.metadata.get("description", "") for one in dataclasses.fields(cls) if one.init}
+    return comments_of(cls) | {name: text for name, text in described.items() if text}
+
+
+def comments_of(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         if dataclasses.is_dataclass(one):
