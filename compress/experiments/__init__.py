@@ -1,0 +1,1 @@
+"""Experiments: many training runs under one budget, compared with each other."""
