@@ -33,6 +33,7 @@ test-oldest: .venv-oldest/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.installed
 	$(BIN)/pyright compress exporters profiles
