@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress.cli.cases import Case, cases_of
-from compress.cli.opening import model_options
-from compress.cli.options import duration, in_unit
-from compress.cli.output import common, emit, say
-from compress.cli.recording import record_option, remember
-from compress.cli.targets import (
+from compress.cli.old_options import (
     Target,
+    common,
+    duration,
+    emit,
+    in_unit,
     judged,
+    model_options,
+    record_option,
     refuse_check_without_budget,
     refuse_other_precision,
     refuse_other_versions,
@@ -24,15 +26,17 @@ from compress.cli.targets import (
     target_options,
     verdict,
 )
-from compress.errors import CompressError, UsageError, nearest
+from compress.cli.output import print_status
+from compress.errors import CompressError, UsageError, suggest_nearest
+from compress.measure import append_measurement
 from compress.units import MILLISECONDS
 
 if TYPE_CHECKING:
     from compress.cli.elsewhere import Found
-    from compress.cli.opening import Opened
-    from exporters.runtime import Provider, Runtime
-    from profiles.latency import Latency, Rounds
-    from profiles.scenarios import Rules, Scenario
+    from compress.predictor import Predictor
+    from exporters.runtimes import Provider, Runtime
+    from profiles.latency.benchmark import InterleavedTimings, Latency
+    from profiles.latency.scenarios import Scenario, ScenarioSettings
 
 #: what a network can be timed in: PyTorch, and what runs an ONNX file that is made of it for the occasion
 NETWORKS: tuple[Runtime, ...] = ("torch", "torch-compile", "onnxruntime", "openvino")
@@ -75,7 +79,7 @@ def chosen_of(value: str, known: tuple[str, ...]) -> list[str]:
     names = [part.strip() for part in value.split(",")]
     for name in names:
         if name not in known:
-            raise click.BadParameter(f"found {name!r}, expected some of {','.join(known)}{nearest(name, known)}")
+            raise click.BadParameter(f"found {name!r}, expected some of {','.join(known)}{suggest_nearest(name, known)}")
     return list(dict.fromkeys(names))
 
 
@@ -153,14 +157,14 @@ def bench(
     """
     from compress.cli.elsewhere import open_to_send, runtimes_there, time_elsewhere
     from compress.cli.latencies import describe_rows, ratios_of, warn_of_others
-    from compress.cli.opening import open_model
-    from profiles.conditions import load
+    from compress.predictor import load_predictor
+    from profiles.latency.machine import system_load
 
     refuse_check_without_budget(target, check=check)
     refuse_other_versions(target)
     rules = rules_of(scenarios, duration, batch_size, target_qps, latency_bound, mlperf=mlperf)
-    before, away = load(), target if target is not None and target.host is not None else None
-    opened = [open_to_send(one, **wishes) if away else open_model(one, untrained=True, **wishes) for one in models]
+    before, away = system_load(), target if target is not None and target.host is not None else None
+    opened = [open_to_send(one, **wishes) if away else load_predictor(one, untrained=True, **wishes) for one in models]
     chosen = runtimes_there(opened, runtimes) if away else runtimes_here(opened, runtimes, provider)
     seconds = (duration or QUICK_S) if QUICK in scenarios else None
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +174,7 @@ def bench(
         warn_of_saturation(opened, found.machine)
     rounds = found.rounds
     timed = [*([] if rounds is None else rounds.latencies.items()), *found.played]
-    ratios = [] if rounds is None else ratios_of([(case.size, rounds.medians[case]) for case in rounds.medians])
+    ratios = [] if rounds is None else ratios_of([(case.size, rounds.round_medians[case]) for case in rounds.round_medians])
     results = [
         {"model": models[case.index], **asdict(latency), **found.of(case), **judged(target, latency)}
         for case, latency in timed
@@ -189,15 +193,16 @@ def bench(
     refuse_over_budget(target, named, check=check)
 
 
-def warn_of_saturation(opened: list[Opened], machine: dict[str, Any]) -> None:
+def warn_of_saturation(opened: list[Predictor], machine: dict[str, Any]) -> None:
     """Print a line for each file whose int8 sums can saturate on the processor of another machine."""
-    from exporters.saturation import adds_in_32_bits, describe_saturation
+    from exporters.cpu import adds_in_32_bits
+    from exporters.quantization.saturation import find_saturation
 
     if adds_in_32_bits(machine["system"].split()[-1], machine["instructions"]):
         return
     for file in [one.file for one in opened if one.file is not None and one.file.suffix.lower() == ".onnx"]:
-        if (caution := describe_saturation(file)) is not None:
-            say(f"Warning: {caution}")
+        if (warning := find_saturation(file)) is not None:
+            print_status(f"Warning: {warning}")
 
 
 def remember_all(folder: Path, timed: list[tuple[Case, Latency]], found: Found, *, trusted: bool) -> None:
@@ -210,10 +215,10 @@ def remember_all(folder: Path, timed: list[tuple[Case, Latency]], found: Found, 
         mine = [latency for case, latency in timed if case.model is model]
         files = [] if model.file is None else [model.file, *beside(model.file, trusted=trusted)]
         size = sum(file.stat().st_size for file in files) or None
-        remember(folder, model, latencies=mine, size_bytes=size, **told)
+        append_measurement(folder, model, latencies=mine, size_bytes=size, **told)
 
 
-def names_of(models: list[Opened]) -> list[str]:
+def names_of(models: list[Predictor]) -> list[str]:
     """What the table calls them: in short, and in full where two would be called the same."""
     specs = {model.name: {other.spec for other in models if other.name == model.name} for model in models}
     return [model.name if len(specs[model.name]) == 1 else model.spec for model in models]
@@ -227,9 +232,9 @@ def rules_of(
     latency_bound: float | None,
     *,
     mlperf: bool,
-) -> list[Rules]:
+) -> list[ScenarioSettings]:
     """How LoadGen plays those of the scenarios that are its own. Raises UsageError for what goes with none of them."""
-    from profiles.scenarios import DURATION_S, Rules
+    from profiles.latency.scenarios import DURATION_S, ScenarioSettings
 
     for option, given, needed in (
         ("--mlperf", mlperf, set(SCENARIOS)),
@@ -243,62 +248,62 @@ def rules_of(
     if "single-stream" in scenarios and 1 not in sizes:
         raise UsageError("--scenario single-stream asks for one image at a time; expected --batch-size 1 among others.")
     return [
-        Rules(SCENARIOS[name], duration or DURATION_S, mlperf, target_qps, latency_bound)
+        ScenarioSettings(SCENARIOS[name], duration or DURATION_S, mlperf, target_qps, latency_bound)
         for name in scenarios
         if name != QUICK
     ]
 
 
-def time_here(cases: list[Case], seconds: float | None, rules: list[Rules], before: float | None) -> Found:
+def time_here(cases: list[Case], seconds: float | None, rules: list[ScenarioSettings], before: float | None) -> Found:
     """All rows in turns, unless `seconds` of each is None, and by each of the rules.
 
     Raises CompressError if all of it fails.
     """
     from compress.cli.elsewhere import Found
-    from profiles.machine import describe
+    from profiles.latency.machine import describe_machine
 
     rounds = None if seconds is None else time_in_turns(cases, seconds)
     failed: list[str] = []
     played = [pair for rule in rules for pair in play_all(cases, rule, before, failed)]
     if failed and rounds is None and not played:
         raise CompressError(" ".join(failed))
-    return Found(rounds, played, describe(), failed)
+    return Found(rounds, played, describe_machine(), failed)
 
 
-def time_in_turns(cases: list[Case], seconds: float) -> Rounds[Case]:
+def time_in_turns(cases: list[Case], seconds: float) -> InterleavedTimings[Case]:
     """Our own measurement, of all rows in turns."""
-    from compress.cli.measuring import threads_kept
-    from profiles.latency import measure_rounds
+    from compress.measure import preserve_threads
+    from profiles.latency.benchmark import benchmark_interleaved
 
-    with threads_kept():
+    with preserve_threads():
         candidates = {case: case.candidate() for case in cases}
-        say(f"Timing {len(cases)} in turns, about {len(cases) * (seconds + 0.5):.0f} s …")
-        return measure_rounds(candidates, duration_s=seconds)
+        print_status(f"Timing {len(cases)} in turns, about {len(cases) * (seconds + 0.5):.0f} s …")
+        return benchmark_interleaved(candidates, duration_s=seconds)
 
 
-def play_all(cases: list[Case], rules: Rules, before: float | None, failed: list[str]) -> list[tuple[Case, Latency]]:
+def play_all(cases: list[Case], rules: ScenarioSettings, before: float | None, failed: list[str]) -> list[tuple[Case, Latency]]:
     """A scenario of MLPerf's, of one row after the other. `before`: load of the machine before any of our work.
 
     A row that fails is told in `failed`, and stops none of the others.
     """
-    from profiles.scenarios import ScenarioError, play
+    from profiles.latency.scenarios import ScenarioError, run_scenario
 
     found = []
     for case in cases:
         if rules.scenario == "SingleStream" and case.size != 1:
             continue  # one image at a time is what it means
         what = f"{case.model.name} in {case.runtime}, batch {case.size}"
-        say(f"{what}: {rules.scenario}, {'10 minutes or more' if rules.mlperf else f'about {rules.duration_s:g} s'} …")
+        print_status(f"{what}: {rules.scenario}, {'10 minutes or more' if rules.mlperf else f'about {rules.duration_s:g} s'} …")
         try:
-            found.append((case, play(case.opening(), rules, load_before=before)))
+            found.append((case, run_scenario(case.opening(), rules, load_before=before)))
         except ScenarioError as error:
             failed.append(f"{what}: {error}")
     return found
 
 
-def possible(opened: Opened) -> tuple[Runtime, ...]:
+def possible(opened: Predictor) -> tuple[Runtime, ...]:
     """What a model can be timed in. An engine is of one runtime, whatever its name says."""
-    from exporters.runtime import SUFFIXES
+    from exporters.runtimes import SUFFIXES
 
     if opened.file is None:
         return NETWORKS
@@ -306,7 +311,7 @@ def possible(opened: Opened) -> tuple[Runtime, ...]:
     return (opened.runtime,) if suffix == ".engine" else SUFFIXES[suffix]
 
 
-def chosen_runtimes(opened: Opened, wanted: list[Runtime] | None, provider: Provider | None) -> list[Runtime]:
+def chosen_runtimes(opened: Predictor, wanted: list[Runtime] | None, provider: Provider | None) -> list[Runtime]:
     """Those of the runtimes asked for in which a model can be timed; without any asked for the usual ones."""
     if wanted is not None:
         return [name for name in wanted if name in possible(opened)]
@@ -315,14 +320,14 @@ def chosen_runtimes(opened: Opened, wanted: list[Runtime] | None, provider: Prov
     return ["onnxruntime"] if provider in ("tensorrt", "openvino") else list(USUAL)
 
 
-def runtimes_here(opened: list[Opened], wanted: list[Runtime] | None, provider: Provider | None) -> list[list[Runtime]]:
+def runtimes_here(opened: list[Predictor], wanted: list[Runtime] | None, provider: Provider | None) -> list[list[Runtime]]:
     """For each model the runtimes in which it is timed. Raises UsageError if there is none."""
     chosen = [chosen_runtimes(one, wanted, provider) for one in opened]
     refuse_nothing(opened, chosen, wanted)
     return chosen
 
 
-def refuse_nothing(opened: list[Opened], chosen: list[list[Runtime]], wanted: list[Runtime] | None) -> None:
+def refuse_nothing(opened: list[Predictor], chosen: list[list[Runtime]], wanted: list[Runtime] | None) -> None:
     """Say what is left out. Raises UsageError if that is everything."""
     missing = [
         f"{one.spec}: does not run in {', '.join(name for name in wanted or () if name not in kept)}; "
@@ -333,4 +338,4 @@ def refuse_nothing(opened: list[Opened], chosen: list[list[Runtime]], wanted: li
     if not any(chosen):
         raise UsageError(f"{'; '.join(missing)}.")
     for text in missing:
-        say(f"{text}.")
+        print_status(f"{text}.")

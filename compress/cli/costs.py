@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compress.cli.output import table
+from compress.cli.tables import format_table
 
 if TYPE_CHECKING:
-    from compress.models.card import Card
-    from profiles.flops import Flops
-    from profiles.graph import GraphCost
-    from profiles.layers import Layer
-    from profiles.memory import Memory
-    from profiles.sizes import AtSize
+    from compress.models.card import ModelCard
+    from profiles.flops.counter import FlopCount
+    from profiles.flops.input_size import InputSizeCost
+    from profiles.flops.layers import Layer
+    from profiles.flops.onnx import OnnxCost
+    from profiles.latency.tensor_memory import MemoryUse
 
 
 LAYERS = ["layer", "type", "calls", "GMAC", "GFLOP", "share", "parameters", "activations"]
@@ -22,31 +22,31 @@ SIZES = ["size", "GMAC", "GFLOP", "M activations", "times pixels", "times cost",
 
 def describe(
     model: str,
-    card: Card,
-    cost: Flops,
-    need: Memory,
+    card: ModelCard,
+    cost: FlopCount,
+    need: MemoryUse,
     *,
     layers: Sequence[Layer],
     depth: int,
-    sizes: list[AtSize],
-    own: AtSize,
+    sizes: list[InputSizeCost],
+    own: InputSizeCost,
 ) -> str:
     """Everything about one image of a network in PyTorch; of its layers those down to `depth`."""
-    from profiles.layers import down_to
+    from profiles.flops.layers import limit_depth
 
     height, width = card.image_size
     parts = [
         f"{model}: {card.classes} classes, one image of {height}x{width}",
-        table(whole(cost, need), ["cost", "value"]),
-        table(by_operator(cost.by_operator, cost.macs), ["operator", "GMAC", "GFLOP", "share"]),
+        format_table(whole(cost, need), ["cost", "value"]),
+        format_table(by_operator(cost.by_operator, cost.macs), ["operator", "GMAC", "GFLOP", "share"]),
         "\n".join(left_out(cost)),
     ]
     if layers:
-        parts += [table(by_layer(down_to(layers, depth)), LAYERS), adding_up(layers, depth)]
+        parts += [format_table(by_layer(limit_depth(layers, depth)), LAYERS), adding_up(layers, depth)]
     return "\n\n".join([*parts, *by_size(sizes, own)])
 
 
-def whole(cost: Flops, need: Memory) -> list[list[str]]:
+def whole(cost: FlopCount, need: MemoryUse) -> list[list[str]]:
     rows = [
         [f"multiply-accumulates (by {cost.counter})", giga(cost.macs, "GMAC")],
         ["floating point operations (2 x)", giga(cost.flops, "GFLOP")],
@@ -63,7 +63,7 @@ def whole(cost: Flops, need: Memory) -> list[list[str]]:
     ]
 
 
-def agreement(cost: Flops) -> str:
+def agreement(cost: FlopCount) -> str:
     """Whether both counters say the same of products; of a program only one of them does."""
     if cost.counter == "torch":
         return ""
@@ -74,7 +74,7 @@ def by_operator(macs: dict[str, int], total: int) -> list[list[str]]:
     return [[name, *both(value), f"{value / total:.1%}"] for name, value in macs.items()]
 
 
-def left_out(cost: Flops) -> list[str]:
+def left_out(cost: FlopCount) -> list[str]:
     """What the count does not hold, by name."""
     if cost.counter == "torch":
         return ["fvcore cannot trace this program: the count is torch's, which knows products only; no layers."]
@@ -90,7 +90,7 @@ def by_layer(layers: Sequence[Layer]) -> list[list[str]]:
     parents = {layer.path.rpartition(".")[0] for layer in layers if layer.path}
     rows = []
     for layer in layers:
-        if not layer.costs:
+        if not layer.has_cost:
             continue
         name = layer.path or "(all)"
         params = f"{layer.params:,}" + (f" + {layer.shared_params:,} shared" if layer.shared_params else "")
@@ -108,36 +108,36 @@ def indented(layer: Layer, name: str, more: int = 0) -> str:
 
 
 def adding_up(layers: Sequence[Layer], depth: int) -> str:
-    deeper = any(layer.depth > depth and layer.costs for layer in layers)
+    deeper = any(layer.depth > depth and layer.has_cost for layer in layers)
     more = f" --depth {depth + 1} shows more." if deeper else ""
     return f"The parts of a layer add up to it; layers without arithmetic and parameters have no row.{more}"
 
 
-def by_size(rows: list[AtSize], own: AtSize) -> list[str]:
+def by_size(rows: list[InputSizeCost], own: InputSizeCost) -> list[str]:
     """The cost of other sizes beside the model's own, and what is not proportional to pixels."""
     if not rows:
         return []
-    from profiles.sizes import exponent, growth
+    from profiles.flops.input_size import describe_growth, scaling_exponent
 
     lines = []
     for row in rows:
         name = f"{row.size[0]}x{row.size[1]}"
         if row.macs is None:
-            lines.append([name, "-", "-", "-", "-", "-", "-", f"{row.refused}."])
+            lines.append([name, "-", "-", "-", "-", "-", "-", f"{row.error}."])
             continue
-        e = exponent(own.macs or 0, row.macs, own.pixels, row.pixels)
+        e = scaling_exponent(own.macs or 0, row.macs, own.pixels, row.pixels)
         made = "-" if row.activations is None else f"{row.activations / 1e6:.3f}"
         times = f"{row.pixels / own.pixels:.3g}", f"{row.macs / (own.macs or 1):.3g}"
         lines.append([name, *both(row.macs), made, *times, "-" if e is None else f"{e:.3f}", ""])
     base = f"{own.size[0]}x{own.size[1]}"
-    said = growth(rows, own)
+    said = describe_growth(rows, own)
     if not said and any(row.macs is not None and row.pixels != own.pixels for row in rows):
         said = ["All of it is in proportion to pixels."]
     about = f"Pixels, cost and exponent (cost ~ pixels ^ exponent) are those beside {base}."
-    return [table(lines, SIZES), "\n".join([about, *said])]
+    return [format_table(lines, SIZES), "\n".join([about, *said])]
 
 
-def describe_file(spec: str, cost: GraphCost, file_bytes: int, sizes: list[AtSize], own: AtSize) -> str:
+def describe_file(spec: str, cost: OnnxCost, file_bytes: int, sizes: list[InputSizeCost], own: InputSizeCost) -> str:
     """Everything about one image of an ONNX file."""
     types = ", ".join(f"{numbers / 1e6:.3f} M {name}" for name, numbers in cost.weights_by_type.items())
     rows = [
@@ -153,8 +153,8 @@ def describe_file(spec: str, cost: GraphCost, file_bytes: int, sizes: list[AtSiz
     return "\n\n".join(
         [
             f"{spec}: one image of {height}x{width}, every operator as ONNX Runtime runs it",
-            table(rows, ["cost", "value"]),
-            table(by_operator(cost.by_operator, cost.macs or 1), ["operator", "GMAC", "GFLOP", "share"]),
+            format_table(rows, ["cost", "value"]),
+            format_table(by_operator(cost.by_operator, cost.macs or 1), ["operator", "GMAC", "GFLOP", "share"]),
             "\n".join(["NOT counted, so the true cost is higher:", *missing] if missing else ["No product left out."]),
             "Layers, and what is beside products, are known of the model that it was exported from: profile that.",
             *by_size(sizes, own),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.options import duration
-from compress.cli.output import common, emit, say
+from compress.cli.old_options import common, duration, emit
+from compress.cli.output import print_status
 
 if TYPE_CHECKING:
-    from profiles.record import Record
+    from profiles.records import Record
 
 
 @dataclass(frozen=True)
@@ -61,29 +61,29 @@ def demo(task: str, out: Path | None, time_limit: float | None, quick: bool, see
     Example:
       compress demo --quick --out runs/quick
     """
-    from compress.cli.measuring import Timed
-    from compress.cli.reporting import make_report
-    from compress.cli.results import model_record, timed
-    from compress.models.folder import load_model_folder
+    from compress.cli.results import add_latencies, create_model_record
+    from compress.measure import TimedModel
+    from compress.models.folder import load_model_directory
     from compress.models.loading import load_model
-    from profiles.record import append_records
+    from profiles.records import append_records
+    from profiles.report.build import write_run_report
 
     show = SHOWS[task]
     out = out or Path(show.folder)
     options = {"time_limit": time_limit or (QUICK_SECONDS if quick else None), "seed": seed}
-    say(f"The teacher is {show.teacher}; its training data are not used. Both students see natural photographs only.")
+    print_status(f"The teacher is {show.teacher}; its training data are not used. Both students see natural photographs only.")
     teacher, card = load_model(show.teacher)
     records: list[Record] = [one(out / name, recipe, show.teacher, options) for name, recipe in show.runs.items()]
     nets = {
-        r.name: Timed(*load_model_folder(out / name / "best"), out / name / ONNX)
+        r.name: TimedModel(*load_model_directory(out / name / "best"), out / name / ONNX)
         for name, r in zip(show.runs, records, strict=True)
     }
     onnx = out / "teacher.onnx"
-    records.insert(0, model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", onnx=onnx))
-    say("timing teacher and students in turns")
-    records = timed(records, {records[0].name: Timed(teacher, card, onnx), **nets})
+    records.insert(0, create_model_record(teacher, card, name=f"Teacher {card.architecture}", role="teacher", onnx=onnx))
+    print_status("timing teacher and students in turns")
+    records = add_latencies(records, {records[0].name: TimedModel(teacher, card, onnx), **nets})
     append_records(out, records)
-    paths, _ = make_report(out, [out], title=show.title)
+    paths = write_run_report(out, [out], title=show.title, progress=print_status).files
     result: dict[str, Any] = {
         "models": {r.name: facts_of(r) for r in records},
         "report": {kind: str(path) for kind, path in paths.items()},
@@ -107,17 +107,17 @@ def facts_of(record: Record) -> dict[str, Any]:
 
 def one(folder: Path, recipe: str, teacher: str, options: dict[str, Any]) -> Record:
     """Distil, export, verify and time one student by a shipped recipe; its record."""
-    from compress.cli.options import read_options
-    from compress.cli.results import finished
-    from compress.cli.running import train_run
-    from compress.plan import prepare
-    from profiles.record import read_records
+    from compress.cli.old_options import resolve_config
+    from compress.cli.results import summarize_run
+    from compress.cli.running import train_in_dir
+    from compress.plan import prepare_training
+    from profiles.records import read_records
 
-    plan, method = read_options(Path(recipe), (), options, teacher={"model": teacher})
-    say(f"\n{recipe}: {plan.pace.time_limit:.0f} s")
-    ready = prepare(plan, method)
-    run = train_run(ready, folder, devices=1, resume=False)
+    plan, method = resolve_config(Path(recipe), (), options, teacher={"model": teacher})
+    print_status(f"\n{recipe}: {plan.training.time_limit:.0f} s")
+    ready = prepare_training(plan, method)
+    run = train_in_dir(ready, folder, devices=1, resume=False)
     assert run is not None  # one process is always the first
-    _, text = finished(run, ready, exported="onnx", reported=False)
-    say(text)
-    return replace(read_records(folder)[0], pictures={})
+    _, text = summarize_run(run, ready, exported="onnx", reported=False)
+    print_status(text)
+    return replace(read_records(folder)[0], images={})

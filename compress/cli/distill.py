@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from compress.cli.options import patch_size, read_options, teacher_options, training
-from compress.cli.output import common, emit
+from compress.cli.old_options import common, emit, patch_size, resolve_config, teacher_options, training
 
 
 @click.command()
@@ -29,11 +28,11 @@ def distill(as_json: bool, devices: int, out: Path | None, resume: bool | None, 
       compress distill --teacher embedded/fashion_wrn16_2 --ood embedded/photos \\
           --student wrn16_1 --val embedded/fashion --steps 20 --out runs/first
     """
-    from compress.cli.running import carry_out
+    from compress.cli.running import run_training
 
     teacher = {key: options.pop(name) for name, key in TEACHER.items()}
-    plan, method = read_options(options.pop("recipe"), options.pop("sets"), options, teacher=teacher)
-    said = carry_out(
+    plan, method = resolve_config(options.pop("recipe"), options.pop("sets"), options, teacher=teacher)
+    said = run_training(
         plan, method, out, devices=devices, resume=resume, dry_run=dry_run,
         exported=options["exported"], reported=options["reported"],
     )  # fmt: skip

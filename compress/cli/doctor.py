@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.output import common, emit, table
+from compress.cli.old_options import common, emit
+from compress.cli.tables import format_table
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 #: optional part -> (what it is for, how to get it)
 OPTIONAL = {
-    "timm": ("models timm/NAME", "pip install 'compress[timm]'"),
-    "segmentation-models-pytorch": ("models smp/ARCH:ENCODER", "pip install 'compress[smp]'"),
-    "h5py": ("data nyuv2", "pip install 'compress[nyu]'"),
-    "datasets": ("data hf/NAME", "pip install 'compress[hub]'"),
-    "webdataset": ("data in .tar shards", "pip install 'compress[shards]'"),
-    "tensorboard": ("curves in TensorBoard", "pip install 'compress[tensorboard]'"),
+    "timm": ("models timm/NAME", "pip install 'compress-distill[timm]'"),
+    "segmentation-models-pytorch": ("models smp/ARCH:ENCODER", "pip install 'compress-distill[smp]'"),
+    "h5py": ("data nyuv2", "pip install 'compress-distill[nyu]'"),
+    "datasets": ("data hf/NAME", "pip install 'compress-distill[hub]'"),
+    "webdataset": ("data in .tar shards", "pip install 'compress-distill[shards]'"),
+    "tensorboard": ("curves in TensorBoard", "pip install 'compress-distill[tensorboard]'"),
     "onnxruntime-gpu": ("bench --provider cuda", "pip uninstall onnxruntime; pip install onnxruntime-gpu"),
-    "openvino": ("files .xml, Intel's runtime", "pip install 'compress[openvino]'"),
-    "mlcommons-loadgen": ("bench --scenario of MLPerf", "pip install 'compress[loadgen]'"),
-    "optuna": ("compress sweep", "pip install 'compress[sweep]'"),
-    "nvidia-ml-py": ("a GPU's energy and clock", "pip install 'compress[nvml]'"),
-    "tensorrt": ("files .engine, NVIDIA's runtime", "pip install 'compress[tensorrt]'"),
-    "tensorrt-rtx-cu13": ("the same for RTX cards", "pip install 'compress[tensorrt-rtx]'"),
+    "openvino": ("files .xml, Intel's runtime", "pip install 'compress-distill[openvino]'"),
+    "mlcommons-loadgen": ("bench --scenario of MLPerf", "pip install 'compress-distill[loadgen]'"),
+    "optuna": ("compress sweep", "pip install 'compress-distill[sweep]'"),
+    "nvidia-ml-py": ("a GPU's energy and clock", "pip install 'compress-distill[nvml]'"),
+    "tensorrt": ("files .engine, NVIDIA's runtime", "pip install 'compress-distill[tensorrt]'"),
+    "tensorrt-rtx-cu13": ("the same for RTX cards", "pip install 'compress-distill[tensorrt-rtx]'"),
 }
 #: import names of core parts whose distribution is called otherwise
 IMPORTS = {
@@ -74,9 +75,9 @@ def doctor(thorough: bool, as_json: bool) -> None:
     Example:
       compress doctor
     """
-    from profiles.machine import describe
+    from profiles.latency.machine import describe_machine
 
-    machine, core, optional = describe(), core_parts(), optional_parts()
+    machine, core, optional = describe_machine(), core_parts(), optional_parts()
     if thorough:
         core = imported(core)
     broken = [part for part in core if part.problem is not None]
@@ -99,7 +100,7 @@ def core_parts() -> list[Part]:
     """What the package requires by its own metadata, each against its range; torchvision against torch besides."""
     from packaging.requirements import Requirement
 
-    wanted = [Requirement(text) for text in metadata.requires("compress") or []]
+    wanted = [Requirement(text) for text in metadata.requires("compress-distill") or []]
     core = [check(one) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     return [mated(part) if part.name == "torchvision" else part for part in core]
 
@@ -181,9 +182,9 @@ def hardware(machine: Mapping[str, Any]) -> list[str]:
 
 def parts_table(parts: list[Part]) -> str:
     rows = [[part.name, part.version or "missing", part.wanted, part.problem or "ok"] for part in parts]
-    return table(rows, ["core part", "version", "expected", "state"])
+    return format_table(rows, ["core part", "version", "expected", "state"])
 
 
 def extras_table(parts: list[Part]) -> str:
     rows = [[part.name, part.version or "missing", part.wanted, "ok" if part.version else part.get] for part in parts]
-    return table(rows, ["optional part", "version", "for", "state, or how to get it"])
+    return format_table(rows, ["optional part", "version", "for", "state, or how to get it"])

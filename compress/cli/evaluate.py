@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.opening import model_options, open_model
-from compress.cli.output import common, emit, say, table
-from compress.cli.recording import record_option, remember
+from compress.cli.old_options import common, emit, model_options, record_option
+from compress.cli.output import print_status
+from compress.cli.tables import format_table
 from compress.errors import UsageError
+from compress.measure import append_measurement
+from compress.predictor import load_predictor
 
 if TYPE_CHECKING:
-    from compress.models.card import Card
+    from compress.models.card import ModelCard
 
 #: what exported files run in
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -53,34 +55,34 @@ def eval_(
     Example:
       compress eval embedded/fashion_wrn16_2 --data embedded/fashion
     """
-    from compress.engine.place import open_place
-    from compress.sources import cache_folder, scorer, validation_images
+    from compress.engine.place import create_accelerator
+    from compress.sources import create_scorer, image_cache_dir, load_validation_images
 
-    opened = open_model(model, runtime=runtime, **wishes)
-    if opened.prepares and opened.card.task == "segmentation":
+    opened = load_predictor(model, runtime=runtime, **wishes)
+    if opened.preprocesses and opened.card.task == "segmentation":
         raise UsageError(
             f"{model}: cuts the centre out of every picture, so that its maps fit no mask; measure the same model "
             "without --preprocess."
         )
-    images = validation_images(data, opened.card, root=data_root, folder=cache_folder(), max_bad=max_bad, say=say)
-    metrics = scorer(images, opened.card, open_place("cpu", "32"))(opened.answer)
+    images = load_validation_images(data, opened.card, root=data_root, folder=image_cache_dir(), max_bad=max_bad, say=print_status)
+    metrics = create_scorer(images, opened.card, create_accelerator("cpu", "32"))(opened.predict)
     result = {
         "model": model,
         "data": data,
         "runtime": opened.runtime,
         "precision": opened.precision,
         "images": len(images),
-        "unreadable": len(images.bad),
+        "unreadable": len(images.unreadable),
         "metrics": metrics,
     }
     ran = "" if opened.file is None else f", in {opened.runtime}, {opened.precision}"
     text = "\n".join([f"{model} on {len(images)} images of {data}{ran}", *describe(metrics, opened.card)])
     if record is not None:
-        remember(record, opened, metrics=metrics, run={"val": data})
+        append_measurement(record, opened, metrics=metrics, run={"val": data})
     emit(result, as_json=as_json, text=text)
 
 
-def describe(metrics: dict[str, float], card: Card) -> list[str]:
+def describe(metrics: dict[str, float], card: ModelCard) -> list[str]:
     """A line a metric; then a table of the classes, in the model's order, where they have an IoU each."""
     lines = [f"{name}: {value:.2%}" for name, value in metrics.items() if not name.startswith(IOU)]
     if card.task != "segmentation":
@@ -88,4 +90,4 @@ def describe(metrics: dict[str, float], card: Card) -> list[str]:
     names = card.class_names or [str(i) for i in range(card.classes)]
     found = [metrics.get(f"{IOU}{name}") for name in names]
     rows = [[name, "-" if iou is None else f"{iou:.2%}"] for name, iou in zip(names, found, strict=True)]
-    return [*lines, "", table(rows, ["class", "IoU"])]
+    return [*lines, "", format_table(rows, ["class", "IoU"])]

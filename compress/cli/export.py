@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.opening import DYNAMIC, export_options
-from compress.cli.options import byte_size
-from compress.cli.output import common, emit, parse_size, say
-from compress.cli.recording import record_option, remember_form
-from compress.errors import UsageError, nearest
+from compress.cli.old_options import DYNAMIC, byte_size, common, emit, export_options, parse_size, record_option
+from compress.cli.output import print_status
+from compress.errors import UsageError, suggest_nearest
+from compress.measure import append_format_measurement
 
 if TYPE_CHECKING:
     from compress.cli.calibrating import Calibration
-    from compress.models.card import Card
-    from exporters.lowering import Budget, Settings
-    from exporters.onnx import Question
+    from compress.models.card import ModelCard
+    from exporters.artifacts import AccuracyBudget, ExportSettings
+    from exporters.onnx_export import ReferenceModel
 
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -36,7 +35,7 @@ def several(known: tuple[str, ...]) -> Any:
         names = [name.strip() for part in value for name in part.split(",")]
         for name in names:
             if name not in known:
-                raise click.BadParameter(f"found {name!r}, expected some of {', '.join(known)}{nearest(name, known)}")
+                raise click.BadParameter(f"found {name!r}, expected some of {', '.join(known)}{suggest_nearest(name, known)}")
         return tuple(dict.fromkeys(names))
 
     return parse
@@ -141,14 +140,14 @@ def export(model: str, as_json: bool, record: Path | None, formats: Any, precisi
     import contextlib
     from dataclasses import asdict
 
-    from compress.cli.artefacts import Order, beyond_the_card, describe, place_of, produce
+    from compress.cli.artefacts import ExportRequest, describe, export_all, graph_metadata, resolve_output_path
     from compress.cli.calibrating import calibration
-    from compress.models.metadata import to_metadata
+    from compress.models.metadata import card_to_metadata
 
     if given["quantizer"] == "modelopt":
         refuse_modelopt(formats, given)
-    order = Order(
-        formats, precisions, place_of(model, given["out"], [(f, p) for f in formats for p in precisions]),
+    order = ExportRequest(
+        formats, precisions, resolve_output_path(model, given["out"], [(f, p) for f in formats for p in precisions]),
         given["opset"], given["exporter"],
     )  # fmt: skip
     question, card, images = asked(model, given)
@@ -157,52 +156,52 @@ def export(model: str, as_json: bool, record: Path | None, formats: Any, precisi
         if "int8" in precisions:
             chosen = stack.enter_context(
                 calibration(
-                    given["calibration"], model, card, given["calibration_images"], root=given["data_root"], say=say
+                    given["calibration"], model, card, given["calibration_images"], root=given["data_root"], say=print_status
                 )
             )
         settings = wishes(question, card, formats, precisions, chosen, given)
-        outcome = produce(question, order, {**to_metadata(card), **beyond_the_card(question)}, settings)
-    for name, reason in outcome.source.refused.items():
-        say(f"The exporter {name} was refused: {reason}")
+        outcome = export_all(question, order, {**card_to_metadata(card), **graph_metadata(question)}, settings)
+    for name, reason in outcome.source.failed_exporters.items():
+        print_status(f"The exporter {name} was refused: {reason}")
     found = {
         "model": model, "images": images, "calibration": chosen.name if chosen else None,
-        "opset": outcome.source.opset, "exporter": outcome.source.exporter, "refused": outcome.source.refused,
+        "opset": outcome.source.opset, "exporter": outcome.source.exporter, "refused": outcome.source.failed_exporters,
         "preprocess": given["preprocess"], "postprocess": given["postprocess"],
-        "dynamic_size": outcome.source.dynamic_size, "artefacts": [asdict(one) for one in outcome.made],
+        "dynamic_size": outcome.source.dynamic_size, "artefacts": [asdict(one) for one in outcome.artifacts],
         "rejected": outcome.rejected,
     }  # fmt: skip
     if record is not None:
-        for one in outcome.made:
-            remember_form(record, model, card, one.format, one.precision, export=asdict(one), size_bytes=one.bytes)
-    text = describe(outcome.made, images, chosen)
+        for one in outcome.artifacts:
+            append_format_measurement(record, model, card, one.format, one.precision, export=asdict(one), size_bytes=one.bytes)
+    text = describe(outcome.artifacts, images, chosen)
     if as_json or text:
         emit(found, as_json=as_json, text=text)
     if outcome.rejected:
         raise click.exceptions.Exit(1)
 
 
-def asked(model: str, given: dict[str, Any]) -> tuple[Question, Card, str]:
+def asked(model: str, given: dict[str, Any]) -> tuple[ReferenceModel, ModelCard, str]:
     """The network with what its files shall have around it, and the real images that they are compared on."""
     import torch
 
-    from compress.cli.measuring import default_images, real_images
-    from compress.cli.opening import open_model
-    from exporters import onnx
+    from compress.measure import default_image_source, load_comparison_images
+    from compress.predictor import load_predictor
+    from exporters import onnx_export
 
     names = ("arch", "classes", "image_size", "ema", "trust_pickle")
     about = {name: given[name] for name in names}
     dynamic = about["image_size"] == DYNAMIC
-    opened = open_model(model, **{**about, "image_size": None if dynamic else about["image_size"]})
+    opened = load_predictor(model, **{**about, "image_size": None if dynamic else about["image_size"]})
     network, card = opened.network, opened.card
-    images = given["images"] or default_images(card)
+    images = given["images"] or default_image_source(card)
     least, _, most = batch_of(given)
-    question = onnx.source(
+    question = onnx_export.create_reference(
         network,
         torch.zeros(most if least == most else 1, 3, *card.image_size),
-        images=real_images(images, card, root=given["data_root"]),
+        images=load_comparison_images(images, card, root=given["data_root"]),
         dynamic_batch=least != most,
         dynamic_size=dynamic,
-        framing=onnx.Framing(card.image_size, card.resize) if given["preprocess"] else None,
+        preprocessing=onnx_export.Preprocessing(card.image_size, card.resize) if given["preprocess"] else None,
         postprocess=given["postprocess"],
     )
     return question, card, images
@@ -214,63 +213,63 @@ def batch_of(given: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def wishes(
-    question: Question,
-    card: Card,
+    question: ReferenceModel,
+    card: ModelCard,
     formats: tuple[str, ...],
     precisions: tuple[str, ...],
     chosen: Calibration | None,
     given: dict[str, Any],
-) -> Settings:
+) -> ExportSettings:
     """Tolerances, calibration, shapes and options of engines. Raises UsageError for what nothing that is made uses."""
-    from compress.cli.artefacts import refuse_slower, tolerances
-    from exporters.lowering import Int8, Settings
-    from exporters.tensorrt import Options, Shapes
+    from compress.cli.artefacts import create_speed_test, create_tolerances
+    from exporters.artifacts import ExportSettings, Int8Options
+    from exporters.tensorrt.options import BuildOptions, ShapeRanges
 
     engines = {"workspace", "timing_cache", "version_compatible", "hardware_compatible", "compute_capability", "sizes"}
     idle = [name for name in sorted(engines) if given[name] and not any(f.startswith("tensorrt") for f in formats)]
     if idle:
         raise UsageError(f"--{idle[0].replace('_', '-')}: is for engines; add --format tensorrt or tensorrt-rtx.")
-    open_size = question.source.dynamic_size or question.source.framing is not None
+    open_size = question.source.dynamic_size or question.source.preprocessing is not None
     if open_size and not given["sizes"] and any(f.startswith("tensorrt") for f in formats):
         raise UsageError(
             "an engine for pictures of any size needs their range; give --sizes 480x640, or least:usual:greatest."
         )
     int8 = None
     if chosen is not None:
-        batches = chosen.batches if question.source.framing is None else chosen.as_bytes()
-        accept = None if given["allow_slower"] else refuse_slower(card)
-        int8 = Int8(batches, given["target"], given["calibrator"], given["quantizer"], accept)
-    options = Options(
+        batches = chosen.batches if question.source.preprocessing is None else chosen.as_bytes()
+        accept = None if given["allow_slower"] else create_speed_test(card)
+        int8 = Int8Options(batches, given["target"], given["calibrator"], given["quantizer"], accept)
+    options = BuildOptions(
         workspace_bytes=given["workspace"],
         timing_cache=given["timing_cache"],
         version_compatible=given["version_compatible"],
         hardware_compatible=given["hardware_compatible"],
         compute_capabilities=tuple(given["compute_capability"]),
     )
-    return Settings(
-        tolerances=tolerances(given["tolerance"], given["min_agreement"]),
+    return ExportSettings(
+        tolerances=create_tolerances(given["tolerance"], given["min_agreement"]),
         int8=int8,
         budget=budget_of(card, precisions, given),
-        shapes=Shapes(batch_of(given), given["sizes"]),
+        shapes=ShapeRanges(batch_of(given), given["sizes"]),
         options=options,
     )
 
 
 def refuse_modelopt(formats: Any, given: dict[str, Any]) -> None:
     """Raises UsageError for what Model Optimizer has not, before anything is made."""
-    from exporters.lowering import TARGETS as OF_FORMAT
-    from exporters.modelopt import objection
+    from exporters.artifacts import TARGETS as OF_FORMAT
+    from exporters.quantization.modelopt import unsupported_reason
 
     for name in formats:
-        reason = objection(given["target"] or OF_FORMAT[name], given["calibrator"])
+        reason = unsupported_reason(given["target"] or OF_FORMAT[name], given["calibrator"])
         if reason is not None:
             raise UsageError(f"--quantizer {reason}.")
 
 
-def budget_of(card: Card, precisions: tuple[str, ...], given: dict[str, Any]) -> Budget | None:
+def budget_of(card: ModelCard, precisions: tuple[str, ...], given: dict[str, Any]) -> AccuracyBudget | None:
     """What may be lost. Raises UsageError where nothing that is made could lose any, or it is not said how much."""
-    from compress.cli.artefacts import score_on
-    from exporters.lowering import Budget
+    from compress.cli.artefacts import create_file_scorer
+    from exporters.artifacts import AccuracyBudget
 
     if given["max_drop"] is None:
         if given["val"]:
@@ -278,5 +277,5 @@ def budget_of(card: Card, precisions: tuple[str, ...], given: dict[str, Any]) ->
         return None
     if set(precisions) == {"fp32"}:
         raise UsageError("--max-drop: is for precisions below fp32; add one, such as --precision int8.")
-    score = score_on(given["val"], card, given["data_root"]) if given["val"] else None
-    return Budget(given["max_drop"] / 100, score)
+    score = create_file_scorer(given["val"], card, given["data_root"]) if given["val"] else None
+    return AccuracyBudget(given["max_drop"] / 100, score)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress.cli.comparison import parse_sides
-from compress.cli.output import common, emit, parse_size
+from compress.cli.old_options import common, emit, parse_size
 from compress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def inspect(
           --reference embedded/fashion --patch-sizes 8,18
     """
     from compress.models.inspection import inspect_model
-    from compress.models.wishes import Wishes
+    from compress.models.wishes import ModelOverrides
 
-    wishes = Wishes(arch=teacher_arch, image_size=image_size, ema=ema, trust_pickle=trust_pickle)
+    wishes = ModelOverrides(architecture=teacher_arch, image_size=image_size, ema=ema, trust_pickle=trust_pickle)
     found = inspect_model(checkpoint, wishes)
     result: dict[str, Any] = found.as_dict()
     text = describe(found)
@@ -88,7 +88,7 @@ def describe(found: Inspection) -> str:
     if found.card is not None:
         rows += [(f"metrics.{key}", f"{value:.4f}") for key, value in found.card.metrics.items()]
         rows += [(key, short(value)) for key, value in found.card.provenance.items() if key != "assumed"]
-    rows += [(key, short(value)) for key, value in found.facts.items()]
+    rows += [(key, short(value)) for key, value in found.metadata.items()]
     if found.sha256:
         rows.append(("sha256", found.sha256))
     if found.problem:
@@ -101,7 +101,7 @@ def architecture(found: Inspection) -> list[tuple[str, str]]:
     if found.candidates:
         return [("architecture", f"one of {len(found.candidates)}: {', '.join(found.candidates)}")]
     also = f" (the same function: {', '.join(found.same_as)})" if found.same_as else ""
-    return [("architecture", f"{found.architecture or 'not recognised'}{also}")]
+    return [("architecture", f"{found.architecture or 'not match_recognized'}{also}")]
 
 
 def reads(found: Inspection) -> list[tuple[str, str]]:
@@ -117,7 +117,7 @@ def reads(found: Inspection) -> list[tuple[str, str]]:
     return [
         ("task", card.task),
         ("classes", f"{card.classes}{listed}"),
-        ("input", f"{'grey' if card.grey else 'colour'} images of {height}x{width}{note}"),
+        ("input", f"{'grey' if card.grayscale else 'colour'} images of {height}x{width}{note}"),
         ("normalisation", f"mean {triple(card.mean)}, std {triple(card.std)}"),
     ]
 

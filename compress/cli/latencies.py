@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.output import say, table
+from compress.cli.output import print_status
+from compress.cli.tables import format_table
 
 if TYPE_CHECKING:
-    from profiles.latency import Latency
+    from profiles.latency.benchmark import Latency
 
 Row = tuple[str, "Latency"]
 #: LoadGen's own latencies of Offline are since the beginning of all: no row of a table is to compare them
@@ -21,9 +22,9 @@ def ratios_of(rows: Sequence[tuple[int, Sequence[float]]]) -> list[dict[str, Any
 
     `result` and `against` are places in the list of results.
     """
-    from profiles.ratios import pairs
+    from profiles.latency.benchmark import pairwise_ratios
 
-    found = pairs({place: medians for place, (_, medians) in enumerate(rows)})
+    found = pairwise_ratios({place: medians for place, (_, medians) in enumerate(rows)})
     return [
         {"result": ours, "against": theirs, **asdict(ratio)}
         for (ours, theirs), ratio in found.items()
@@ -33,10 +34,10 @@ def ratios_of(rows: Sequence[tuple[int, Sequence[float]]]) -> list[dict[str, Any
 
 def warn_of_others(timed: list[Latency]) -> None:
     """One line where other work on the machine was seen."""
-    found = [one.busy for one in timed if one.busy]
+    found = [one.load_warning for one in timed if one.load_warning]
     if found:
         how_many = "" if len(found) == len(timed) == 1 else f" ({len(found)} of {len(timed)} rows.)"
-        say(f"{found[0]}{how_many} Compare within this table, not with others.")
+        print_status(f"{found[0]}{how_many} Compare within this table, not with others.")
 
 
 def describe_rows(rows: list[Row], ratios: list[dict[str, Any]]) -> str:
@@ -61,7 +62,7 @@ def times(rows: list[Row]) -> str:
         "copy out ms": lambda one: number(one.copy_out_ms),
         "asked/s": lambda one: number(one.target_qps, 1),
         "valid": lambda one: {True: "yes", False: "NO", None: "-"}[one.valid],
-        "busy": lambda one: "yes" if one.busy else "-",
+        "busy": lambda one: "yes" if one.load_warning else "-",
     }
     return tabulated(rows, columns, optional)
 
@@ -70,10 +71,10 @@ def beginnings(rows: list[Row]) -> str:
     """Loading, the first call, memory and warm-up."""
     optional: dict[str, Callable[[Latency], str]] = {
         "load ms": lambda one: number(one.load_ms, 1),
-        "first ms": lambda one: number(one.first_ms, 1),
+        "first ms": lambda one: number(one.first_call_ms, 1),
         "peak MB": lambda one: number(None if one.peak_bytes is None else one.peak_bytes / 1e6, 1),
         "warm-up calls": lambda one: "-" if one.warmup_runs is None else str(one.warmup_runs),
-        "settled": lambda one: {True: "yes", False: "NO", None: "-"}[one.settled],
+        "settled": lambda one: {True: "yes", False: "NO", None: "-"}[one.warmup_stable],
     }
     places = {"runtime": SETTING["runtime"], "batch": SETTING["batch"]}
     return tabulated([row for row in rows if row[1].scenario == "quick"], places, optional)
@@ -93,13 +94,13 @@ def against_first(rows: list[Row], ratios: list[dict[str, Any]]) -> str:
             size = str(rows[ours][1].batch_size)
             found.append([called(rows[ours]), size, f"{ratio['p50']:.3f}", called(rows[theirs]), spread])
     header = ["in turns", "batch", "times as long as", "", "by round"]
-    return table(found, header) if found else ""
+    return format_table(found, header) if found else ""
 
 
 def verdicts(rows: list[Row]) -> str:
     """LoadGen's reasons, and what its runs are not."""
     lines = [
-        f"{called(row)}, batch {row[1].batch_size}: {row[1].scenario} is not valid: {row[1].invalid_because}."
+        f"{called(row)}, batch {row[1].batch_size}: {row[1].scenario} is not valid: {row[1].invalid_reason}."
         for row in rows
         if row[1].valid is False
     ]
@@ -118,7 +119,7 @@ def tabulated(
     if not rows or not (known or len(columns) > 2):
         return ""
     shown = columns | known
-    return table([[name, *(show(one) for show in shown.values())] for name, one in rows], ["model", *shown])
+    return format_table([[name, *(show(one) for show in shown.values())] for name, one in rows], ["model", *shown])
 
 
 def milliseconds(value: float, one: Latency) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from compress.cli.output import common, emit, table
+from compress.cli.old_options import common, emit
+from compress.cli.tables import format_table
 from compress.errors import UsageError
 
 
@@ -19,9 +20,9 @@ def models(prefix: str, as_json: bool) -> None:
       compress models
       compress models torchvision/resnet
     """
-    from compress.models.catalogue import catalogue
+    from compress.models.catalogue import list_models
 
-    found = catalogue()
+    found = list_models()
     if prefix:
         found = {kind: [row for row in rows if row["name"].startswith(prefix)] for kind, rows in found.items()}
         if not any(found.values()):
@@ -34,7 +35,7 @@ def models(prefix: str, as_json: bool) -> None:
             if "/" in kind
         ]
         rows.append(["package.module:factory", "a network of your own: a function that returns a torch.nn.Module"])
-    emit(found, as_json=as_json, text=table(rows, ["model", "what it is"]))
+    emit(found, as_json=as_json, text=format_table(rows, ["model", "what it is"]))
 
 
 @click.command()
@@ -50,7 +51,7 @@ def datasets(as_json: bool) -> None:
 
     rows = [[name, str(about)] for name, about in NAMES.items()]
     result = {"datasets": [{"name": name, "about": about} for name, about in rows]}
-    emit(result, as_json=as_json, text=table(rows, ["data set", "what it is"]))
+    emit(result, as_json=as_json, text=format_table(rows, ["data set", "what it is"]))
 
 
 @click.command()
@@ -70,12 +71,12 @@ def methods(name: str | None, as_json: bool) -> None:
     if name is None:
         rows = [[key, headline(method)] for key, method in METHODS.items()]
         result = {"methods": [{"name": key, "about": about} for key, about in rows]}
-        emit(result, as_json=as_json, text=table(rows, ["method", "what it does"]))
+        emit(result, as_json=as_json, text=format_table(rows, ["method", "what it does"]))
         return
     method = find_method(name)
     fields = settings(method)
     result = {"name": name, "about": headline(method), "settings": [vars(field) for field in fields]}
     rows = [[field.name, str(field.default), field.help] for field in fields]
-    listed = table(rows, ["setting", "default", "what it is"])
+    listed = format_table(rows, ["setting", "default", "what it is"])
     text = f"{name}: {result['about']}\n\n{listed}\n\nSet one with --set method.NAME=VALUE."
     emit(result, as_json=as_json, text=text)

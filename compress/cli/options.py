@@ -1,185 +1,221 @@
-"""The options that `distill` and `train` share, and how options become a plan."""
+"""Click parameter types and the options that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from compress.cli.output import say
-from compress.units import BYTES, SECONDS, Unit, parse
-
-if TYPE_CHECKING:
-    from compress.config import Document
-    from compress.engine.method import Method
-    from compress.plan import Plan
+from compress.errors import suggest_nearest
+from compress.units import BYTES, MILLISECONDS, SECONDS, Unit, parse_quantity
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 
-def duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    """`90s`, `10m`, `1.5h` or plain seconds -> seconds."""
-    return value if value is None else in_unit(value, SECONDS)
+class Quantity(click.ParamType):
+    """A number > 0 with an optional unit, such as `90s`, `15ms` or `2GiB`."""
+
+    def __init__(self, name: str, unit: Unit, *, is_whole: bool = False) -> None:
+        self.name, self.unit, self.is_whole = name, unit, is_whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
+        if not isinstance(value, str):
+            return value
+        try:
+            number = parse_quantity(value, self.unit)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return round(number) if self.is_whole else number
 
 
-def byte_size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """`2GiB`, `500kB`, `1.5MB` or plain bytes -> bytes."""
-    return value if value is None else round(in_unit(value, BYTES))
+class Size(click.ParamType):
+    """`HxW` or one number for a square -> (height, width) in pixels. With `dynamic`, that word is allowed too."""
+
+    name = "size"
+
+    def __init__(self, *, dynamic: bool = False) -> None:
+        self.dynamic = dynamic
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or (self.dynamic and value == "dynamic"):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value.strip().lower())
+        if match is None:
+            self.fail(f"found {value!r}, expected HxW in pixels, for example 32x32", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
 
 
-def in_unit(value: str, unit: Unit) -> float:
-    """The number. Raises click.BadParameter."""
-    try:
-        return parse(value, unit)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+class CommaList(click.ParamType):
+    """`a,b` -> ("a", "b"), without duplicates. Each part is one of `choices`, or is converted by `item`."""
+
+    name = "list"
+
+    def __init__(self, choices: Sequence[str] = (), item: click.ParamType | None = None) -> None:
+        self.choices, self.item = tuple(choices), item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if not parts:
+            self.fail(f"found {value!r}, expected values separated by commas", param, ctx)
+        for part in parts:
+            if self.choices and part not in self.choices:
+                expected = f"expected some of {', '.join(self.choices)}"
+                self.fail(f"found {part!r}, {expected}{suggest_nearest(part, self.choices)}", param, ctx)
+        converted = [self.item.convert(part, param, ctx) for part in parts] if self.item else parts
+        return tuple(dict.fromkeys(converted))
 
 
-def patch_size(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
-    """A number of pixels, or `auto` as it is."""
-    if value is None or value == "auto":
-        return value
-    if not value.isdecimal() or int(value) == 0:
-        raise click.BadParameter(f"found {value!r}, expected a number of pixels such as 8, or auto")
-    return int(value)
+class MinOptMax(click.ParamType):
+    """`V` or `MIN:OPT:MAX` -> three values of `item`, in ascending order."""
+
+    name = "range"
+
+    def __init__(self, item: click.ParamType) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, Any, Any]:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) not in (1, 3):
+            self.fail(f"found {value!r}, expected one value or MIN:OPT:MAX, such as 1:8:64", param, ctx)
+        low, best, high = [self.item.convert(part, param, ctx) for part in (parts * 3 if len(parts) == 1 else parts)]
+        if isinstance(low, int) and not low <= best <= high:
+            self.fail(f"found {value!r}, expected ascending values, such as 1:8:64", param, ctx)
+        return low, best, high
 
 
-#: option -> the key of the recipe that it sets
-KEYS = {
-    "student": "student.model",
-    "classes": "task.classes",
-    "image_size": "task.image_size",
-    "grey": "task.grey",
-    "ood": "data.unlabelled",
-    "data": "data.labelled",
-    "val": "data.validation",
-    "data_root": "data.root",
-    "ood_subset": "data.subset",
-    "method": "method.name",
-    "patch_size": "method.patch",
-    "steps": "pace.steps",
-    "epochs": "pace.epochs",
-    "time_limit": "pace.time_limit",
-    "batch_size": "pace.batch_size",
-    "precision": "pace.precision",
-    "device": "pace.device",
-    "seed": "pace.seed",
-}
+class PatchSize(click.ParamType):
+    """A number of pixels, or `auto`."""
+
+    name = "patch size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) == 0:
+            self.fail(f"found {value!r}, expected a number of pixels such as 8, or auto", param, ctx)
+        return int(value)
 
 
-WHOLE = click.IntRange(min=1)
-#: where and how repeatably a run computes, and its recipe
-PLACE = (
-    click.option("--precision", type=click.Choice(["auto", "32", "bf16", "16"]), help="[default: auto]"),
-    click.option("--device", metavar="auto|cpu|cuda", help="[default: auto]"),
-    click.option("--devices", type=WHOLE, default=1, help="Processes, each on a device, started by torchrun."),
-    click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"),
-    click.option("--recipe", type=click.Path(path_type=Path), help="YAML file of settings; options override it."),
-    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, as method.local=0.5."),
-    click.option("--resume/--fresh", default=None, help="Insist on going on, or begin anew.  [default: go on]"),
+DURATION = Quantity("duration", SECONDS)
+LATENCY = Quantity("latency", MILLISECONDS)
+SIZE_IN_BYTES = Quantity("bytes", BYTES, is_whole=True)
+COUNT = click.IntRange(min=1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+PATH = click.Path(path_type=Path)
+
+
+def add_options(*options: Decorator) -> Callable[[Command], Command]:
+    """Return a decorator that adds options in the order of the help text."""
+
+    def add(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+data_root = click.option("--data-root", type=PATH, help="Directory of data sets that are known by name.")
+validation = click.option(
+    "--val", "--validation", "validation", metavar="DATA", help="Labeled images to measure on; never trained on."
+)
+time_limit = click.option("--time-limit", type=DURATION, metavar="10m", help="Training time: 90s, 10m, 1.5h.")
+device = click.option("--device", metavar="auto|cpu|cuda", help="Device to train on.  [default: auto]")
+precision = click.option(
+    "--precision", type=click.Choice(["auto", "32", "bf16", "16"]), help="Precision of training.  [default: auto]"
+)
+overrides = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, for example method.local=0.5."
+)
+
+#: how and where a training computes
+compute_options = add_options(
+    precision,
+    device,
+    click.option("--devices", type=COUNT, default=1, help="Number of processes, one per device (torchrun)."),
+    click.option("--restarts", type=click.IntRange(min=0), default=0, help="Restarts after a process fails."),
+    click.option("--seed", type=click.IntRange(min=0), help="Random seed.  [default: 0]"),
+    click.option("--recipe", type=PATH, help="YAML file of settings, or a shipped recipe; options override it."),
+    overrides,
+    click.option("--resume/--fresh", default=None, help="Require a run to resume, or replace it.  [default: resume]"),
+)
+
+#: what `distill` and `train` share
+training_options = add_options(
+    click.option("--student", metavar="NAME", help="Architecture to train; see `compress models`."),
+    validation,
+    data_root,
+    click.option("--out", "output_dir", type=PATH, help="Run directory.  [default: runs/METHOD-STUDENT]"),
+    click.option("--steps", type=COUNT, help="Number of training steps."),
+    click.option("--epochs", type=POSITIVE, help="Number of epochs (instead of --steps)."),
+    click.option("--time-limit", type=DURATION, metavar="10m", help="Training time (instead of --steps): 90s, 1.5h."),
+    click.option("--batch-size", type=COUNT, help="Images per step, all processes together.  [default: by method]"),
+    click.option("--export", type=click.Choice(["onnx"]), help="Export the best model as a verified file."),
+    compute_options,
+    click.option("--dry-run", is_flag=True, help="Check all settings, estimate the cost, and exit."),
+)
+
+#: which teacher, and what its file does not contain
+teacher_options = add_options(
+    click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
+    click.option("--teacher-arch", metavar="NAME", help="Architecture of a state dict that is not recognized."),
+    click.option("--classes", type=click.IntRange(min=2), help="Number of classes; must match the teacher's."),
+    click.option("--trust-pickle", is_flag=True, help="Load a fully pickled teacher. A pickle can run any code."),
 )
 
 
-def training(function: Command) -> Command:
-    """Add the options of a training run: its data, pace, folder and recipe."""
-    options = [
-        click.option("--student", metavar="NAME", help="Architecture of the student; see `compress models`."),
-        click.option("--val", metavar="DATA", help="Labelled images to measure on; never trained on."),
-        click.option("--data-root", type=click.Path(path_type=Path), help="Where data sets known by name lie."),
-        click.option("--out", type=click.Path(path_type=Path), help="Its folder.  [default: runs/METHOD-STUDENT]"),
-        click.option("--steps", type=WHOLE, help="Iterations."),
-        click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images, instead."),
-        click.option("--time-limit", callback=duration, metavar="10m", help="Time, instead: 90s, 10m, 1.5h."),
-        click.option("--batch-size", type=WHOLE, help="Images a batch, over all processes.  [default: the method's]"),
-        *PLACE,
-        click.option("--dry-run", is_flag=True, help="Check everything, estimate cost, and stop."),
-    ]  # fmt: skip
-    return added(function, options)
+def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
+    """Options for what a model's file does not contain; `dynamic` allows `--input-size dynamic`."""
+    return add_options(
+        click.option(
+            "--arch", "--teacher-arch", "arch", metavar="NAME", help="Architecture of an unrecognized state dict."
+        ),
+        click.option("--classes", type=click.IntRange(min=2), help="Number of classes."),
+        click.option(
+            "--input-size", "--image-size", "image_size", type=Size(dynamic=dynamic),
+            metavar="HxW|dynamic" if dynamic else "HxW", help="Input size in pixels.",
+        ),
+        click.option("--ema", is_flag=True, help="Load the averaged weights if the file contains both."),
+        click.option(
+            "--trust-pickle", "--trust-engine", "trust_pickle", is_flag=True,
+            help="Load a full pickle or a version-compatible engine. Both can run any code.",
+        ),
+    )  # fmt: skip
 
 
-TEACHER = [
-    click.option("--teacher", metavar="MODEL", help="The trained model: a folder, a checkpoint, a program, or a name."),
-    click.option("--teacher-arch", metavar="NAME", help="Architecture of a bare state dict that is not recognised."),
-    click.option("--classes", type=click.IntRange(min=2), help="Class count, checked against the teacher's."),
-    click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. It can run any code."),
-]
+record_option = click.option(
+    "--record", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Add the measurement to DIR/records.jsonl, for `compress report`.",
+)  # fmt: skip
 
+#: limits of the recommended model
+limit_options = add_options(
+    click.option("--max-latency", type=POSITIVE, metavar="MS",
+                 help="Maximum median latency of the recommended model, in ms per batch."),
+    click.option("--max-gflop", type=POSITIVE, metavar="GFLOP",
+                 help="Maximum GFLOP per image of the recommended model."),
+    click.option("--max-size", type=SIZE_IN_BYTES, metavar="1MB",
+                 help="Maximum file size of the recommended model."),
+    click.option("--max-energy", type=POSITIVE, metavar="MJ",
+                 help="Maximum energy per image of the recommended model, in mJ."),
+)  # fmt: skip
 
-def teacher_options(function: Command) -> Command:
-    """Add the options of a teacher."""
-    return added(function, TEACHER)
+#: `--json`, passed on as `as_json`, and `--debug`, which LazyGroup reads
+common_options = add_options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+)
 
-
-def place_options(function: Command) -> Command:
-    """Add the options of where a run computes, and of its recipe."""
-    return added(function, PLACE)
-
-
-def added(function: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def read_options(
-    recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any], *, teacher: Mapping[str, Any] | None = None
-) -> tuple[Plan, Method]:
-    """The checked plan of a recipe (a file, or the name of a shipped one), options over it, `--set` over both."""
-    from compress.plan import DEFAULT_STEPS, read_plan
-
-    document = read_document(recipe, sets, options, teacher=teacher)
-    if all(document.get(f"pace.{ending}") is None for ending in ("steps", "epochs", "time_limit")):
-        say(f"Assumed: {DEFAULT_STEPS} steps (no length given). If wrong: --steps, --epochs or --time-limit.")
-        document = document.merge({"pace": {"steps": DEFAULT_STEPS}}, where="")
-    return read_plan(document)
-
-
-def read_document(
-    recipe: Path | None, sets: tuple[str, ...], options: Mapping[str, Any], *, teacher: Mapping[str, Any] | None = None
-) -> Document:
-    """The settings of a recipe, options over it, `--set` over both, not checked yet.
-
-    `teacher` holds settings of the first teacher; those that are None or False are left as the recipe has them.
-    """
-    from compress import config
-
-    document = config.read_yaml(find_recipe(recipe)) if recipe is not None else config.from_mapping({}, where="")
-    given = {KEYS[name]: value for name, value in options.items() if name in KEYS and value is not None}
-    if any(ending in given for ending in ("pace.steps", "pace.epochs", "pace.time_limit")):
-        given = {**{f"pace.{e}": None for e in ("steps", "epochs", "time_limit")}, **given}
-    document = document.merge(nested(given), where="")
-    first = {key: value for key, value in (teacher or {}).items() if value}
-    if first:
-        teachers = {"0": first} if document.get("teachers") else [first]
-        document = document.merge({"teachers": teachers}, where="")
-    return document.merge(config.parse_set(sets, known=setting_paths()), where="--set")
-
-
-def setting_paths() -> list[str]:
-    """The dotted paths of every setting there is, those of all methods among them."""
-    from compress import config
-    from compress.methods import METHODS
-    from compress.plan import Plan
-
-    own = [f"method.{name}" for kind in METHODS.values() for name in config.settings(kind)]
-    return list(dict.fromkeys([*config.paths(Plan), *own]))
-
-
-def find_recipe(recipe: Path) -> Path:
-    """`recipe` as a file, or the recipe of that name that the package ships."""
-    shipped = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"
-    return shipped if not recipe.exists() and shipped.exists() else recipe
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` -> `{"a": {"b": 1}}`."""
-    result: dict[str, Any] = {}
-    for path, value in flat.items():
-        *above, last = path.split(".")
-        inner = result
-        for key in above:
-            inner = inner.setdefault(key, {})
-        inner[last] = str(value) if isinstance(value, Path) else value
-    return result
+#: how many runs at a time, and on which machines
+worker_options = add_options(
+    click.option("--workers", type=COUNT, default=1, show_default=True, help="Number of runs at a time."),
+    click.option("--on", metavar="auto|HOST:PORT", help="Ray cluster to run on.  [default: this machine]"),
+)

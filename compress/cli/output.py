@@ -1,60 +1,48 @@
-"""What every command shares: `--json`, `--debug`, results on standard output, talk on standard error."""
+"""Output of commands: results to standard output, status lines to standard error."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping
+import math
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
-def common(function: Command) -> Command:
-    """Add `--json` (passed on as `as_json`) and `--debug` (read by the outermost frame)."""
-    function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure.")(
-        function
-    )
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(function)
+def emit(result: Result | None, as_json: bool, format_text: Callable[[Result], str]) -> None:
+    """Print `result` as one JSON object or as text; nothing for None (a helper process of torchrun)."""
+    if result is None:
+        return
+    text = json.dumps(to_json(result)) if as_json else format_text(result)
+    if text:
+        click.echo(text)
 
 
-def emit(result: Mapping[str, Any], *, as_json: bool, text: str | None = None) -> None:
-    """Print `result` as one JSON object, or `text` (default: one `key: value` a line) for people."""
-    if as_json:
-        from profiles.plain import finite
+def to_json(value: Any) -> Any:
+    """Convert a result to mappings, lists and scalars of JSON. NaN and infinity become None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set) and not isinstance(value, str):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
 
-        click.echo(json.dumps(finite(result)))
-    else:
-        click.echo(text if text is not None else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
-
-def say(message: str) -> None:
-    """One line of talk, on standard error."""
+def print_status(message: str) -> None:
+    """Print one line to standard error."""
     click.echo(message, err=True)
 
 
-def table(rows: list[list[str]], header: list[str]) -> str:
-    """Rows of text under a header, aligned for a terminal of any width (numbers to the right)."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    right = [all(is_number(row[i]) for row in rows) for i in range(len(header))]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *(line(row) for row in rows)])
-
-
-def is_number(text: str) -> bool:
-    return bool(text) and (text[0].isdigit() or text in ("-", "–"))
-
-
-def parse_size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """`HxW` or one number for a square -> (height, width)."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", value.strip().lower())
-    if found is None or int(found[1]) == 0 or found[2] == "0":
-        raise click.BadParameter(f"found {value!r}, expected HxW in pixels, for example 32x32")
-    return int(found[1]), int(found[2] or found[1])
+def command_line() -> str:
+    """Return the command as the user would type it, for the records."""
+    return shlex.join(["compress", *sys.argv[1:]])

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.opening import model_options
-from compress.cli.output import common, emit, parse_size
-from compress.cli.recording import record_option, remember
+from compress.cli.old_options import common, emit, model_options, parse_size, record_option
 from compress.errors import CompressError, UsageError
+from compress.measure import append_measurement
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress.cli.opening import Opened
-    from profiles.flops import Flops
-    from profiles.graph import GraphCost
-    from profiles.layers import Layer
-    from profiles.memory import Memory
-    from profiles.sizes import AtSize
+    from compress.predictor import Predictor
+    from profiles.flops.counter import FlopCount
+    from profiles.flops.input_size import InputSizeCost
+    from profiles.flops.layers import Layer
+    from profiles.flops.onnx import OnnxCost
+    from profiles.latency.tensor_memory import MemoryUse
 
 Size = tuple[int, int]
 #: what a record keeps of the count
@@ -67,7 +66,7 @@ def profile(
 
 def refuse_compiled(path: Path, model: str) -> None:
     """Raises UsageError for a file that was made for a runtime which does not tell its arithmetic."""
-    from exporters.runtime import SUFFIXES
+    from exporters.runtimes import SUFFIXES
 
     if path.suffix.lower() in SUFFIXES and path.is_file():
         raise UsageError(
@@ -81,73 +80,73 @@ def of_network(
 ) -> tuple[dict[str, Any], str]:
     """What to print of a network in PyTorch: as JSON, and for people."""
     from compress.cli.costs import describe
-    from compress.cli.opening import open_model
-    from profiles.layers import down_to
-    from profiles.sizes import AtSize, by_size
+    from compress.predictor import load_predictor
+    from profiles.flops.input_size import InputSizeCost, count_flops_by_size
+    from profiles.flops.layers import limit_depth
 
-    opened = open_model(model, untrained=True, **wishes)
+    opened = load_predictor(model, untrained=True, **wishes)
     size = opened.card.image_size
     cost, need = counted(opened)
     if record is not None:
-        remember(record, opened, **{key: getattr(cost, key) for key in RECORDED})
-    own = AtSize(size, cost.macs, cost.flops, cost.activations, cost.by_operator)
+        append_measurement(record, opened, **{key: getattr(cost, key) for key in RECORDED})
+    own = InputSizeCost(size, cost.macs, cost.flops, cost.activations, cost.by_operator)
     per_pixel = need.activation_peak_bytes / own.pixels
-    rows = by_size(opened.network, sizes, pixel_bytes=per_pixel)
+    rows = count_flops_by_size(opened.network, sizes, pixel_bytes=per_pixel)
     layers = beneath(opened.network, cost)
     result = {
         "model": model,
         "architecture": opened.card.architecture,
         "classes": opened.card.classes,
         "input_size": size,
-        "trained": opened.trained,
+        "trained": opened.is_trained,
         **{key: value for key, value in vars(cost).items() if key != "layers"},
         **asdict(need),
-        "layers": [as_row(layer) for layer in down_to(layers, depth)],
+        "layers": [as_row(layer) for layer in limit_depth(layers, depth)],
         **({"sizes": [at(row, own) for row in rows]} if rows else {}),
     }
     text = describe(model, opened.card, cost, need, layers=layers, depth=depth, sizes=rows, own=own)
     return result, text
 
 
-def counted(opened: Opened) -> tuple[Flops, Memory]:
+def counted(opened: Predictor) -> tuple[FlopCount, MemoryUse]:
     """Raises UsageError for a network that refuses images of the size that it is asked to read."""
     import torch
 
-    from profiles.flops import count
-    from profiles.memory import memory
+    from profiles.flops.counter import count_flops
+    from profiles.latency.tensor_memory import measure_memory
 
     height, width = opened.card.image_size
     network, example = opened.network, (torch.zeros(1, 3, height, width),)
     try:
-        return count(network, example), memory(network, example)
+        return count_flops(network, example), measure_memory(network, example)
     except CompressError:
         raise
     except Exception as error:  # a network may be anybody's code, and refuse a size by whatever it likes
-        from profiles.sizes import sentence
+        from profiles.flops.input_size import first_error_line
 
         raise UsageError(
-            f"{opened.spec}: refuses images of {height}x{width} ({sentence(error)}); give a size that it takes with "
+            f"{opened.spec}: refuses images of {height}x{width} ({first_error_line(error)}); give a size that it takes with "
             "--input-size HxW."
         ) from error
 
 
-def beneath(network: nn.Module, cost: Flops) -> list[Layer]:
+def beneath(network: nn.Module, cost: FlopCount) -> list[Layer]:
     """The layers as the file of the weights names them: without the normalisation before them, which costs nothing."""
     from compress.models.network import Network
-    from profiles.layers import inside
+    from profiles.flops.layers import select_subtree
 
-    return inside(cost.layers, "body") if isinstance(network, Network) else list(cost.layers)
+    return select_subtree(cost.layers, "body") if isinstance(network, Network) else list(cost.layers)
 
 
 def as_row(layer: Layer) -> dict[str, Any]:
     return {**vars(layer), "flops": 2 * layer.macs}
 
 
-def at(row: AtSize, own: AtSize) -> dict[str, Any]:
-    from profiles.sizes import exponent
+def at(row: InputSizeCost, own: InputSizeCost) -> dict[str, Any]:
+    from profiles.flops.input_size import scaling_exponent
 
-    between = None if row.macs is None else exponent(own.macs or 0, row.macs, own.pixels, row.pixels)
-    return {**vars(row), "by_operator": row.by_operator or {}, "exponent": between, "refused": row.refused or None}
+    between = None if row.macs is None else scaling_exponent(own.macs or 0, row.macs, own.pixels, row.pixels)
+    return {**vars(row), "by_operator": row.by_operator or {}, "exponent": between, "refused": row.error or None}
 
 
 def unwanted(depth: int | None, record: Path | None, wishes: dict[str, Any]) -> list[str]:
@@ -161,7 +160,7 @@ def of_file(
 ) -> tuple[dict[str, Any], str]:
     """What to print of an ONNX file: as JSON, and for people."""
     from compress.cli.costs import describe_file
-    from exporters.reading import read_model
+    from exporters.onnx_validation import read_model
 
     model = read_model(path)
     if unwanted:
@@ -181,39 +180,39 @@ def of_file(
     return result, describe_file(spec, cost, result["file_bytes"], rows, own)
 
 
-def graph_of(path: Path, model: Any, wanted: Size | None) -> GraphCost:
+def graph_of(path: Path, model: Any, wanted: Size | None) -> OnnxCost:
     """At the size wanted, else at the one that the file takes, else at the one that it was trained for."""
-    from compress.models.metadata import from_metadata
-    from exporters.reading import metadata_of
-    from profiles.graph import GraphError, count_graph
+    from compress.models.metadata import card_from_metadata
+    from exporters.onnx_validation import model_metadata
+    from profiles.flops.onnx import OnnxCostError, count_onnx_flops
 
-    card = from_metadata(metadata_of(model), path)
+    card = card_from_metadata(model_metadata(model), path)
     usual = card.image_size if card is not None else None
     try:
-        return count_graph(path, model, wanted, otherwise=usual)
-    except GraphError as error:
+        return count_onnx_flops(path, model, wanted, otherwise=usual)
+    except OnnxCostError as error:
         raise UsageError(f"{path}: {error}.") from error
 
 
-def graph_at(path: Path, model: Any, size: Size) -> AtSize:
-    from profiles.graph import GraphError, count_graph
-    from profiles.sizes import AtSize
+def graph_at(path: Path, model: Any, size: Size) -> InputSizeCost:
+    from profiles.flops.input_size import InputSizeCost
+    from profiles.flops.onnx import OnnxCostError, count_onnx_flops
 
     try:
-        return graph_row(count_graph(path, model, size))
-    except GraphError as error:
-        return AtSize(size, refused=str(error))
+        return graph_row(count_onnx_flops(path, model, size))
+    except OnnxCostError as error:
+        return InputSizeCost(size, error=str(error))
 
 
-def graph_row(cost: GraphCost) -> AtSize:
-    from profiles.sizes import AtSize
+def graph_row(cost: OnnxCost) -> InputSizeCost:
+    from profiles.flops.input_size import InputSizeCost
 
-    return AtSize(cost.input_size, cost.macs, cost.flops, cost.activations, cost.by_operator)
+    return InputSizeCost(cost.input_size, cost.macs, cost.flops, cost.activations, cost.by_operator)
 
 
 def file_bytes(path: Path, model: Any) -> int:
     """Bytes of the file, and of those in which weights lie beside it."""
-    from exporters.reading import external, tensors_of
+    from exporters.onnx_validation import external_data, iter_tensors
 
-    beside = {path.parent / external(tensor)["location"] for tensor in tensors_of(model) if tensor.external_data}
+    beside = {path.parent / external_data(tensor)["location"] for tensor in iter_tensors(model) if tensor.external_data}
     return sum(part.stat().st_size for part in {path, *beside})

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from compress.cli.options import byte_size
-from compress.cli.output import common, emit
+from compress.cli.old_options import byte_size, common, emit
 
 LIMITS = [
     click.option("--max-latency", type=click.FloatRange(min=0, min_open=True), metavar="MS",
@@ -47,17 +46,17 @@ def report(folders: tuple[Path, ...], out: Path | None, title: str | None, as_js
     Example:
       compress report runs/demo --max-latency 2 --title "Students from photographs"
     """
-    import json
+    from dataclasses import asdict
 
-    from compress.cli.reporting import make_report
+    from profiles.report.build import TITLE, write_run_report
+    from profiles.report.recommendation import Limits
 
     folder = out or (only_folder(folders[0]) if len(folders) == 1 else Path("report"))
-    paths, models = make_report(folder, folders, title=title, most=most)
-    found = json.loads(paths["json"].read_text())
-    kept = {key: found[key] for key in ("summary", "best", "budget", "metric", "pareto", "caveats")}
-    result = {kind: str(path) for kind, path in paths.items()} | kept | {"models": models}
-    text = "\n".join([found["summary"], "", *(str(path) for path in reversed(paths.values()))])
-    emit(result, as_json=as_json, text=text)
+    size_mb = None if most["max_size"] is None else most["max_size"] / 1e6
+    limits = Limits(most["max_latency"], most["max_gflop"], size_mb, most["max_energy"])
+    result = write_run_report(folder, folders, title=title or TITLE, limits=limits)
+    text = "\n".join([result.summary, "", *(str(path) for path in reversed(result.files.values()))])
+    emit(asdict(result), as_json=as_json, text=text)
 
 
 def only_folder(path: Path) -> Path:

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from compress.cli.options import read_options, training
-from compress.cli.output import common, emit, parse_size
+from compress.cli.old_options import common, emit, parse_size, resolve_config, training
 
 
 @click.command()
@@ -26,11 +25,11 @@ def train(as_json: bool, devices: int, out: Path | None, resume: bool | None, dr
       compress train --student wrn16_2 --data embedded/fashion --val embedded/fashion \\
           --grey --steps 20 --batch-size 64 --out runs/teacher
     """
-    from compress.cli.running import carry_out
+    from compress.cli.running import run_training
 
     options["method"] = "supervised"
-    plan, method = read_options(options.pop("recipe"), options.pop("sets"), options)
-    said = carry_out(
+    plan, method = resolve_config(options.pop("recipe"), options.pop("sets"), options)
+    said = run_training(
         plan, method, out, devices=devices, resume=resume, dry_run=dry_run,
         exported=options["exported"], reported=False,
     )  # fmt: skip
