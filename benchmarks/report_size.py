@@ -21,13 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from profiles import machine
-from profiles.advice import Budget, advise
-from profiles.comparison import Comparison
-from profiles.latency import Latency
-from profiles.page import render_page
-from profiles.record import Record
-from profiles.tradeoff import page_data
+from profiles.latency import machine
+from profiles.latency.benchmark import Latency
+from profiles.records import Record
+from profiles.report.comparison import Comparison
+from profiles.report.html import render_page
+from profiles.report.recommendation import Limits, recommend
+from profiles.report.rows import build_page_data
 
 RESULTS = Path(__file__).parent / "results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -98,16 +98,16 @@ def latency(runtime: str, precision: str, ms: float, threads: int, mj: float | N
     return Latency(
         latency_ms_p50=ms, latency_ms_p90=1.06 * ms, latency_ms_p99=1.21 * ms, latency_ms_mean=1.02 * ms,
         latency_ms_std=0.04 * ms, throughput_ips=1e3 / ms, batch_size=1, runs=3000, threads=threads, runtime=runtime,
-        device="cpu", precision=precision, load_before=0.1, load_after=1.0, machine=CPU, first_ms=4 * ms,
+        device="cpu", precision=precision, load_before=0.1, load_after=1.0, machine=CPU, first_call_ms=4 * ms,
         load_ms=30 + ms, peak_bytes=90_000_000, energy_mj=mj,
     )  # fmt: skip
 
 
-def page_of(records: list[Record], title: str = "Compression report", budget: Budget | None = None) -> dict[str, Any]:
+def page_of(records: list[Record], title: str = "Compression report", budget: Limits | None = None) -> dict[str, Any]:
     """What the page is made of, for these records."""
     comparison = Comparison(records)
-    budget = budget or Budget()
-    return page_data(comparison, records, advise(comparison, budget), budget, title=title)
+    budget = budget or Limits()
+    return build_page_data(comparison, records, recommend(comparison, budget), budget, title=title)
 
 
 def browser_path() -> str | None:
@@ -168,7 +168,7 @@ def main() -> None:
         found = {
             "benchmark": "report_size", "models": options.models, "rounds": options.rounds,
             "file_mb": round(page.stat().st_size / 1e6, 2), "library_mb": round(library.stat().st_size / 1e6, 2),
-        } | opened(page.resolve(), options.rounds, chromium) | {"machine": machine.describe()}  # fmt: skip
+        } | opened(page.resolve(), options.rounds, chromium) | {"machine": machine.describe_machine()}  # fmt: skip
     print(written(found))
     if options.write:
         RESULTS.mkdir(exist_ok=True)

@@ -12,15 +12,15 @@ from compress.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress.models.card import Card
-    from exporters.runtime import Provider, Runner, Runtime
-    from profiles.latency import Candidate
-    from profiles.parts import Parts
+    from compress.models.card import ModelCard
+    from exporters.runtimes import Provider, Runner, Runtime
+    from profiles.latency.benchmark import Candidate
+    from profiles.latency.gpu import GpuStages
 
 
 def candidate(
     model: nn.Module | Path,
-    card: Card,
+    card: ModelCard,
     batch_size: int,
     *,
     runtime: Runtime | None = None,
@@ -35,23 +35,23 @@ def candidate(
     """
     import torch
 
-    from exporters.runner import to_bytes
-    from exporters.runtime import load
-    from profiles.latency import Candidate
-    from profiles.machine import cores
-    from profiles.resident import begin
+    from exporters.loading import load
+    from exporters.runtimes.base import to_uint8_images
+    from profiles.latency.benchmark import Candidate
+    from profiles.latency.machine import available_cores
+    from profiles.latency.memory import load_and_first_call
 
     def images(runner: Runner) -> Any:
-        fewest, most = runner.batches
+        fewest, most = runner.batch_range
         if not fewest <= batch_size <= (most or batch_size):
             taken = f"{fewest} only" if fewest == most else f"{fewest} to {most}"
             raise UsageError(f"{model}: takes batches of {taken}, found --batch-size {batch_size}.")
         found = torch.rand(batch_size, runner.channels, *card.image_size)
-        return to_bytes(found) if runner.takes_bytes else found
+        return to_uint8_images(found) if runner.expects_uint8 else found
 
-    how = {"runtime": runtime, "provider": provider, "threads": cores() if threads is None else threads}
+    how = {"runtime": runtime, "provider": provider, "threads": available_cores() if threads is None else threads}
     libraries_loaded(model, runtime)
-    begun = begin(partial(load, model, trusted=trusted, **how), images, peak=peak_of(model, provider))
+    begun = load_and_first_call(partial(load, model, trust_engine=trusted, **how), images, peak=peak_of(model, provider))
     runner = begun.call
     return Candidate(
         runner,
@@ -62,9 +62,9 @@ def candidate(
         precision=runner.precision,
         threads=runner.threads,
         load_ms=begun.load_ms if isinstance(model, Path) else None,  # a network is loaded already
-        first_ms=begun.first_ms,
+        first_call_ms=begun.first_call_ms,
         peak_bytes=begun.peak_bytes,
-        parts=parts_of(runner),
+        gpu_stages=parts_of(runner),
         gpu=gpu_of(runner.provider),
     )
 
@@ -72,48 +72,45 @@ def candidate(
 def libraries_loaded(model: nn.Module | Path, runtime: Runtime | None) -> None:
     """Have the runtime's library in memory before the clock starts: it would count for the first file only."""
     if isinstance(model, Path) and (runtime == "openvino" or model.suffix.lower() == ".xml"):
-        from exporters.openvino import package
+        from exporters.runtimes.openvino import import_openvino
 
-        package().Core()
+        import_openvino().Core()
 
 
 def peak_of(model: nn.Module | Path, provider: Provider | None) -> Callable[[Callable[[], object]], int | None]:
     """What tells the memory that loading and a call take where they compute. Of files on a GPU nothing does."""
     import torch
 
-    from profiles.machine import on_gpu
-    from profiles.memory import rise
-    from profiles.resident import resident_peak
+    from profiles.latency.machine import is_nvidia_gpu
+    from profiles.latency.memory import peak_resident_memory
+    from profiles.latency.tensor_memory import peak_memory_with_weights
 
     if isinstance(model, torch.nn.Module):
         there = provider in (None, "cpu") or (provider == "cuda" and torch.cuda.is_available())
-        return partial(rise, module=model, device=provider or "cpu") if there else untold
-    elsewhere = on_gpu(provider or "cpu") or model.suffix.lower() == ".engine"
-    return untold if elsewhere else resident_peak
+        return partial(peak_memory_with_weights, module=model, device=provider or "cpu") if there else untold
+    elsewhere = is_nvidia_gpu(provider or "cpu") or model.suffix.lower() == ".engine"
+    return untold if elsewhere else peak_resident_memory
 
 
 def untold(call: Callable[[], object]) -> None:
     call()
 
 
-def parts_of(runner: Runner) -> Parts | None:
+def parts_of(runner: Runner) -> GpuStages | None:
     """The runner's call in three steps that CUDA's events can tell apart; None on the processor, and in ONNX Runtime,
     which copies within."""
     import torch
 
-    from profiles.parts import Parts
+    from profiles.latency.gpu import GpuStages
 
     event = partial(torch.cuda.Event, enable_timing=True)
     if runner.provider == "cuda" and runner.runtime in ("torch", "torch-compile"):
         step: Any = runner
-        inference = torch.inference_mode()(step.ask)
-        return Parts(lambda images: torch.as_tensor(images).to("cuda"), inference, lambda y: y.float().cpu(), event)
+        inference = torch.inference_mode()(step.forward)
+        return GpuStages(lambda images: torch.as_tensor(images).to("cuda"), inference, lambda y: y.float().cpu(), event)
     if runner.runtime in ("tensorrt", "tensorrt-rtx"):
-        from exporters.engines import to_answer
-
         engine: Any = runner
-        place = partial(torch.cuda.stream, engine.stream)
-        return Parts(engine.placed, engine.enqueue, lambda ys: [to_answer(y) for y in ys.values()], event, place)
+        return GpuStages(engine.copy_in, engine.compute, engine.copy_out, engine.create_event)
     return None
 
 
@@ -121,9 +118,9 @@ def gpu_of(provider: str) -> str | None:
     """NVML's name of the GPU that PyTorch uses; None for the processor, and where PyTorch does not tell."""
     import torch
 
-    from profiles.machine import on_gpu
+    from profiles.latency.machine import is_nvidia_gpu
 
-    if not on_gpu(provider) or not torch.cuda.is_available():
+    if not is_nvidia_gpu(provider) or not torch.cuda.is_available():
         return None
     uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
     return None if uuid is None else str(uuid)
@@ -141,14 +138,14 @@ def reopened(
     threads: int | None,
 ) -> Candidate[Any]:
     """The same candidate in another process, by what JSON can hold: the exported `file`, else the network of `spec`."""
-    from compress.cli.opening import open_model
-    from compress.models.card import Card
+    from compress.models.card import ModelCard
+    from compress.predictor import load_predictor
 
     size = (image_size[0], image_size[1])
     how: dict[str, Any] = {"runtime": runtime, "provider": provider, "threads": threads}
     trusted = bool(wishes.get("trust_pickle"))
     if file is not None:
-        return candidate(Path(file), Card("", 2, size), batch_size, trusted=trusted, **how)
+        return candidate(Path(file), ModelCard("", 2, size), batch_size, trusted=trusted, **how)
     asked = wishes.get("image_size")
-    opened = open_model(spec, untrained=True, **{**wishes, "image_size": None if asked is None else tuple(asked)})
+    opened = load_predictor(spec, untrained=True, **{**wishes, "image_size": None if asked is None else tuple(asked)})
     return candidate(opened.network, opened.card, batch_size, **how)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compress.cli.opening import Opened
-    from exporters.runtime import Provider, Runtime
-    from profiles.latency import Candidate
-    from profiles.scenarios import Opening
+    from compress.predictor import Predictor
+    from exporters.runtimes import Provider, Runtime
+    from profiles.latency.benchmark import Candidate
+    from profiles.latency.scenarios import CandidateSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Case:
     """A model in a runtime at a batch size: a row of the table."""
 
     index: int  #: of the model among those given
-    model: Opened
+    model: Predictor
     runtime: Runtime
     size: int
     file: Path | None  #: to load; None: the network itself
@@ -40,9 +40,9 @@ class Case:
             trusted=self.wishes["trust_pickle"],
         )
 
-    def opening(self) -> Opening:
+    def opening(self) -> CandidateSpec:
         """To be loaded in a process of its own."""
-        from profiles.scenarios import Opening
+        from profiles.latency.scenarios import CandidateSpec
 
         settings = {
             "spec": self.model.spec,
@@ -54,11 +54,11 @@ class Case:
             "provider": self.provider,
             "threads": self.threads,
         }
-        return Opening("compress.cli.candidates:reopened", settings)
+        return CandidateSpec("compress.cli.candidates:reopened", settings)
 
 
 def cases_of(
-    opened: list[Opened],
+    opened: list[Predictor],
     chosen: list[list[Runtime]],
     sizes: list[int],
     folder: Path,
@@ -75,12 +75,12 @@ def cases_of(
     return cases
 
 
-def file_of(opened: Opened, runtime: Runtime, draft: Path) -> Path | None:
+def file_of(opened: Predictor, runtime: Runtime, draft: Path) -> Path | None:
     """What the runtime loads: the model's own file, or one that is made of a network; None for the network itself."""
-    from compress.cli.measuring import export_quickly
+    from compress.measure import export_for_timing
 
     if opened.file is not None:
         return opened.file.absolute()
     if runtime in ("torch", "torch-compile"):
         return None
-    return draft if draft.exists() else export_quickly(opened, draft)
+    return draft if draft.exists() else export_for_timing(opened, draft)

@@ -7,19 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.output import say
+from compress.cli.output import print_status
 from compress.cli.remote import Sent, ask, printable
-from compress.cli.targets import Address, Target
 from compress.errors import CompressError, UsageError
+from compress.targets import Address, Target
 
 if TYPE_CHECKING:
     from compress.cli.cases import Case
-    from compress.cli.opening import Opened
-    from exporters.described import Described, DescribedEngine
-    from exporters.runtime import Provider, Runtime
-    from profiles.latency import Latency, Rounds
+    from compress.predictor import Predictor
+    from exporters.runtimes import Provider, Runtime
+    from profiles.latency.benchmark import InterleavedTimings, Latency
+    from profiles.latency.scenarios import ScenarioSettings
     from profiles.remote.order import Job, Part, Play
-    from profiles.scenarios import Rules
 
 #: runtimes that know one place only
 PLACES: dict[str, Provider] = {"openvino": "cpu", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
@@ -32,9 +31,9 @@ START_S, ROW_S, SUBMISSION_S = 120.0, 60.0, 4 * 3600.0
 class Found:
     """What came back."""
 
-    rounds: Rounds[Case] | None
+    rounds: InterleavedTimings[Case] | None
     played: list[tuple[Case, Latency]]
-    machine: dict[str, Any]  #: that it was measured on, as `profiles.machine.describe` has it
+    machine: dict[str, Any]  #: that it was measured on, as `profiles.latency.machine.describe_machine` has it
     failed: list[str] = field(default_factory=list)  #: what could not be played, in a sentence each
     sha256: dict[int, str] = field(default_factory=dict)  #: of the file that was sent, by the number of the model
 
@@ -43,30 +42,25 @@ class Found:
         return {"sha256": self.sha256[case.index]} if case.index in self.sha256 else {}
 
 
-def open_to_send(model: str, **wishes: Any) -> Opened:
+def open_to_send(model: str, **wishes: Any) -> Predictor:
     """A model that another machine will run: a file by what it says of itself, so that nothing need run it here."""
-    from compress.cli.opening import open_model, opened_as
-    from compress.models.wishes import Wishes
+    from compress.models.wishes import ModelOverrides
+    from compress.predictor import load_predictor, predictor_from_runner
+    from exporters.model_info import read_model_info
 
     path = Path(model).expanduser()
     if path.suffix.lower() not in (".onnx", ".engine"):
-        return open_model(model, untrained=True, **wishes)
-    said = Wishes(**wishes)
-    return opened_as(describe(path, trusted=said.trust_pickle), model, path, said)
+        return load_predictor(model, untrained=True, **wishes)
+    said = ModelOverrides(**wishes)
+    return predictor_from_runner(read_model_info(path, trust_engine=said.trust_pickle), model, path, said)
 
 
-def describe(path: Path, *, trusted: bool) -> Described | DescribedEngine:
-    from exporters.described import Described, DescribedEngine
-
-    return DescribedEngine(path, trusted=trusted) if path.suffix.lower() == ".engine" else Described(path)
-
-
-def runtimes_there(opened: Sequence[Opened], wanted: Sequence[Runtime] | None) -> list[list[Runtime]]:
+def runtimes_there(opened: Sequence[Predictor], wanted: Sequence[Runtime] | None) -> list[list[Runtime]]:
     """For each model the runtimes in which it is timed there: those asked for, else its file's own.
 
     Says what is left out. Raises UsageError if that is everything.
     """
-    from exporters.runtime import SUFFIXES
+    from exporters.runtimes import SUFFIXES
 
     chosen, missing = list[list["Runtime"]](), []
     for one in opened:
@@ -79,11 +73,11 @@ def runtimes_there(opened: Sequence[Opened], wanted: Sequence[Runtime] | None) -
     if not any(chosen):
         raise UsageError(f"{'; '.join(missing)}.")
     for text in missing:
-        say(f"{text}.")
+        print_status(f"{text}.")
     return chosen
 
 
-def time_elsewhere(target: Target, cases: Sequence[Case], quick_s: float | None, rules: Sequence[Rules]) -> Found:
+def time_elsewhere(target: Target, cases: Sequence[Case], quick_s: float | None, rules: Sequence[ScenarioSettings]) -> Found:
     """Time `cases` on the machine of `target`: all in turns for `quick_s` seconds each, and by each of the rules.
 
     Raises UsageError for what no other machine runs, CompressError where that one cannot be reached or cannot do it.
@@ -98,8 +92,8 @@ def time_elsewhere(target: Target, cases: Sequence[Case], quick_s: float | None,
     limit = START_S + len(cases) * (ROW_S + 3 * (quick_s or 0))
     limit += sum(SUBMISSION_S if play.rules["mlperf"] else ROW_S + 3 * play.rules["duration_s"] for play in plays)
     order = Order(tuple(parts), jobs, limit, quick_s, plays, target.precision, target.versions)
-    say(f"Copying {sum(sent.size for sent in files) / 1e6:.1f} MB to {address} …")
-    reply = ask(address, order, files, hear=lambda text: say(f"{address}: {text}"))
+    print_status(f"Copying {sum(sent.size for sent in files) / 1e6:.1f} MB to {address} …")
+    reply = ask(address, order, files, hear=lambda text: print_status(f"{address}: {text}"))
     sums = {part.name: part.sha256 for part in parts}
     sent = {case.index: sums[job.file] for case, job in zip(cases, jobs, strict=True)}
     return replace(checked(address, reply, cases, order), sha256=sent)
@@ -130,7 +124,9 @@ def beside(model: Path, *, trusted: bool) -> Sequence[Path]:
     """The other files that a model consists of."""
     if model.suffix.lower() == ".xml":
         return (model.with_suffix(".bin"),)
-    return describe(model, trusted=trusted).beside
+    from exporters.model_info import read_model_info
+
+    return read_model_info(model, trust_engine=trusted).companion_files
 
 
 def job_of(case: Case) -> Job:
@@ -153,7 +149,7 @@ def job_of(case: Case) -> Job:
     )
 
 
-def plays_of(cases: Sequence[Case], rules: Sequence[Rules]) -> tuple[Play, ...]:
+def plays_of(cases: Sequence[Case], rules: Sequence[ScenarioSettings]) -> tuple[Play, ...]:
     """Each of the rules with each case that it goes with: a single stream is of one image."""
     from profiles.remote.order import Play
 
@@ -167,7 +163,7 @@ def plays_of(cases: Sequence[Case], rules: Sequence[Rules]) -> tuple[Play, ...]:
 
 def checked(address: Address, reply: Mapping[str, Any], cases: Sequence[Case], order: Any) -> Found:
     """The answer as numbers. Raises CompressError for one that is none, or is of something else than was asked."""
-    from profiles.latency import Latency, Rounds
+    from profiles.latency.benchmark import InterleavedTimings, Latency
 
     found = plain(reply)
     quick, rounds = found.get("quick"), None
@@ -177,7 +173,7 @@ def checked(address: Address, reply: Mapping[str, Any], cases: Sequence[Case], o
         medians = read(address, "medians", quick.get("medians"), list[list[float]], len(cases))
         for job, latency in zip(order.jobs, latencies, strict=True):
             refuse_other(address, job, "quick", latency)
-        rounds = Rounds(dict(zip(cases, latencies, strict=True)), dict(zip(cases, medians, strict=True)))
+        rounds = InterleavedTimings(dict(zip(cases, latencies, strict=True)), dict(zip(cases, medians, strict=True)))
     played, failed = list[tuple["Case", Latency]](), list[str]()
     answers = read(address, "played", found.get("played"), list[dict[str, Any]], len(order.plays))
     for play, one in zip(order.plays, answers, strict=True):

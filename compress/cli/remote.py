@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from compress.cli.targets import Address
 from compress.errors import CompressError
+from compress.targets import Address
 
 if TYPE_CHECKING:
     from profiles.remote.order import Order

@@ -77,7 +77,7 @@ class Driver:
 
 
 class Event:
-    """A mark in the stream's order of work, as `profiles.parts.Event` wants one."""
+    """A mark in the stream's order of work, as `profiles.latency.gpu.StageEvent` wants one."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.handle = driver, Handle()

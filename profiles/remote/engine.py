@@ -1,6 +1,6 @@
 """Engines of TensorRT and TensorRT-RTX, run with NumPy and the driver alone.
 
-Stands beside `exporters.engines`, which keeps its tensors in PyTorch. The same copies are made: images from the host's
+Stands beside `exporters.runtimes.tensorrt`, which keeps its tensors in PyTorch. The same copies are made: images from the host's
 memory, every answer back into it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.parts import Parts
+from profiles.latency.gpu import GpuStages
 from profiles.remote.cuda import Driver, Event, Pointer
 from profiles.remote.opening import Ready, package, unfit
 from profiles.remote.order import Job, Refused
@@ -79,8 +79,8 @@ class Engine:
         self.compute()
         return self.copy_out()
 
-    def parts(self) -> Parts:
-        return Parts(self.copy_in, self.compute, self.copy_out, lambda: Event(self.driver))
+    def parts(self) -> GpuStages:
+        return GpuStages(self.copy_in, self.compute, self.copy_out, lambda: Event(self.driver))
 
 
 def open_engine(job: Job, path: Path, driver: Driver | None = None) -> Ready:

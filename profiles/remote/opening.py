@@ -1,6 +1,6 @@
 """Files opened in ONNX Runtime or OpenVINO with NumPy alone, on exactly the provider that is asked for.
 
-This stands beside `exporters.runtime` and `exporters.openvino` because those import PyTorch, `onnx` and pydantic, which
+This stands beside `exporters.loading` and `exporters.runtimes.openvino` because those import PyTorch, `onnx` and pydantic, which
 another machine need not have. What decides a time is the same here, and a test holds both together: options of the
 session, threads, precision, and that no other provider is taken in silence. What is not here has been done before the
 file was sent: looking through it for what a stranger may have put there.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.parts import Parts
+from profiles.latency.gpu import GpuStages
 from profiles.remote.order import Job, Refused
 
 PROVIDERS = {
@@ -52,7 +52,7 @@ class Ready:
     takes_bytes: bool  #: uint8 [n, h, w, 3] and not float32 [n, 3, h, w]
     precision: str  #: that really runs
     batches: tuple[int, int | None] = (1, None)  #: fewest and most images a call
-    parts: Parts | None = None  #: the same call in three steps, where the GPU is ours to time
+    parts: GpuStages | None = None  #: the same call in three steps, where the GPU is ours to time
     gpu: str | None = None  #: NVML's uuid of it, where it is known
 
     def __call__(self, images: NDArray[Any]) -> object:

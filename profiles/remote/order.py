@@ -45,7 +45,7 @@ class Play:
     """A scenario of MLPerf's for a job."""
 
     job: int  #: its place among the jobs
-    rules: dict[str, Any]  #: fields of `profiles.scenarios.Rules`
+    rules: dict[str, Any]  #: fields of `profiles.latency.scenarios.ScenarioSettings`
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 START = "profiles.remote.entry"
 #: what is started or imported by its name alone
-NAMED = ("profiles.remote.timing", "profiles.loadgen")
+NAMED = ("profiles.remote.timing", "profiles.latency.loadgen")
 #: run by the other machine's Python before anything of ours is there. One line without a single quote, for every login
 #: shell to hand on whole. What it makes it removes at its end, whichever that is.
 BOOTSTRAP = (

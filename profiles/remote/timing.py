@@ -14,7 +14,7 @@ from profiles.remote.order import Job, Order, Refused, pair
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from profiles.latency import Candidate
+    from profiles.latency.benchmark import Candidate
     from profiles.remote.opening import Ready
 
 #: in which the runner puts what it was sent; see `profiles.remote.serving`
@@ -28,13 +28,12 @@ def measure(order: Order, folder: Path) -> dict[str, Any]:
             f"NumPy is not installed there for {sys.executable}; install it on that machine with: {sys.executable} -m "
             "pip install numpy"
         )
-    from profiles.conditions import load
-    from profiles.machine import describe
+    from profiles.latency.machine import describe_machine, system_load
     from profiles.remote.opening import install
 
     if order.plays and importlib.util.find_spec("mlperf_loadgen") is None:
         raise Refused(f"MLPerf's LoadGen is not installed there; {install('mlcommons-loadgen')}")
-    before, machine = load(), describe()
+    before, machine = system_load(), describe_machine()
     refuse_other_versions(order.versions, machine["versions"])
     quick = None if order.quick_s is None else in_turns(order, order.quick_s, folder)
     return {"quick": quick, "played": list(played(order, folder, before)), "machine": machine}
@@ -42,15 +41,15 @@ def measure(order: Order, folder: Path) -> dict[str, Any]:
 
 def in_turns(order: Order, seconds: float, folder: Path) -> dict[str, Any]:
     """All jobs, for so many seconds each."""
-    from profiles.latency import measure_rounds
+    from profiles.latency.benchmark import benchmark_interleaved
     from profiles.remote.serving import tell
 
     candidates = {index: candidate(job, order.precision, folder) for index, job in enumerate(order.jobs)}
     tell(f"timing {len(candidates)} in turns, about {len(candidates) * (seconds + 0.5):.0f} s …")
-    found = measure_rounds(candidates, duration_s=seconds)
+    found = benchmark_interleaved(candidates, duration_s=seconds)
     return {
         "latencies": [asdict(found.latencies[index]) for index in candidates],
-        "medians": [found.medians[index] for index in candidates],
+        "medians": [found.round_medians[index] for index in candidates],
     }
 
 
@@ -59,16 +58,16 @@ def played(order: Order, folder: Path, before: float | None) -> Iterator[dict[st
 
     `before`: load of the machine before any of our work.
     """
+    from profiles.latency.scenarios import CandidateSpec, ScenarioError, ScenarioSettings, run_scenario
     from profiles.remote.serving import tell
-    from profiles.scenarios import Opening, Rules, ScenarioError, play
 
     for one in order.plays:
-        rules, job = Rules(**one.rules), order.jobs[one.job]
+        rules, job = ScenarioSettings(**one.rules), order.jobs[one.job]
         length = "10 minutes or more" if rules.mlperf else f"about {rules.duration_s:.0f} s"
         tell(f"{rules.scenario} of {job.shown} in {job.runtime}, batch {job.batch}: {length} …")
         settings = {"job": asdict(job), "precision": order.precision, "folder": str(folder)}
         try:
-            found = play(Opening("profiles.remote.timing:reopened", settings), rules, load_before=before)
+            found = run_scenario(CandidateSpec("profiles.remote.timing:reopened", settings), rules, load_before=before)
         except ScenarioError as error:
             yield {"error": str(error)}
         else:
@@ -90,17 +89,17 @@ def refuse_other_versions(wanted: Mapping[str, str], found: Mapping[str, str]) -
 
 def candidate(job: Job, precision: str | None, folder: Path) -> Candidate[Any]:
     """What to time for a job, on random images in the host's memory."""
-    from profiles.latency import Candidate
-    from profiles.machine import cores, on_gpu
+    from profiles.latency.benchmark import Candidate
+    from profiles.latency.machine import available_cores, is_nvidia_gpu
+    from profiles.latency.memory import load_and_first_call, peak_resident_memory
     from profiles.remote.opening import open_file, package
-    from profiles.resident import begin, resident_peak
 
     package(job.runtime)  # importing it is no part of loading a file
-    job = replace(job, threads=cores() if job.threads is None else job.threads)
-    begun = begin(
+    job = replace(job, threads=available_cores() if job.threads is None else job.threads)
+    begun = load_and_first_call(
         lambda: open_file(job, folder / FILES / job.file),
         lambda ready: images_for(ready, job, precision),
-        peak=without_peak if on_gpu(job.provider) else resident_peak,
+        peak=without_peak if is_nvidia_gpu(job.provider) else peak_resident_memory,
     )
     return Candidate(
         begun.call,
@@ -111,9 +110,9 @@ def candidate(job: Job, precision: str | None, folder: Path) -> Candidate[Any]:
         begun.call.precision,
         None if job.runtime.startswith("tensorrt") else job.threads,
         load_ms=begun.load_ms,
-        first_ms=begun.first_ms,
+        first_call_ms=begun.first_call_ms,
         peak_bytes=begun.peak_bytes,
-        parts=begun.call.parts,
+        gpu_stages=begun.call.parts,
         gpu=begun.call.gpu,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiles.steady import Clock
+from profiles.latency.warmup import Clock
 
 
 class Hands:

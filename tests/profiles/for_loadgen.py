@@ -8,7 +8,7 @@ import time
 from itertools import count
 from typing import Any
 
-from profiles.latency import Candidate
+from profiles.latency.benchmark import Candidate
 
 
 def nap(ms: float = 2.0, batch: int = 1, fails_at: int | None = None, how: str = "raises") -> Candidate[Any]:
@@ -27,6 +27,6 @@ def nap(ms: float = 2.0, batch: int = 1, fails_at: int | None = None, how: str =
 
 
 def refused() -> Candidate[Any]:
-    from profiles.scenarios import ScenarioError
+    from profiles.latency.scenarios import ScenarioError
 
     raise ScenarioError("the file is not there.")

@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from profiles.comparison import Comparison, heading
-from profiles.illustrations import draw_classes
-from profiles.latency import Latency
-from profiles.record import Record
-from profiles.report import write_report
-from profiles.tables import classes, results
-from profiles.wording import caveats
+from profiles.formatting import capitalize_name
+from profiles.latency.benchmark import Latency
+from profiles.records import Record
+from profiles.report.build import write_report
+from profiles.report.comparison import Comparison
+from profiles.report.figures import class_charts
+from profiles.report.recommendation import list_caveats
+from profiles.report.tables import class_table, results_table
 
 #: the classes of NYUv2 and of VOC
 NYU13 = [
@@ -80,7 +81,7 @@ def three(names: list[str]) -> list[Record]:
 
 
 def test_the_main_table_is_as_narrow_as_with_accuracy():
-    table = results(Comparison(three(NYU13)))
+    table = results_table(Comparison(three(NYU13)))
     assert table is not None
     assert table.header == [
         "Model", "Role", "Method", "mIoU", "Of teacher's", "Pixel accuracy", "Parameters", "GMAC", "GFLOP", "p50 (ms)",
@@ -90,9 +91,9 @@ def test_the_main_table_is_as_narrow_as_with_accuracy():
 
 
 def test_cost_and_latency_are_drawn_against_miou(tmp_path: Path):
-    paths = write_report(tmp_path, three(NYU13))
+    paths = write_report(tmp_path, three(NYU13)).files
     text = paths["markdown"].read_text()
-    assert "Ship MosaicKD: 45.4 % mIoU, 87.5 % of its teacher's 51.9 %" in text
+    assert "Deploy MosaicKD: 45.4 % mIoU, 87.5 % of its teacher's 51.9 %" in text
     assert "mIoU against GFLOP. Teacher: 51.9 % at 81.9 GFLOP; KD: 40.6 % at 11.2 GFLOP" in text
     assert "mIoU against latency. Teacher: 51.9 % at 90 ms" in text
     assert json.loads(paths["json"].read_text())["metric"] == "miou"
@@ -101,7 +102,7 @@ def test_cost_and_latency_are_drawn_against_miou(tmp_path: Path):
 @pytest.mark.parametrize(("count", "charts"), [(1, 1), (11, 2), (13, 2), (21, 3), (40, 4)])
 def test_every_class_of_every_model_has_its_bar_and_no_chart_is_crowded(count: int, charts: int):
     names = [f"class {i}" for i in range(count)]
-    drawn = draw_classes(Comparison(three(names)))
+    drawn = class_charts(Comparison(three(names)))
     assert len(drawn) == charts
     written: list[str] = []
     for chart in drawn:
@@ -118,14 +119,14 @@ def test_every_class_of_every_model_has_its_bar_and_no_chart_is_crowded(count: i
 
 def test_bars_are_as_long_as_the_shares_they_stand_for():
     shares = {"iou/wall": 0.8, "iou/floor": 0.4, "iou/bed": 0.2}
-    drawn = draw_classes(Comparison([Record("Student", "student", metrics={"miou": 0.4667} | shares)]))
+    drawn = class_charts(Comparison([Record("Student", "student", metrics={"miou": 0.4667} | shares)]))
     bars = re.findall(r'd="M ([\d.]+) [\d.]+\s+L ([\d.]+) [^"]*"[^>]*style="fill: #04000a', drawn[0].svg.decode())
     widths = [float(right) - float(left) for left, right in bars][:3]  # then the legend's
     assert [width / widths[0] for width in widths] == pytest.approx([1, 0.5, 0.25], abs=1e-3)
 
 
 def test_the_numbers_behind_the_bars_are_a_table_too(tmp_path: Path):
-    paths = write_report(tmp_path, three(VOC21))
+    paths = write_report(tmp_path, three(VOC21)).files
     html, text = paths["html"].read_text(), paths["markdown"].read_text()
     assert "television" in html
     assert "| Class | Teacher | KD | MosaicKD |\n| --- | ---: | ---: | ---: |\n| background | 25.9 % | 20.3 % |" in text
@@ -136,23 +137,23 @@ def test_the_numbers_behind_the_bars_are_a_table_too(tmp_path: Path):
 
 def test_a_class_that_a_model_does_not_know_has_neither_bar_nor_number():
     one, other = record("A", 0.4, ["bed"]), record("B", 0.3, ["sofa"])
-    table = classes(Comparison([one, other, Record("C", metrics={"miou": 0.2})]))
+    table = class_table(Comparison([one, other, Record("C", metrics={"miou": 0.2})]))
     assert table is not None
     assert table.header == ["Class", "A", "B"]
     assert table.rows == [["bed", "20.0 %", "–"], ["sofa", "–", "15.0 %"]]
-    assert "A: not known." not in draw_classes(Comparison([one, other]))[0].description
+    assert "A: not known." not in class_charts(Comparison([one, other]))[0].description
 
 
 def test_without_classes_the_report_says_nothing_of_them(tmp_path: Path):
-    paths = write_report(tmp_path, [Record("A", metrics={"accuracy": 0.5})])
+    paths = write_report(tmp_path, [Record("A", metrics={"accuracy": 0.5})]).files
     assert "<details>" not in paths["html"].read_text()
     assert "class" not in paths["markdown"].read_text().lower()
-    assert draw_classes(Comparison([])) == []
+    assert class_charts(Comparison([])) == []
 
 
 def test_of_many_models_the_charts_show_teacher_and_best():
     many = [record("Teacher", 0.5, NYU13, "teacher"), *(record(f"m{i}", 0.1 + i / 50, NYU13) for i in range(9))]
-    drawn = draw_classes(Comparison(many))
+    drawn = class_charts(Comparison(many))
     assert re.findall(r"(\w+): from", drawn[0].description) == ["Teacher", "m4", "m5", "m6", "m7", "m8"]
 
 
@@ -161,13 +162,13 @@ def test_classes_that_a_student_does_not_find_are_a_caveat():
     blind = replace(
         record("KD", 0.3, names), metrics={"miou": 0.02, "iou/c0": 0.24} | {f"iou/{n}": 0.0 for n in names[1:]}
     )
-    assert "KD hardly finds c1, c2, c3, c4, c5, c6, c7, c8 and 3 more (IoU below 1 %)." in caveats(Comparison([blind]))
-    assert caveats(Comparison([record("KD", 0.3, names)])) == []
+    assert "KD hardly finds c1, c2, c3, c4, c5, c6, c7, c8 and 3 more (IoU below 1 %)." in list_caveats(Comparison([blind]))
+    assert list_caveats(Comparison([record("KD", 0.3, names)])) == []
 
 
 def test_whatever_classes_are_named_they_stay_text(tmp_path: Path):
     nasty = "<b>`$x_1$` | \"&' \x07 漢"
-    paths = write_report(tmp_path, [record("A", 0.5, [nasty, "T-shirt/top"])])
+    paths = write_report(tmp_path, [record("A", 0.5, [nasty, "T-shirt/top"])]).files
     html, text = paths["html"].read_text(), paths["markdown"].read_text()
     assert "<b>" not in html
     assert "<b>" not in text
@@ -178,6 +179,6 @@ def test_whatever_classes_are_named_they_stay_text(tmp_path: Path):
 
 
 def test_names_with_capitals_of_their_own_keep_them_at_the_start_of_a_line():
-    assert [heading(name) for name in ("mIoU", "accuracy", "pixel accuracy", "F1")] == [
+    assert [capitalize_name(name) for name in ("mIoU", "accuracy", "pixel accuracy", "F1")] == [
         "mIoU", "Accuracy", "Pixel accuracy", "F1",
     ]  # fmt: skip

@@ -13,9 +13,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from profiles.contest import Contest, Entry, caveats, deviation, lead, spread, summary
-from profiles.record import Record
-from profiles.standings import standings, write_contest
+from profiles.records import Record
+from profiles.report.method_comparison import (
+    MethodComparison,
+    MethodResult,
+    describe_lead,
+    format_mean_std,
+    list_method_caveats,
+    sample_std,
+    summarize_comparison,
+)
+from profiles.report.methods import method_table, write_method_report
 
 TEACHER = Record("Teacher wrn16_2", "teacher", metrics={"accuracy": 0.9})
 
@@ -29,20 +37,20 @@ def run(last: float, best: float | None = None, *, seed: int = 0, **more: Any) -
     return Record("x", "student", metrics={"accuracy": best or last}, run=facts | more, machine={"cpu": "one"})
 
 
-def entry(key: str, *scores: float, **more: Any) -> Entry:
-    return Entry(key, key.upper(), [run(score, seed=i) for i, score in enumerate(scores)], ["images"], **more)
+def entry(key: str, *scores: float, **more: Any) -> MethodResult:
+    return MethodResult(key, key.upper(), [run(score, seed=i) for i, score in enumerate(scores)], ["images"], **more)
 
 
-def contest(*entries: Entry, **more: Any) -> Contest:
-    return Contest("Methods", entries, TEACHER, 300.0, **more)
+def contest(*entries: MethodResult, **more: Any) -> MethodComparison:
+    return MethodComparison("Methods", entries, TEACHER, 300.0, **more)
 
 
-A, B, C = entry("a", 0.2, 0.4), entry("b", 0.6, 0.64), entry("c", 0.8, yardstick=True)
+A, B, C = entry("a", 0.2, 0.4), entry("b", 0.6, 0.64), entry("c", 0.8, is_reference=True)
 
 
 def test_the_best_mean_stands_first_and_the_last_score_counts_not_the_best() -> None:
-    lucky = Entry("l", "L", [run(0.1, 0.99)], ["images"])
-    table = standings(contest(A, lucky, C, B))
+    lucky = MethodResult("l", "L", [run(0.1, 0.99)], ["images"])
+    table = method_table(contest(A, lucky, C, B))
     assert table is not None
     assert [row[0] for row in table.rows] == ["C", "B", "A", "L"]
     assert table.strong == 1, "the yardstick is no contestant"
@@ -52,49 +60,49 @@ def test_the_best_mean_stands_first_and_the_last_score_counts_not_the_best() -> 
 
 def test_the_spread_is_the_sample_standard_deviation_and_one_seed_has_none() -> None:
     values = [0.83, 0.85, 0.81]
-    assert deviation(values) == pytest.approx(statistics.stdev(values))
-    assert spread(values) == "83.0 % ± 2.0"
-    assert deviation([0.5]) is None
-    assert spread([0.5]) == "50.0 %"
-    table = standings(contest(C))
+    assert sample_std(values) == pytest.approx(statistics.stdev(values))
+    assert format_mean_std(values) == "83.0 % ± 2.0"
+    assert sample_std([0.5]) is None
+    assert format_mean_std([0.5]) == "50.0 %"
+    table = method_table(contest(C))
     assert table is not None
     assert "±" not in str(table.rows)
     assert "Each seed" not in table.header
 
 
 def test_the_summary_says_how_far_ahead_and_whether_that_is_chance() -> None:
-    assert summary(contest(A, B, C)) == (
+    assert summarize_comparison(contest(A, B, C)) == (
         "B reaches 62.0 % ± 2.8 accuracy (2 seeds) in 5.0 min of training, the best of 2 methods; the teacher has "
         "90.0 %. That is 32.0 points above A. With labels, C reaches 80.0 % accuracy (one seed)."
     )
     near = entry("n", 0.61, 0.62)
-    assert lead(contest(B, near), B, near).endswith("which is within the spread over the seeds.")
-    assert "chance" in lead(contest(C, B), C, B)
-    steps = Contest("Methods", [A], None, None, 40)
-    assert summary(steps) == "A reaches 30.0 % ± 14.1 accuracy (2 seeds) in 40 steps."
-    assert summary(contest()) == "No run has finished."
+    assert describe_lead(contest(B, near), B, near).endswith("which is within the spread over the seeds.")
+    assert "chance" in describe_lead(contest(C, B), C, B)
+    steps = MethodComparison("Methods", [A], None, None, 40)
+    assert summarize_comparison(steps) == "A reaches 30.0 % ± 14.1 accuracy (2 seeds) in 40 steps."
+    assert summarize_comparison(contest()) == "No run has finished."
 
 
 def test_what_makes_the_comparison_doubtful_is_said() -> None:
-    assert caveats(contest(A, B)) == []
-    slow = Entry("s", "S", [run(0.5, wall_s=400.0), run(0.5, batch_size=8)])
-    elsewhere = Entry("e", "E", [replace(run(0.5), machine={"cpu": "other"}, versions={"torch": "1"})])
-    text = " ".join(caveats(contest(slow, elsewhere, notes=("a rule",))))
+    assert list_method_caveats(contest(A, B)) == []
+    slow = MethodResult("s", "S", [run(0.5, wall_s=400.0), run(0.5, batch_size=8)])
+    elsewhere = MethodResult("e", "E", [replace(run(0.5), machine={"cpu": "other"}, versions={"torch": "1"})])
+    text = " ".join(list_method_caveats(contest(slow, elsewhere, notes=("a rule",))))
     for words in ("a rule", "S took up to 6.7 min", "E (1)", "different sizes", "different machines", "versions"):
         assert words in text
 
 
 def test_a_package_more_is_no_other_machine() -> None:
     more = [replace(run(0.5), machine={"cpu": "one", "versions": {"loadgen": str(i)}}) for i in range(2)]
-    assert caveats(contest(Entry("a", "A", more))) == []
+    assert list_method_caveats(contest(MethodResult("a", "A", more))) == []
 
 
 def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
     mine = contest(
-        replace(A, settings={"bn": 10}), B, left_out=[("D", "needs labelled images (--data)")],
+        replace(A, settings={"bn": 10}), B, skipped=[("D", "needs labelled images (--data)")],
         failed=[("E", 1, "the loss is nan")], commands=["compress compare"],
     )  # fmt: skip
-    paths, found = write_contest(tmp_path, mine)
+    paths, found = write_method_report(tmp_path, mine)
     assert {path.name for path in paths.values()} == {
         f"compare.{e}" for e in ("html", "md", "csv", "json", "svg", "png")
     }
@@ -116,7 +124,7 @@ def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_else_and_the_pictures_are_whole(tmp_path: Path) -> None:
-    paths, _ = write_contest(tmp_path, contest(A, B, C))
+    paths, _ = write_method_report(tmp_path, contest(A, B, C))
     html = paths["html"].read_text()
     assert "<svg" in html
     assert not any(word in html for word in ("http", "<script", "<link", "src="))
@@ -128,13 +136,13 @@ def test_the_page_needs_nothing_else_and_the_pictures_are_whole(tmp_path: Path) 
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    both = [write_contest(tmp_path / name, contest(A, B))[0] for name in "ab"]
+    both = [write_method_report(tmp_path / name, contest(A, B))[0] for name in "ab"]
     for kind in both[0]:
         assert both[0][kind].read_bytes() == both[1][kind].read_bytes(), kind
 
 
 def test_nothing_finished_is_a_page_that_says_so(tmp_path: Path) -> None:
-    paths, found = write_contest(tmp_path, contest(failed=[("A", 0, "<b>no</b>")]))
+    paths, found = write_method_report(tmp_path, contest(failed=[("A", 0, "<b>no</b>")]))
     assert found["methods"] == []
     assert "png" not in paths
     assert "No run has finished." in paths["html"].read_text()
@@ -142,5 +150,5 @@ def test_nothing_finished_is_a_page_that_says_so(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_no_number_is_worth_nothing() -> None:
-    broken = Entry("x", "X", [replace(run(0.5), run={"last": {"accuracy": None}}), replace(run(0.5), run={})])
+    broken = MethodResult("x", "X", [replace(run(0.5), run={"last": {"accuracy": None}}), replace(run(0.5), run={})])
     assert contest(broken).scores(broken) == [0.0, 0.0]

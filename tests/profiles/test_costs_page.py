@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from compress.models import body
-from profiles.flops import count, products
+from compress.models import build_model
+from profiles.flops.counter import count_flops, count_products
 
 PAGE = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "costs.json").read_text())
 OURS = [*PAGE["segmentation"], *PAGE["classification"]]
@@ -19,11 +19,11 @@ OURS = [*PAGE["segmentation"], *PAGE["classification"]]
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row["network"])
 def test_the_committed_counts_are_those_of_today(row: dict[str, Any]) -> None:
     with torch.device("meta"):
-        net, example = body(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),)
-    assert products(net, example) == row["macs_torch"]
+        net, example = build_model(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),)
+    assert count_products(net, example) == row["macs_torch"]
     assert sum(parameter.numel() for parameter in net.parameters()) == row["params"]
     if row["macs"] < 1e9:  # the whole count takes a real image
-        found = count(body(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),))
+        found = count_flops(build_model(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),))
         assert (found.macs, found.flops, found.activations) == (row["macs"], row["flops"], row["activations"])
 
 

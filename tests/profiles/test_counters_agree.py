@@ -8,9 +8,9 @@ from fvcore.nn import ActivationCountAnalysis
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress.models import MODELS, body
-from profiles.flops import count, quiet, running
-from profiles.formulas import OTHERS
+from compress.models import MODELS, build_model
+from profiles.flops.counter import count_flops, counting_mode, silence_fvcore
+from profiles.flops.operators import OTHERS
 
 #: one of each family, and the side of its images
 SMALL = {
@@ -52,7 +52,7 @@ NAMES_OF_OTHERS = {name for name, _ in OTHERS.values()}
 
 def agree(name: str, side: int) -> None:
     """Products to the last MAC; all else is of a kind that only fvcore counts; nothing is left out; layers add up."""
-    found = count(body(name, classes=10), (torch.zeros(1, 3, side, side),))
+    found = count_flops(build_model(name, classes=10), (torch.zeros(1, 3, side, side),))
     assert (found.counter, found.unsupported) == ("fvcore", {})
     assert found.products == found.macs_torch
     rest = {kind: macs for kind, macs in found.by_operator.items() if kind in NAMES_OF_OTHERS}
@@ -78,10 +78,10 @@ def test_both_counters_say_the_same_of_large_families(name: str, side: int) -> N
 @pytest.mark.parametrize("name", ["wrn16_2", "vgg11", "torchvision/mobilenet_v2", "timm/levit_128s"])
 def test_activations_are_those_of_fvcore_s_own_count(name: str) -> None:
     side = LARGE.get(name, 32)
-    net, example = body(name, classes=10).eval(), (torch.zeros(1, 3, side, side),)
-    with quiet(), running(net):
+    net, example = build_model(name, classes=10).eval(), (torch.zeros(1, 3, side, side),)
+    with silence_fvcore(), counting_mode(net):
         reference = ActivationCountAnalysis(net, example).unsupported_ops_warnings(False).total()
-    assert count(net, example).activations == reference
+    assert count_flops(net, example).activations == reference
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_activations_are_those_of_fvcore_s_own_count(name: str) -> None:
     [("vit_medium_patch16_reg4_gap_256", 10.8, 22.6), ("vit_betwixt_patch16_reg4_gap_256", 16.5, 28.2)],
 )
 def test_transformers_cost_what_their_cards_at_timm_s_say(name: str, gmac: float, millions: float) -> None:
-    found = count(body(f"timm/{name}", classes=1000), (torch.zeros(1, 3, 256, 256),))
+    found = count_flops(build_model(f"timm/{name}", classes=1000), (torch.zeros(1, 3, 256, 256),))
     assert (round(found.macs / 1e9, 1), round((found.activations or 0) / 1e6, 1)) == (gmac, millions)
 
 
@@ -116,6 +116,6 @@ def test_attention_s_scores_are_activations_however_it_runs() -> None:
             return nn.functional.scaled_dot_product_attention(x, x, x)
 
     net, x = Attention(), torch.zeros(2, 3, 13, 8)
-    with running(net), Made() as made:
+    with counting_mode(net), Made() as made:
         net(x)
-    assert count(net, (x,)).activations == made.numbers == 2 * 3 * 13 * (13 + 8)
+    assert count_flops(net, (x,)).activations == made.numbers == 2 * 3 * 13 * (13 + 8)

@@ -8,12 +8,19 @@ import random
 import numpy as np
 import pytest
 
-from profiles.charts import Curve, standalone
-from profiles.courses import HIGHEST, Course, apart, courses, time_unit, together
+from profiles.report.charts import LearningCurve, standalone_svg
+from profiles.report.method_curves import (
+    MAX_LABEL_HEIGHT,
+    MethodCurves,
+    average_curves,
+    draw_method_curves,
+    separate_positions,
+    time_unit,
+)
 
 
 def test_runs_are_joined_at_equal_shares_of_their_time() -> None:
-    band = together([Curve("0", [10, 20], [0.2, 0.4]), Curve("1", [10, 40], [0.4, 1.0])])
+    band = average_curves([LearningCurve("0", [10, 20], [0.2, 0.4]), LearningCurve("1", [10, 40], [0.4, 1.0])])
     assert band.seconds.tolist() == [15, 30]  # from a half on, where the first was evaluated; the mean end
     assert band.mean.tolist() == pytest.approx([(0.2 + 0.6) / 2, 0.7])
     assert band.lowest.tolist() == pytest.approx([0.2, 0.4])
@@ -21,10 +28,10 @@ def test_runs_are_joined_at_equal_shares_of_their_time() -> None:
 
 
 def test_one_run_is_itself_and_one_score_is_a_point() -> None:
-    band = together([Curve("0", [3, 9, 12], [0.1, 0.5, 0.4])])
+    band = average_curves([LearningCurve("0", [3, 9, 12], [0.1, 0.5, 0.4])])
     assert band.seconds.tolist() == pytest.approx([3, 9, 12])
     assert band.mean.tolist() == band.lowest.tolist() == [0.1, 0.5, 0.4]
-    assert together([Curve("0", [7], [0.3])]).mean.tolist() == [0.3]
+    assert average_curves([LearningCurve("0", [7], [0.3])]).mean.tolist() == [0.3]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -32,20 +39,20 @@ def test_names_are_apart_in_order_and_as_near_as_can_be(seed: int) -> None:
     rng = random.Random(seed)
     wanted = sorted(rng.random() for _ in range(3))
     gap = 0.1
-    found = apart(wanted, gap)
+    found = separate_positions(wanted, gap)
     assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(found))
     assert min(found) >= 0
-    assert max(found) <= HIGHEST + 1e-9
-    grid = np.arange(0, HIGHEST + 1e-9, 0.02)
+    assert max(found) <= MAX_LABEL_HEIGHT + 1e-9
+    grid = np.arange(0, MAX_LABEL_HEIGHT + 1e-9, 0.02)
     choices = (c for c in itertools.product(grid, repeat=3) if c[1] - c[0] >= gap and c[2] - c[1] >= gap)
     best = min(sum((a - b) ** 2 for a, b in zip(c, wanted, strict=True)) for c in choices)
     assert sum((a - b) ** 2 for a, b in zip(found, wanted, strict=True)) <= best + 1e-9
 
 
 def test_more_names_than_fit_keep_their_order() -> None:
-    found = apart([0.5] * 20, 0.1)
+    found = separate_positions([0.5] * 20, 0.1)
     assert found == sorted(found)
-    assert apart([], 0.1) == []
+    assert separate_positions([], 0.1) == []
 
 
 @pytest.mark.parametrize(("longest", "unit"), [(59, "seconds"), (600, "minutes"), (4 * 3600, "hours")])
@@ -54,8 +61,8 @@ def test_the_axis_has_the_unit_of_its_length(longest: float, unit: str) -> None:
 
 
 def test_every_line_is_named_with_its_last_score_however_many_there_are() -> None:
-    lines = [Course(f"method {i}", [Curve("", [1, 2], [0, i / 20]), Curve("", [1, 3], [0, i / 20])]) for i in range(19)]
-    svg = standalone(courses(lines, level=("teacher", 0.97), y_label="accuracy", salt="a")).decode()
+    lines = [MethodCurves(f"method {i}", [LearningCurve("", [1, 2], [0, i / 20]), LearningCurve("", [1, 3], [0, i / 20])]) for i in range(19)]
+    svg = standalone_svg(draw_method_curves(lines, level=("teacher", 0.97), y_label="accuracy", salt="a")).decode()
     for i in range(19):
         assert f">method {i}  {100 * i / 20:.1f} %</text>" in svg
     assert ">teacher  97.0 %</text>" in svg
@@ -63,7 +70,7 @@ def test_every_line_is_named_with_its_last_score_however_many_there_are() -> Non
 
 
 def test_a_file_is_the_same_each_time_and_a_png_has_plain_colours() -> None:
-    lines = [Course("a", [Curve("", [1, 2], [0.2, 0.4])])]
+    lines = [MethodCurves("a", [LearningCurve("", [1, 2], [0.2, 0.4])])]
     for form in ("svg", "png"):
-        one, other = (courses(lines, level=None, y_label="accuracy", salt="a", form=form) for _ in range(2))
+        one, other = (draw_method_curves(lines, level=None, y_label="accuracy", salt="a", form=form) for _ in range(2))
         assert one == other

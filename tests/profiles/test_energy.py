@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from profiles import energy, nvml
-from profiles.nvml import Nvml, chosen
+from profiles.latency import energy, gpu
+from profiles.latency.gpu import NvmlDevice, select_device
 
 
 def zone(root: Path, name: str, what: str, count: int = 0, limit: int = 1_000_000) -> Path:
@@ -24,7 +24,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     zones = [zone(tmp_path, f"intel-rapl:{i}", f"package-{i}") for i in range(2)]
     zone(tmp_path, "intel-rapl:0:0", "core")
     zone(tmp_path, "intel-rapl:2", "psys")
-    found = energy.meter("cpu", root=tmp_path)
+    found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
     assert (found.source, found.lap()) == ("RAPL package", None)
     for path, count in zip(zones, (300_000, 200_000), strict=True):
@@ -35,7 +35,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
 
 def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", count=999_000, limit=999_999)
-    found = energy.meter("cpu", root=tmp_path)
+    found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
     found.lap()
     (path / "energy_uj").write_text("1000")
@@ -44,7 +44,7 @@ def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
 
 def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0")
-    found = energy.meter("cpu", root=tmp_path)
+    found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
     found.lap()
     (path / "energy_uj").write_text("")
@@ -55,9 +55,9 @@ def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(
 
 
 def test_nothing_readable_is_no_meter(tmp_path: Path) -> None:
-    assert energy.meter("cpu", root=tmp_path / "gone") is None
+    assert energy.open_energy_meter("cpu", root=tmp_path / "gone") is None
     (zone(tmp_path, "intel-rapl:0", "package-0") / "energy_uj").unlink()
-    assert energy.meter("cpu", root=tmp_path) is None
+    assert energy.open_energy_meter("cpu", root=tmp_path) is None
 
 
 class Refusal(Exception):
@@ -98,8 +98,8 @@ class Library(SimpleNamespace):
 
 def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
     library = Library(nvmlDeviceGetTotalEnergyConsumption=iter([0, 1000, 3500]))
-    monkeypatch.setattr(nvml, "gpu", lambda uuid=None: Nvml(library, "one"))
-    found = energy.meter("cuda")
+    monkeypatch.setattr(gpu, "gpu", lambda uuid=None: NvmlDevice(library, "one"))
+    found = energy.open_energy_meter("cuda")
     assert found is not None
     assert (found.source, found.lap()) == ("NVML", None)
     assert found.lap() == pytest.approx(2.5)
@@ -107,18 +107,18 @@ def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
 
 def test_a_gpu_that_does_not_count_its_energy_has_none_and_is_not_estimated(monkeypatch) -> None:
     for library in (Library(nvmlDeviceGetTotalEnergyConsumption=Refusal()), Library()):
-        monkeypatch.setattr(nvml, "gpu", lambda uuid=None, library=library: Nvml(library, "one"))
-        assert energy.meter("cuda") is None
-    monkeypatch.setattr(nvml, "gpu", lambda uuid=None: None)
-    assert energy.meter("cuda") is None
+        monkeypatch.setattr(gpu, "gpu", lambda uuid=None, library=library: NvmlDevice(library, "one"))
+        assert energy.open_energy_meter("cuda") is None
+    monkeypatch.setattr(gpu, "gpu", lambda uuid=None: None)
+    assert energy.open_energy_meter("cuda") is None
 
 
 def test_name_clock_and_why_it_is_slowed_down() -> None:
     mask = 0x04 | 0x20 | 0x40 | 0x01  # the last is idleness
     answers = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
-    one = Nvml(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
+    one = NvmlDevice(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
     assert (one.name(), one.clock_mhz(), one.slowed()) == ("NVIDIA H200", 1980.0, "its power limit and its temperature")
-    silent = Nvml(Library(), "one")
+    silent = NvmlDevice(Library(), "one")
     assert (silent.name(), silent.clock_mhz(), silent.slowed()) == (None, None, "")
 
 
@@ -127,14 +127,14 @@ def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
     def handle(uuid: str | None, count: int) -> str | None:
-        found = nvml.gpu(uuid, find=lambda: Library(count))
+        found = gpu.open_gpu(uuid, find=lambda: Library(count))
         return None if found is None else found.handle
 
     assert handle(None, 1) == "number 0"
     assert handle(None, 2) is None
     assert handle("a", 2) == handle("GPU-a", 2) == "GPU-a"
     assert handle("unknown", 2) is None
-    assert nvml.gpu(find=lambda: None) is None
+    assert gpu.open_gpu(find=lambda: None) is None
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None
     ],
 )
 def test_which_gpu_cuda_counts_first_is_said_only_where_it_is_known(environment, count: int, expected) -> None:
-    assert chosen(environment, count) == expected
+    assert select_device(environment, count) == expected
 
 
 @pytest.mark.gpu
 def test_the_gpu_here_says_its_name_and_its_clock() -> None:
-    found = nvml.gpu()
+    found = gpu.open_gpu()
     assert found is not None
     assert found.name()
     assert (found.clock_mhz() or 0) > 0

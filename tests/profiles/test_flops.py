@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torchvision import models as torchvision
 
-from compress.models import body
-from profiles.flops import count, products
+from compress.models import build_model
+from profiles.flops.counter import count_flops, count_products
 
 
 def image(size: int = 32) -> tuple[torch.Tensor]:
@@ -29,7 +29,7 @@ def wrn_macs(depth: int, width: int, classes: int) -> int:
 
 @pytest.mark.parametrize(("name", "depth", "width", "giga"), [("wrn40_2", 40, 2, 0.329), ("wrn16_1", 16, 1, 0.027)])
 def test_wide_resnets_cost_what_the_paper_and_the_formula_say(name: str, depth: int, width: int, giga: float) -> None:
-    found = count(body(name, classes=100), image())
+    found = count_flops(build_model(name, classes=100), image())
     assert found.macs == pytest.approx(giga * 1e9, rel=0.01)
     assert found.macs_torch == wrn_macs(depth, width, 100)
     assert found.by_operator["conv"] + found.by_operator["linear"] == wrn_macs(depth, width, 100)
@@ -37,7 +37,7 @@ def test_wide_resnets_cost_what_the_paper_and_the_formula_say(name: str, depth: 
 
 
 def test_resnet50_costs_what_is_published_and_both_counters_agree() -> None:
-    found = count(torchvision.resnet50(weights=None), image(224))
+    found = count_flops(torchvision.resnet50(weights=None), image(224))
     assert found.macs == pytest.approx(4.14e9, rel=0.01)
     assert found.flops == 2 * found.macs
     assert found.params == 25_557_032
@@ -57,7 +57,7 @@ def test_attention_is_counted_however_it_is_called() -> None:
         def forward(self, x):
             return self.layer(x, x, x, need_weights=False)[0]
 
-    found = count(Itself(), (torch.zeros(1, tokens, width),))
+    found = count_flops(Itself(), (torch.zeros(1, tokens, width),))
     by_hand = 4 * tokens * width * width + 2 * tokens * tokens * width
     assert found.macs == by_hand
     assert found.macs_torch == by_hand
@@ -69,7 +69,7 @@ def test_products_that_fvcore_does_not_know_are_counted() -> None:
         def forward(self, x):
             return torch.baddbmm(x, x, x).sum() + torch.mv(x[0], x[0, 0]).sum()
 
-    assert count(Products(), (torch.zeros(2, 6, 6),)).macs == 2 * 6 * 6 * 6 + 6 * 6
+    assert count_flops(Products(), (torch.zeros(2, 6, 6),)).macs == 2 * 6 * 6 * 6 + 6 * 6
 
 
 def test_an_operator_that_nobody_can_count_is_named() -> None:
@@ -77,14 +77,14 @@ def test_an_operator_that_nobody_can_count_is_named() -> None:
         def forward(self, x):
             return torch.linalg.inv(x) @ x
 
-    found = count(Solver(), (torch.eye(4),))
+    found = count_flops(Solver(), (torch.eye(4),))
     assert list(found.unsupported) == ["aten::linalg_inv"]
     assert found.macs == 64
 
 
 def test_shared_parameters_are_counted_once_and_their_work_twice() -> None:
     linear = nn.Linear(8, 8, bias=False)
-    found = count(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
+    found = count_flops(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
     assert (found.params, found.macs) == (64, 128)
 
 
@@ -92,15 +92,15 @@ def test_the_mode_of_each_part_is_restored() -> None:
     norm = nn.BatchNorm2d(4).eval()
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten())
     before = {name: value.clone() for name, value in norm.state_dict().items()}
-    count(net, image(8))
+    count_flops(net, image(8))
     assert [part.training for part in net.modules()] == [True, True, False, True]
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
 
 def test_products_need_no_memory_on_the_meta_device() -> None:
     with torch.device("meta"):
-        net, example = body("wrn40_2", classes=100), image()
-    assert products(net, example) == wrn_macs(40, 2, 100)
+        net, example = build_model("wrn40_2", classes=100), image()
+    assert count_products(net, example) == wrn_macs(40, 2, 100)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -108,6 +108,6 @@ def test_a_program_that_fvcore_cannot_trace_is_counted_by_torch_and_says_so() ->
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
     script = torch.jit.trace(net, image(8))
     assert isinstance(script, nn.Module)
-    found = count(script, image(8))
+    found = count_flops(script, image(8))
     assert (found.counter, found.macs) == ("torch", 3 * 4 * 9 * 64 + 4 * 64 * 5)
-    assert found.macs == found.macs_torch == count(net, image(8)).macs
+    assert found.macs == found.macs_torch == count_flops(net, image(8)).macs

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from profiles.joining import join, over_seeds, runs_in
-from profiles.latency import Latency
-from profiles.record import Record, append_records
+from profiles.latency.benchmark import Latency
+from profiles.record_sets import average_seeds, collect_records, find_run_dirs
+from profiles.records import Record, append_records
 
 
 def latency(p50: float, **more: Any) -> Latency:
@@ -25,15 +25,15 @@ STUDENT = Record("S", "student", "KD", metrics={"accuracy": 0.8}, run={"seed": 0
 
 
 def test_joined_runs_share_a_teacher_and_students_of_one_name_are_told_apart(tmp_path: Path):
-    pictured = replace(STUDENT, pictures={"mosaics": "grid.png"})
+    pictured = replace(STUDENT, images={"mosaics": "grid.png"})
     other = replace(pictured, run={"seed": 0, "ood": "y"}, metrics={"accuracy": 0.7})
     append_records(tmp_path / "one", [TEACHER, pictured])
     append_records(tmp_path / "two", [replace(TEACHER, latencies=[latency(1.0)]), other])
-    joined = join([tmp_path / "one", tmp_path / "two", tmp_path / "one"])
+    joined = collect_records([tmp_path / "one", tmp_path / "two", tmp_path / "one"])
     assert [record.name for record in joined.records] == ["T", "S (one)", "S (two)"]
     assert joined.records[0].latencies == [latency(1.0)]
-    assert joined.pictures == {"mosaics": tmp_path / "one" / "grid.png", "mosaics (two)": tmp_path / "two" / "grid.png"}
-    assert join([tmp_path]).records == joined.records, "a folder of runs stands for the runs in it"
+    assert joined.images == {"mosaics": tmp_path / "one" / "grid.png", "mosaics (two)": tmp_path / "two" / "grid.png"}
+    assert collect_records([tmp_path]).records == joined.records, "a folder of runs stands for the runs in it"
 
 
 def test_runs_that_only_a_seed_tells_apart_keep_their_name_and_are_one_model(tmp_path: Path):
@@ -42,7 +42,7 @@ def test_runs_that_only_a_seed_tells_apart_keep_their_name_and_are_one_model(tmp
         one = replace(STUDENT, metrics={"accuracy": score}, run=STUDENT.run | {"seed": seed, "steps": 100 + seed})
         quick = replace(one, format="onnx", precision="int8", latencies=[latency(1.0 + seed)], size_bytes=100)
         append_records(tmp_path / str(seed), [one, quick])
-    joined = join([tmp_path])
+    joined = collect_records([tmp_path])
     assert {record.name for record in joined.records} == {"S"}
     network, quick = joined.models
     assert network.metrics == {"accuracy": pytest.approx(fmean(scores))}
@@ -54,15 +54,15 @@ def test_runs_that_only_a_seed_tells_apart_keep_their_name_and_are_one_model(tmp
 def test_other_settings_are_another_model():
     other = replace(STUDENT, run=STUDENT.run | {"seed": 1, "settings": {"bn": 1.0}})
     longer = replace(STUDENT, run={"seed": 2, "ood": "x", "steps": 5})
-    assert len(over_seeds([STUDENT, other, longer])) == 3
-    assert len(over_seeds([TEACHER, TEACHER])) == 2, "what has no seed is nothing's repetition"
+    assert len(average_seeds([STUDENT, other, longer])) == 3
+    assert len(average_seeds([TEACHER, TEACHER])) == 2, "what has no seed is nothing's repetition"
 
 
 def test_a_metric_that_some_seeds_lack_is_no_mean_and_the_farthest_export_is_shown():
     far = replace(STUDENT, run=STUDENT.run | {"seed": 1}, metrics={"accuracy": 0.6, "f1": 0.5},
                   export={"parity": {"max_abs": 1e-3}})  # fmt: skip
     near = replace(STUDENT, export={"parity": {"max_abs": 1e-6}})
-    (found,) = over_seeds([near, far])
+    (found,) = average_seeds([near, far])
     assert found.metrics == {"accuracy": pytest.approx(0.7)}
     assert found.export == far.export
 
@@ -70,6 +70,6 @@ def test_a_metric_that_some_seeds_lack_is_no_mean_and_the_farthest_export_is_sho
 def test_a_folder_of_runs_stands_for_the_runs_in_it(tmp_path: Path):
     append_records(tmp_path / "b", [STUDENT])
     append_records(tmp_path / "a", [STUDENT])
-    assert runs_in(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert find_run_dirs(tmp_path) == [tmp_path / "a", tmp_path / "b"]
     append_records(tmp_path, [TEACHER])
-    assert runs_in(tmp_path) == [tmp_path]
+    assert find_run_dirs(tmp_path) == [tmp_path]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
 from clockwork import Hands
 
-from profiles import latency, machine
-from profiles.latency import Candidate, Latency, measure, measure_alternated, measure_rounds, run_for
+from profiles.latency import benchmark, machine
+from profiles.latency.benchmark import Candidate, Latency, benchmark_interleaved, time_calls
 
 
 def delays(seed: int, typical: float) -> np.ndarray:
@@ -29,6 +30,13 @@ class Player:
     def __call__(self, _: object) -> None:
         self.took.append(float(next(self.left)))
         self.hands.pass_(self.took[-1])
+
+
+def time_one(
+    call: Callable[[Any], object], hands: Hands, example: Any = None, *, batch_size: int = 1, duration_s: float = 1.0
+) -> Latency:
+    one = Candidate(call, example, batch_size)
+    return benchmark_interleaved({"": one}, duration_s=duration_s, rounds=1, clock=hands.clock).latencies[""]
 
 
 def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
@@ -49,7 +57,7 @@ def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
 def test_percentiles_mean_deviation_and_throughput_are_those_of_the_known_delays() -> None:
     hands = Hands()
     player = Player(hands, delays(0, 0.004))
-    found = measure(player, None, batch_size=4, duration_s=1.0, clock=hands.clock)
+    found = time_one(player, hands, batch_size=4)
     assert found.warmup_runs is not None
     assert 200 < found.runs < 300
     agrees(found, player.took[found.warmup_runs :], batch_size=4)
@@ -59,9 +67,9 @@ def test_the_warm_up_is_left_out_however_slow_it_was() -> None:
     hands = Hands()
     slow_at_first = np.concatenate([np.linspace(0.5, 0.01, 30), np.full(9000, 0.01)])
     player = Player(hands, slow_at_first)
-    found = measure(player, None, duration_s=30.0, clock=hands.clock)
+    found = time_one(player, hands, duration_s=30.0)
     assert found.latency_ms_p99 == pytest.approx(10)
-    assert (found.settled, found.latency_ms_std) == (True, pytest.approx(0, abs=1e-9))
+    assert (found.warmup_stable, found.latency_ms_std) == (True, pytest.approx(0, abs=1e-9))
     assert found.warmup_runs is not None
     assert found.warmup_runs > 30
     agrees(found, player.took[found.warmup_runs :])
@@ -70,12 +78,12 @@ def test_the_warm_up_is_left_out_however_slow_it_was() -> None:
 def test_in_turns_each_gets_its_own_delays_without_those_at_the_start_of_a_slice() -> None:
     hands = Hands()
     players = {name: Player(hands, delays(seed, typical)) for seed, (name, typical) in enumerate(SPEEDS.items())}
-    found = measure_rounds({n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock)
+    found = benchmark_interleaved({n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock)
     for name, player in players.items():
         one = found.latencies[name]
         counted = player.took[one.warmup_runs :]
         # what was counted is all but two calls at the start of each of five slices
-        assert one.runs == len(counted) - 5 * latency.DISCARDED
+        assert one.runs == len(counted) - 5 * benchmark.DISCARDED_CALLS
         assert 1e3 * np.median(counted) == pytest.approx(one.latency_ms_p50, rel=0.01)
 
 
@@ -90,9 +98,9 @@ def test_they_take_turns_in_a_row_that_is_reversed_every_second_time() -> None:
         order.append(name)
         hands.pass_(SPEEDS[name])
 
-    found = measure_alternated(
+    found = benchmark_interleaved(
         {n: Candidate(call, n) for n in SPEEDS}, warmup_s=0, duration_s=1.0, rounds=4, clock=hands.clock
-    )
+    ).latencies
     # the slice at the turning point and the next one are of the same
     assert [name for name, _ in groupby(order)] == list("abcab" + "cbabcba")
     for name, typical in SPEEDS.items():
@@ -108,25 +116,25 @@ def test_the_medians_of_the_rounds_are_in_the_order_in_which_they_passed() -> No
         # the machine grows slower for both, by the same share, and a second of it is a round
         hands.pass_(speed[name] * (1 + int(hands.now) // 4))
 
-    found = measure_rounds(
+    found = benchmark_interleaved(
         {n: Candidate(call, n) for n in speed}, warmup_s=0, duration_s=20.0, rounds=10, clock=hands.clock
     )
-    assert len(found.medians["a"]) == len(found.medians["b"]) == 10
-    assert found.medians["a"] == sorted(found.medians["a"])
-    assert found.medians["a"][-1] > 5 * found.medians["a"][0]
-    assert "The machine was busy" in found.latencies["a"].busy
+    assert len(found.round_medians["a"]) == len(found.round_medians["b"]) == 10
+    assert found.round_medians["a"] == sorted(found.round_medians["a"])
+    assert found.round_medians["a"][-1] > 5 * found.round_medians["a"][0]
+    assert "The machine was busy" in found.latencies["a"].load_warning
 
 
 def test_it_runs_for_its_duration_and_no_less_than_the_minimum() -> None:
     hands = Hands()
-    assert measure(hands.pass_, 0.01, duration_s=1.0, min_runs=10, clock=hands.clock).runs in (100, 101)
-    assert measure(hands.pass_, 5.0, duration_s=1.0, min_runs=10, clock=hands.clock).runs == 10
+    assert time_one(hands.pass_, hands, 0.01).runs in (100, 101)
+    assert time_one(hands.pass_, hands, 5.0).runs == 10
 
 
 def test_waiting_for_the_device_belongs_to_the_time() -> None:
     hands = Hands()
     candidate = Candidate(hands.pass_, 0.001, synchronize=lambda: hands.pass_(0.009))
-    assert run_for(candidate, seconds=0, at_least=3, clock=hands.clock) == pytest.approx([0.01] * 3)
+    assert time_calls(candidate, seconds=0, at_least=3, clock=hands.clock) == pytest.approx([0.01] * 3)
 
 
 class Joules:
@@ -146,7 +154,7 @@ class Joules:
 def test_energy_is_of_the_counted_calls_and_for_an_image() -> None:
     hands = Hands()
     pair = {n: Candidate(hands.pass_, SPEEDS[n], batch_size=4) for n in "ab"}
-    found = measure_rounds(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies
+    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies
     # 10 W for 3 ms are 30 mJ, for four images
     assert found["a"].energy_mj == pytest.approx(30 / 4)
     assert found["b"].energy_mj == pytest.approx(60 / 4)
@@ -156,9 +164,9 @@ def test_energy_is_of_the_counted_calls_and_for_an_image() -> None:
 def test_energy_of_which_a_part_is_not_known_is_absent() -> None:
     hands = Hands()
     pair = {n: Candidate(hands.pass_, SPEEDS[n]) for n in "ab"}
-    found = measure_rounds(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies["a"]
+    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies["a"]
     assert (found.energy_mj, found.energy_source) == (None, "")
-    short = measure_rounds(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies["a"]
+    short = benchmark_interleaved(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies["a"]
     assert short.energy_mj is None
 
 
@@ -166,17 +174,17 @@ def test_what_is_known_of_the_beginning_and_the_machine_stands_beside_the_number
     hands, clocks = Hands(), iter([2000.0, 2100.0, 9999.0] * 10)
     monkeypatch.setattr(machine, "clock_mhz", lambda *_: next(clocks))
     monkeypatch.setattr(machine, "governor", lambda: "performance")
-    one = Candidate(hands.pass_, 0.01, threads=1, load_ms=5.0, first_ms=12.0, peak_bytes=1000)
-    found = measure_alternated({"": one}, duration_s=1.0, rounds=3, clock=hands.clock)[""]
-    assert (found.load_ms, found.first_ms, found.peak_bytes) == (5.0, 12.0, 1000)
+    one = Candidate(hands.pass_, 0.01, threads=1, load_ms=5.0, first_call_ms=12.0, peak_bytes=1000)
+    found = benchmark_interleaved({"": one}, duration_s=1.0, rounds=3, clock=hands.clock).latencies[""]
+    assert (found.load_ms, found.first_call_ms, found.peak_bytes) == (5.0, 12.0, 1000)
     assert (found.clock_mhz, found.governor) == (2100.0, "performance")
-    assert found.machine == machine.short_name()
+    assert found.machine == machine.device_name()
     assert (found.scenario, found.valid) == ("quick", None)
 
 
 def test_nothing_to_time_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        measure_alternated({})
+        benchmark_interleaved({})
 
 
 def without_torch() -> Iterator[str]:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models import body
-from profiles.flops import count
-from profiles.layers import Layer, down_to, inside
+from compress.models import build_model
+from profiles.flops.counter import count_flops
+from profiles.flops.layers import Layer, limit_depth, select_subtree
 
 
 class Shared(nn.Module):
@@ -29,7 +29,7 @@ class Shared(nn.Module):
 
 
 def rows(net: nn.Module, x: Tensor) -> dict[str, Layer]:
-    return {layer.path: layer for layer in count(net, (x,)).layers}
+    return {layer.path: layer for layer in count_flops(net, (x,)).layers}
 
 
 def test_work_stands_where_it_was_called_from() -> None:
@@ -69,7 +69,7 @@ def test_tied_weights_are_counted_once() -> None:
 
 
 def test_every_parent_has_what_its_children_have_and_its_own() -> None:
-    found = rows(body("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
+    found = rows(build_model("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
     for path, row in found.items():
         below = [other for name, other in found.items() if name and name.rpartition(".")[0] == path]
         assert row.macs == row.own_macs + sum(other.macs for other in below)
@@ -105,26 +105,26 @@ def test_a_layer_of_somebody_else_stands_at_its_own_place() -> None:
 
 
 def test_the_table_is_cut_by_depth_and_by_part() -> None:
-    found = count(body("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
-    assert [layer.path for layer in down_to(found, 1) if layer.costs] == [
+    found = count_flops(build_model("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
+    assert [layer.path for layer in limit_depth(found, 1) if layer.costs] == [
         "", "conv1", "block1", "block2", "block3", "bn", "fc",
     ]  # fmt: skip
-    part = inside(found, "block1")
+    part = select_subtree(found, "block1")
     whole = next(layer for layer in found if layer.path == "block1")
     assert (part[0].path, part[0].depth, part[0].macs) == ("", 0, whole.macs)
-    assert all(layer.path in ("", "0", "1") for layer in down_to(part, 1))
+    assert all(layer.path in ("", "0", "1") for layer in limit_depth(part, 1))
 
 
 def test_a_program_that_cannot_be_traced_has_no_layers() -> None:
     script = torch.jit.trace(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
     assert isinstance(script, nn.Module)
-    found = count(script, (torch.zeros(1, 4),))
+    found = count_flops(script, (torch.zeros(1, 4),))
     assert (found.layers, found.activations, found.products) == ((), None, 16)
 
 
 def test_a_network_is_left_as_it_was() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].weight.requires_grad_(False)
-    count(net, (torch.zeros(1, 4),))
+    count_flops(net, (torch.zeros(1, 4),))
     assert [parameter.requires_grad for parameter in net.parameters()] == [False, True, True, True]
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from profiles import machine
-from profiles.machine import Gpu, describe, read_gpu
+from profiles.latency import machine
+from profiles.latency.machine import GpuInfo, describe_machine, parse_gpu
 
 
 def test_the_description_is_json_and_names_what_matters() -> None:
-    found = json.loads(json.dumps(describe()))
+    found = json.loads(json.dumps(describe_machine()))
     assert found["cores"] >= 1
     assert found["cpu"]
     assert {"python", "torch", "onnxruntime"} <= set(found["versions"])
 
 
 def test_neither_host_nor_user_nor_folder_is_in_it() -> None:
-    text = json.dumps(describe())
+    text = json.dumps(describe_machine())
     assert str(Path.home()) not in text
     assert not platform.node() or platform.node() not in text
     assert getpass.getuser() == "root" or getpass.getuser() not in text
@@ -31,12 +31,12 @@ def test_neither_host_nor_user_nor_folder_is_in_it() -> None:
 
 def test_one_line_of_the_driver_tool_becomes_a_gpu_and_noise_does_not() -> None:
     line = "NVIDIA H200, 143771, 570.86.15, 9.0"
-    assert read_gpu(line) == Gpu("NVIDIA H200", 143771 * 2**20, "570.86.15", "9.0")
-    assert read_gpu("No devices were found") is None
+    assert parse_gpu(line) == GpuInfo("NVIDIA H200", 143771 * 2**20, "570.86.15", "9.0")
+    assert parse_gpu("No devices were found") is None
 
 
 def test_describing_imports_nothing_heavy() -> None:
-    code = "import sys, profiles.machine as m; m.describe(); sys.exit('torch' in sys.modules)"
+    code = "import sys, profiles.latency.machine as m; m.describe(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -53,14 +53,14 @@ def test_clock_and_governor_are_those_of_the_processors_that_may_be_used(monkeyp
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1, 2}, raising=False)
     root = processors(tmp_path, {0: 4_000_000, 1: 2_400_000, 2: 2_600_000})
     assert machine.clock_mhz(root=root) == 2600
-    assert machine.governor(root) == "performance"
+    assert machine.cpu_governor(root) == "performance"
     (root / "cpu2" / "cpufreq" / "scaling_governor").write_text("powersave")
-    assert machine.governor(root) == "performance and powersave"
+    assert machine.cpu_governor(root) == "performance and powersave"
 
 
 def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
     assert machine.clock_mhz(root=tmp_path) is None
-    assert machine.governor(tmp_path) is None
+    assert machine.cpu_governor(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
 def test_a_short_name_is_without_marks_clock_and_cores(monkeypatch, full: str, short: str) -> None:
     monkeypatch.setattr(machine, "cpu_model", lambda: full)
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    assert machine.short_name() == f"{short}, 2 cores"
+    assert machine.device_name() == f"{short}, 2 cores"
 
 
 def test_the_name_of_what_computes_on_a_gpu_is_the_gpus(monkeypatch) -> None:
     monkeypatch.setattr(machine.nvml, "gpu", lambda uuid=None: None)
-    monkeypatch.setattr(machine, "gpus", lambda: (Gpu("NVIDIA T4", 1, "1", "7.5"),))
-    assert machine.short_name("cuda") == machine.short_name("tensorrt") == "NVIDIA T4"
-    assert "core" in machine.short_name("openvino")
+    monkeypatch.setattr(machine, "gpus", lambda: (GpuInfo("NVIDIA T4", 1, "1", "7.5"),))
+    assert machine.device_name("cuda") == machine.device_name("tensorrt") == "NVIDIA T4"
+    assert "core" in machine.device_name("openvino")

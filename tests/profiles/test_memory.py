@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from profiles.memory import memory, rise
+from profiles.latency.tensor_memory import measure_memory, peak_memory_with_weights
 
 
 def chain() -> nn.Module:
@@ -20,7 +20,7 @@ def chain() -> nn.Module:
 def test_the_peak_is_of_what_lives_at_once(device: str) -> None:
     with torch.device(device):
         net, x = chain(), torch.zeros(50, 100)
-    found = memory(net, (x,))
+    found = measure_memory(net, (x,))
     assert found.weight_bytes == 4 * (100 * 200 + 200 * 10)
     assert found.activation_peak_bytes == 4 * 50 * (200 + 200)
     assert found.peak_bytes == found.weight_bytes + 4 * 50 * 100 + found.activation_peak_bytes
@@ -28,18 +28,18 @@ def test_the_peak_is_of_what_lives_at_once(device: str) -> None:
 
 def test_views_and_in_place_operators_take_nothing() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.ReLU(inplace=True), nn.Unflatten(1, (8, 8)))
-    assert memory(net, (torch.zeros(2, 8, 8),)).activation_peak_bytes == 4 * 2 * 64
+    assert measure_memory(net, (torch.zeros(2, 8, 8),)).activation_peak_bytes == 4 * 2 * 64
 
 
 def test_shared_weights_are_counted_once() -> None:
     linear = nn.Linear(64, 64, bias=False)
-    assert memory(nn.Sequential(linear, linear), (torch.zeros(1, 64),)).weight_bytes == 4 * 64 * 64
+    assert measure_memory(nn.Sequential(linear, linear), (torch.zeros(1, 64),)).weight_bytes == 4 * 64 * 64
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
 def test_a_second_measurement_does_not_forget_what_the_allocator_kept() -> None:
     script = (
-        "import torch\nfrom profiles.memory import peak\n"
+        "import torch\nfrom profiles.latency.tensor_memory import peak\n"
         "def small(): return len([torch.ones(1 << 18) for _ in range(100)])\n"
         "print([peak(small, torch.device('cpu')) for _ in range(3)])"
     )
@@ -52,12 +52,12 @@ def numbers(text: str) -> list[int]:
 
 
 def test_the_rise_of_a_network_counts_its_weights_though_they_were_there(monkeypatch) -> None:
-    monkeypatch.setattr("profiles.memory.resident_peak", lambda call: call() or 1000)
+    monkeypatch.setattr("profiles.latency.tensor_memory.resident_peak", lambda call: call() or 1000)
     net, ran = chain(), []
-    assert rise(lambda: ran.append(1), module=net, device="cpu") == 1000 + 4 * (100 * 200 + 200 * 10)
+    assert peak_memory_with_weights(lambda: ran.append(1), module=net, device="cpu") == 1000 + 4 * (100 * 200 + 200 * 10)
     assert ran == [1]
-    monkeypatch.setattr("profiles.memory.resident_peak", lambda call: call())
-    assert rise(lambda: None, module=net, device="cpu") is None
+    monkeypatch.setattr("profiles.latency.tensor_memory.resident_peak", lambda call: call())
+    assert peak_memory_with_weights(lambda: None, module=net, device="cpu") is None
 
 
 @pytest.mark.gpu
@@ -67,7 +67,7 @@ def test_the_rise_of_a_network_on_a_gpu_is_the_same_wherever_its_weights_were() 
     def run() -> None:
         net.to("cuda")(x.to("cuda")).cpu()
 
-    first, second = (rise(run, module=net, device="cuda") for _ in range(2))
+    first, second = (peak_memory_with_weights(run, module=net, device="cuda") for _ in range(2))
     assert first is not None
     assert first == second
     assert first >= 4 * (100 * 200 + 200 * 10 + 50 * 100)

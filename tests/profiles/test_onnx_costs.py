@@ -11,10 +11,10 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compress.models import body
-from exporters.onnx import export
-from profiles.flops import products
-from profiles.graph import GraphError, count_graph
+from compress.models import build_model
+from exporters.onnx_export import export_onnx
+from profiles.flops.counter import count_products
+from profiles.flops.onnx import OnnxCostError, count_onnx_flops
 
 
 class Everything(nn.Module):
@@ -34,17 +34,17 @@ class Everything(nn.Module):
 
 
 def written(path: Path, net: nn.Module, side: int, **options: object) -> Path:
-    export(net.eval(), torch.rand(1, 3, side, side), path, exporter="torchscript", **options)  # type: ignore[arg-type]
+    export_onnx(net.eval(), torch.rand(1, 3, side, side), path, exporter="torchscript", **options)  # type: ignore[arg-type]
     return path
 
 
 @pytest.mark.parametrize(("name", "side"), [("wrn16_1", 32), ("vgg11", 32), ("deeplab_wrn16_1", 32)])
 def test_an_exported_network_costs_what_it_did(name: str, side: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = body(name, classes=10)
+    net = build_model(name, classes=10)
     path = written(tmp_path / "net.onnx", net, side)
-    found = count_graph(path, onnx.load(path))
-    assert found.macs == products(net, (torch.zeros(1, 3, side, side),))
+    found = count_onnx_flops(path, onnx.load(path))
+    assert found.macs == count_products(net, (torch.zeros(1, 3, side, side),))
     assert (found.flops, found.input_size, found.unsupported) == (2 * found.macs, (side, side), {})
     assert found.weight_bytes == 4 * found.params
     assert set(found.weights_by_type) == {"FLOAT"}
@@ -55,21 +55,21 @@ def test_products_of_every_kind_and_a_size_that_the_file_leaves_open(tmp_path: P
     path = written(tmp_path / "net.onnx", net, 16, dynamic_size=True)
     model = onnx.load(path)
     for size in ((16, 16), (32, 8)):
-        found = count_graph(path, model, size)
-        assert found.macs == products(net, (torch.zeros(1, 3, *size),))
+        found = count_onnx_flops(path, model, size)
+        assert found.macs == count_products(net, (torch.zeros(1, 3, *size),))
         assert {"Conv", "ConvTranspose", "MatMul"} <= set(found.by_operator)
-    assert count_graph(path, model, otherwise=(16, 16)).input_size == (16, 16)
-    with pytest.raises(GraphError, match="images of any size: give the one to count with --input-size HxW"):
-        count_graph(path, model)
+    assert count_onnx_flops(path, model, otherwise=(16, 16)).input_size == (16, 16)
+    with pytest.raises(OnnxCostError, match="images of any size: give the one to count with --input-size HxW"):
+        count_onnx_flops(path, model)
 
 
 def test_a_file_of_several_images_is_counted_for_one_and_takes_no_other_size(tmp_path: Path) -> None:
-    net = body("wrn16_1", classes=10).eval()
+    net = build_model("wrn16_1", classes=10).eval()
     path = tmp_path / "net.onnx"
-    export(net, torch.rand(4, 3, 16, 16), path, exporter="torchscript", dynamic_batch=False)
-    assert count_graph(path, onnx.load(path)).macs == products(net, (torch.zeros(1, 3, 16, 16),))
-    with pytest.raises(GraphError, match="takes images of 16x16 only, found 32x32 asked for"):
-        count_graph(path, onnx.load(path), (32, 32))
+    export_onnx(net, torch.rand(4, 3, 16, 16), path, exporter="torchscript", dynamic_batch=False)
+    assert count_onnx_flops(path, onnx.load(path)).macs == count_products(net, (torch.zeros(1, 3, 16, 16),))
+    with pytest.raises(OnnxCostError, match="takes images of 16x16 only, found 32x32 asked for"):
+        count_onnx_flops(path, onnx.load(path), (32, 32))
 
 
 def graph(
@@ -95,7 +95,7 @@ def test_int8_weights_are_read_through_their_scales(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wide"]),
         helper.make_node("Conv", ["x", "wide"], ["y"]),
     ]
-    found = count_graph(*saved(graph(nodes, weights), tmp_path / "int8.onnx"))
+    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "int8.onnx"))
     assert found.by_operator == {"Conv": 4 * 27 * 36}
     assert found.weights_by_type == {"INT8": 109, "FLOAT": 1}
     assert found.weight_bytes == 109 + 4
@@ -111,7 +111,7 @@ def test_einsum_gemm_and_integer_products(tmp_path: Path) -> None:
     weights = {
         "e": np.zeros((3, 2), np.float32), "flat": np.array([16, 8]), "g": np.zeros((5, 16), np.float32),
     }  # fmt: skip
-    found = count_graph(*saved(graph(nodes, weights), tmp_path / "sums.onnx"))
+    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "sums.onnx"))
     assert found.by_operator == {"Einsum": 3 * 2 * 64, "Gemm": 8 * 16 * 5}
     assert found.params == 6 + 80  # shapes are no weights
 
@@ -130,7 +130,7 @@ def test_a_branch_costs_what_ran(tmp_path: Path) -> None:
         "half": np.array(0.5, np.float32), "large": np.zeros((9, 3, 3, 3), np.float32),
         "small": np.zeros((2, 3, 1, 1), np.float32),
     }  # fmt: skip
-    found = count_graph(*saved(graph(nodes, weights), tmp_path / "if.onnx"))
+    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "if.onnx"))
     assert found.by_operator == {"Conv": 6 * 64}
 
 
@@ -139,21 +139,21 @@ def test_what_may_hide_products_is_named(tmp_path: Path) -> None:
         helper.make_node("FusedConv", ["x", "w"], ["c"], domain="com.microsoft", activation="Relu"),
         helper.make_node("Gelu", ["c"], ["y"], domain="com.microsoft"),
     ]
-    found = count_graph(*saved(graph(nodes, {"w": np.zeros((4, 3, 3, 3), np.float32)}), tmp_path / "fused.onnx"))
+    found = count_onnx_flops(*saved(graph(nodes, {"w": np.zeros((4, 3, 3, 3), np.float32)}), tmp_path / "fused.onnx"))
     assert (found.macs, found.unsupported) == (0, {"com.microsoft.FusedConv": 1})
 
 
 def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     odd = graph([helper.make_node("Identity", ["x"], ["y"])], {}, kind=TensorProto.INT64)
-    with pytest.raises(GraphError, match=r"one input of images with 4 axes, found x tensor\(int64\)"):
-        count_graph(*saved(odd, tmp_path / "odd.onnx"))
+    with pytest.raises(OnnxCostError, match=r"one input of images with 4 axes, found x tensor\(int64\)"):
+        count_onnx_flops(*saved(odd, tmp_path / "odd.onnx"))
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")
-    with pytest.raises(GraphError, match="ONNX Runtime does not load the file"):
-        count_graph(path, odd)
+    with pytest.raises(OnnxCostError, match="ONNX Runtime does not load the file"):
+        count_onnx_flops(path, odd)
 
 
 def test_an_image_too_small_for_the_graph_is_one_sentence(tmp_path: Path) -> None:
     model = graph([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": np.zeros((4, 3, 9, 9), np.float32)})
-    with pytest.raises(GraphError, match=r"^(the file refuses it|ONNX Runtime does not load the file)[^\n]*$"):
-        count_graph(*saved(model, tmp_path / "large.onnx"))
+    with pytest.raises(OnnxCostError, match=r"^(the file does not run|ONNX Runtime does not load the file)[^\n]*$"):
+        count_onnx_flops(*saved(model, tmp_path / "large.onnx"))

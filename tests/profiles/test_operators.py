@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiles.flops import count
-from profiles.formulas import contraction, is_free
+from profiles.flops.counter import count_flops
+from profiles.flops.operators import contraction_macs, is_free
 
 
 class Does(nn.Module):
@@ -74,21 +74,21 @@ OTHERS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_of_every_kind(name: str) -> None:
     net, macs = CONVOLUTIONS[name]
-    found = count(net, (IMAGE,))
+    found = count_flops(net, (IMAGE,))
     assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_every_kind(name: str) -> None:
     call, macs = PRODUCTS[name]
-    found = count(Does(call), (X,))
+    found = count_flops(Does(call), (X,))
     assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_only_fvcore_counts(name: str) -> None:
     net, macs = OTHERS[name]
-    found = count(net, (IMAGE,))
+    found = count_flops(net, (IMAGE,))
     assert (found.macs, found.macs_torch, found.unsupported, found.products) == (macs, 0, {}, 0)
 
 
@@ -103,7 +103,7 @@ def test_deformed_convolutions_are_counted_although_torch_s_counter_does_not_kno
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x, torch.zeros(1, 18, 6, 6))
 
-    found = count(Deformed(), (IMAGE,))
+    found = count_flops(Deformed(), (IMAGE,))
     assert (found.macs, found.macs_torch) == (4 * 6 * 9 * 36, 0)
 
 
@@ -118,7 +118,7 @@ def test_recurrent_layers_are_counted_however_they_run(layer: type, gates: int) 
             return self.layer(x)[0]
 
     steps = 3 * 4
-    found = count(Read(), (X,))
+    found = count_flops(Read(), (X,))
     assert found.macs == steps * 2 * gates * ((5 * 7 + 7 * 7) + (14 * 7 + 7 * 7))
     assert (found.macs_torch, found.activations, found.unsupported) == (found.macs, steps * 14, {})
 
@@ -127,17 +127,17 @@ def test_recurrent_layers_are_counted_however_they_run(layer: type, gates: int) 
 def test_a_chain_of_three_is_contracted_in_the_order_of_its_path(path: list[int] | None) -> None:
     i, j, k, m = 3, 7, 5, 2
     left_first, right_first = i * j * k + i * k * m, j * k * m + i * j * m
-    found = contraction("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
+    found = contraction_macs("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
     assert found == (right_first if path == [1, 2, 0, 1] else left_first)
 
 
 def test_an_equation_without_an_arrow_keeps_the_letters_that_stand_once() -> None:
-    assert contraction("ij,jk", [[3, 7], [7, 5]], [3, 5], None) == 3 * 7 * 5
+    assert contraction_macs("ij,jk", [[3, 7], [7, 5]], [3, 5], None) == 3 * 7 * 5
 
 
 def test_three_operands_with_an_ellipsis_are_not_guessed() -> None:
     with pytest.raises(NotImplementedError, match="ellipsis among 3 operands"):
-        contraction("...ij,jk,kl->...il", [[3, 3], [3, 3], [3, 3]], [3, 3], None)
+        contraction_macs("...ij,jk,kl->...il", [[3, 3], [3, 3], [3, 3]], [3, 3], None)
 
 
 def test_a_function_with_its_own_gradient_hides_nothing_in_silence() -> None:
@@ -146,7 +146,7 @@ def test_a_function_with_its_own_gradient_hides_nothing_in_silence() -> None:
         def forward(ctx, x):
             return x @ x.mT
 
-    found = count(Does(Own.apply), (X,))
+    found = count_flops(Does(Own.apply), (X,))
     assert list(found.unsupported) == ["prim::PythonOp.Own"]
     assert (found.products, found.macs_torch) == (0, 3 * 4 * 5 * 4)
 

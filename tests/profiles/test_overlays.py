@@ -14,11 +14,23 @@ from click.testing import CliRunner
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from profiles import overlays
-from profiles.overlays import ARRAYS, IGNORE, PICTURE, Overlays, collect, join, load, overlay, save, strip, wrapped
-from profiles.palette import GROUND, TAKEN, colours, distinct, perceived
-from profiles.record import Record, append_records
-from profiles.report import write_report
+from profiles.records import Record, append_records
+from profiles.report import overlays
+from profiles.report.build import write_report
+from profiles.report.colors import BACKGROUND, RESERVED, class_colors, distinct_colors, to_din99
+from profiles.report.overlays import (
+    ARRAYS,
+    IGNORE,
+    IMAGE,
+    Overlays,
+    blend_labels,
+    collect_overlays,
+    draw_overlays,
+    load_overlays,
+    merge_overlays,
+    save_overlays,
+    wrap_heading,
+)
 
 NAMES = ["background", "coat", "bag"]
 #: what the eye notices is 2.3; what it does not confuse across a page is several times that
@@ -35,40 +47,40 @@ def differences(palette: list[tuple[int, int, int]]) -> np.ndarray:
 
 @pytest.mark.parametrize(("classes", "least"), [(11, FAR), (13, FAR), (21, FAR_ENOUGH), (40, FAR_ENOUGH)])
 def test_no_two_classes_look_alike_nor_like_background_page_or_stripes(classes: int, least: float):
-    assert differences([*TAKEN, *distinct(classes)]).min() > least
+    assert differences([*RESERVED, *distinct_colors(classes)]).min() > least
 
 
 def test_a_class_keeps_its_colour_however_many_there_are():
-    assert distinct(40)[:13] == distinct(13)
-    assert len(set(distinct(150))) == 150
+    assert distinct_colors(40)[:13] == distinct_colors(13)
+    assert len(set(distinct_colors(150))) == 150
 
 
 def test_the_space_of_colours_is_the_norms():
     """DIN 6176 from scikit-image's L*a*b*: white is 100 and without colour."""
-    assert perceived(np.array([(255, 255, 255)])) == pytest.approx(np.array([[100, 0, 0]]), abs=0.05)
+    assert to_din99(np.array([(255, 255, 255)])) == pytest.approx(np.array([[100, 0, 0]]), abs=0.05)
     red = rgb2lab(np.array([[[1.0, 0, 0]]]))[0, 0]
     turn = np.deg2rad(16)
     e = red[1] * np.cos(turn) + red[2] * np.sin(turn)
     f = 0.7 * (red[2] * np.cos(turn) - red[1] * np.sin(turn))
     length = np.log(1 + 0.045 * np.hypot(e, f)) / 0.045
     expected = (105.51 * np.log(1 + 0.0158 * red[0]), length * e / np.hypot(e, f), length * f / np.hypot(e, f))
-    assert perceived(np.array([(255, 0, 0)]))[0] == pytest.approx(expected, abs=0.1)
+    assert to_din99(np.array([(255, 0, 0)]))[0] == pytest.approx(expected, abs=0.1)
 
 
 def test_background_is_dark_wherever_it_stands():
-    assert tuple(colours(["coat", " Background "])[1]) == GROUND
-    assert tuple(colours(NAMES)[1]) == tuple(colours(["coat", "bag"])[0]) == distinct(1)[0]
-    assert colours([]).shape == (0, 3)
+    assert tuple(class_colors(["coat", " Background "])[1]) == BACKGROUND
+    assert tuple(class_colors(NAMES)[1]) == tuple(class_colors(["coat", "bag"])[0]) == distinct_colors(1)[0]
+    assert class_colors([]).shape == (0, 3)
 
 
 def test_an_overlay_tells_its_classes_back():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 13, (32, 32)).astype(np.uint8)
-    palette = colours([str(c) for c in range(13)])
-    seen = overlay(image, labels, palette).astype(float)
+    palette = class_colors([str(c) for c in range(13)])
+    seen = blend_labels(image, labels, palette).astype(float)
     grey = image @ (0.299, 0.587, 0.114)
-    alone = (seen - (1 - overlays.OPAQUE) * grey[..., None]) / overlays.OPAQUE
+    alone = (seen - (1 - overlays.OPACITY) * grey[..., None]) / overlays.OPACITY
     nearest = np.linalg.norm(alone[:, :, None] - palette, axis=-1).argmin(-1)
     assert np.array_equal(nearest, labels)
 
@@ -77,7 +89,7 @@ def test_what_nobody_judges_is_striped_and_of_no_colour():
     image = np.full((24, 24, 3), 90, np.uint8)
     labels = np.full((24, 24), 1, np.uint8)
     labels[:12] = IGNORE
-    seen = overlay(image, labels, colours(NAMES))
+    seen = blend_labels(image, labels, class_colors(NAMES))
     assert set(np.unique(seen[:12])) == {overlays.LIGHT, overlays.DARK}
     assert (np.ptp(seen[12:].astype(int), axis=-1) > 40).all()
 
@@ -94,21 +106,21 @@ def shown() -> Overlays:
 
 
 def test_every_tile_is_the_overlay_of_its_image(shown: Overlays):
-    page = np.asarray(strip(shown))
+    page = np.asarray(draw_overlays(shown))
     width, height = overlays.TILE, round(overlays.TILE * 16 / 24)
     tiles = [page[:, i * (width + overlays.GAP) :][:, :width] for i in range(4)]
-    palette = colours(NAMES)
-    for column, labels in zip(tiles[1:], (shown.truth, *shown.answers.values()), strict=True):
+    palette = class_colors(NAMES)
+    for column, labels in zip(tiles[1:], (shown.truth, *shown.predictions.values()), strict=True):
         for image, label in zip(shown.images, labels, strict=True):
             large = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
             cut = Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST)
-            tile = overlay(np.asarray(large), np.asarray(cut), palette)
+            tile = blend_labels(np.asarray(large), np.asarray(cut), palette)
             rows = [y for y in range(len(page) - height) if np.array_equal(column[y : y + height], tile)]
             assert len(rows) == 1
 
 
 def test_the_words_say_who_is_right_how_often(shown: Overlays):
-    assert shown.seen() == [0, 1, 2]
+    assert shown.unlabeled() == [0, 1, 2]
     assert shown.description == (
         "2 validation images: what is right, and what each model answers. Columns: the image, truth, teacher, KD. "
         "Classes: background, coat, bag. Pixels answered right: teacher 100.0 %, KD 50.0 %."
@@ -116,43 +128,43 @@ def test_the_words_say_who_is_right_how_often(shown: Overlays):
 
 
 def test_what_is_saved_loads_equal_and_its_picture_describes_itself(tmp_path: Path, shown: Overlays):
-    path = save(tmp_path, shown)
-    back = load(tmp_path)
+    path = save_overlays(tmp_path, shown)
+    back = load_overlays(tmp_path)
     assert np.array_equal(back.images, shown.images)
     assert np.array_equal(back.truth, shown.truth)
-    assert list(back.answers) == ["teacher", "KD"]
-    assert all(np.array_equal(back.answers[name], shown.answers[name]) for name in back.answers)
+    assert list(back.predictions) == ["teacher", "KD"]
+    assert all(np.array_equal(back.predictions[name], shown.predictions[name]) for name in back.predictions)
     assert back.class_names == NAMES
     with Image.open(path) as picture:
         assert picture.info["Description"] == shown.description
     before = path.read_bytes()
-    assert save(tmp_path, shown).read_bytes() == before
+    assert save_overlays(tmp_path, shown).read_bytes() == before
 
 
 def test_runs_on_the_same_images_share_a_picture_and_their_teacher(shown: Overlays):
-    teacher, wrong = shown.answers.values()
-    mosaic = replace(shown, answers={"teacher": teacher, "MosaicKD": teacher})
-    again = replace(shown, answers={"teacher": teacher, "KD": teacher})
+    teacher, wrong = shown.predictions.values()
+    mosaic = replace(shown, predictions={"teacher": teacher, "MosaicKD": teacher})
+    again = replace(shown, predictions={"teacher": teacher, "KD": teacher})
     others = replace(shown, images=255 - shown.images)
-    joined = join([("a", shown), ("b", mosaic), ("c", others), ("d", again), ("e", shown)])
-    assert [list(one.answers) for one in joined] == [["teacher", "KD", "MosaicKD", "KD (d)"], ["teacher", "KD"]]
-    assert np.array_equal(joined[0].answers["KD"], wrong)
+    joined = merge_overlays([("a", shown), ("b", mosaic), ("c", others), ("d", again), ("e", shown)])
+    assert [list(one.predictions) for one in joined] == [["teacher", "KD", "MosaicKD", "KD (d)"], ["teacher", "KD"]]
+    assert np.array_equal(joined[0].predictions["KD"], wrong)
 
 
 def test_a_report_holds_the_picture_with_its_words_and_names_damaged_ones(tmp_path: Path, shown: Overlays):
-    save(tmp_path / "kd", shown)
-    teacher = shown.answers["teacher"]
-    save(tmp_path / "mosaic", replace(shown, answers={"teacher": teacher, "MosaicKD": teacher}))
+    save_overlays(tmp_path / "kd", shown)
+    teacher = shown.predictions["teacher"]
+    save_overlays(tmp_path / "mosaic", replace(shown, predictions={"teacher": teacher, "MosaicKD": teacher}))
     bare = io.BytesIO()
     np.save(bare, teacher)
     damaged = {"bare": bare.getvalue(), "cut": (tmp_path / "kd" / ARRAYS).read_bytes()[:90], "text": b"no arrays"}
     for name, content in damaged.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / ARRAYS).write_bytes(content)
-    pictures, notes = collect([tmp_path / name for name in ("kd", "mosaic", *damaged, "none")], tmp_path)
-    assert list(pictures.values()) == [tmp_path / PICTURE]
+    pictures, notes = collect_overlays([tmp_path / name for name in ("kd", "mosaic", *damaged, "none")], tmp_path)
+    assert list(pictures.values()) == [tmp_path / IMAGE]
     assert [note.partition(" could")[0] for note in notes] == [f"The overlays of {name}" for name in damaged]
-    paths = write_report(tmp_path, [Record("x")], pictures=pictures, notes=notes)
+    paths = write_report(tmp_path, [Record("x")], images=pictures, notes=notes).files
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     assert 'alt="2 validation images: what is right' in html
     assert "teacher 100.0 %, KD 50.0 %, MosaicKD 100.0 %." in html
@@ -162,44 +174,44 @@ def test_a_report_holds_the_picture_with_its_words_and_names_damaged_ones(tmp_pa
     assert "The overlays of cut could not be read" in markdown
 
 
-@pytest.mark.parametrize("change", ["truth", "answers", "names", "images"])
+@pytest.mark.parametrize("change", ["truth", "predictions", "names", "images"])
 def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path: Path, shown: Overlays, change: str):
-    save(tmp_path, shown)
+    save_overlays(tmp_path, shown)
     with np.load(tmp_path / ARRAYS) as file:
         content = dict(file)
     content[change] = content[change][:, 1:] if content[change].ndim > 1 else content[change][1:]
     np.savez(tmp_path / ARRAYS, **content)
-    with pytest.raises(overlays.UNREADABLE):
-        load(tmp_path)
+    with pytest.raises(overlays.READ_ERRORS):
+        load_overlays(tmp_path)
 
 
 def test_the_command_shows_the_overlays_of_the_runs_it_joins(tmp_path: Path, shown: Overlays):
     from compress.cli.report import report as command
 
-    for name, answer in shown.answers.items():
+    for name, answer in shown.predictions.items():
         record = Record(name, metrics={"miou": 0.5, "iou/coat": 0.25}, task="segmentation")
         append_records(tmp_path / "runs" / name, [record])
-        save(tmp_path / "runs" / name, replace(shown, answers={name: answer}))
+        save_overlays(tmp_path / "runs" / name, replace(shown, predictions={name: answer}))
     out = tmp_path / "out"
     result = CliRunner().invoke(command, [str(tmp_path / "runs"), "--out", str(out), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout)["metric"] == "miou"
     text = (out / "report.md").read_text()
     assert text.count("![2 validation images") == text.count(".png>)") == 1
     assert "Columns: the image, truth, KD, teacher." in text
-    with Image.open(out / PICTURE) as picture:
+    with Image.open(out / IMAGE) as picture:
         assert picture.width == 4 * (overlays.TILE + overlays.GAP) - overlays.GAP
 
 
 def test_headings_break_between_words_and_are_never_wider_than_their_column():
-    assert wrapped("KD deeplab_wrn16_1", 184) == ["KD", "deeplab_wrn16_1"]
-    assert wrapped("truth", 184) == ["truth"]
-    assert wrapped("MosaicKD deeplabv3_mobilenet_v2", 184) == ["MosaicKD", "deeplabv3_", "mobilenet_v2"]
+    assert wrap_heading("KD deeplab_wrn16_1", 184) == ["KD", "deeplab_wrn16_1"]
+    assert wrap_heading("truth", 184) == ["truth"]
+    assert wrap_heading("MosaicKD deeplabv3_mobilenet_v2", 184) == ["MosaicKD", "deeplabv3_", "mobilenet_v2"]
     for text in ("a" * 300, "a_" * 90, "w " * 90, "", "漢" * 40):
-        lines = wrapped(text, 120)
+        lines = wrap_heading(text, 120)
         assert len(lines) <= 3
-        assert all(overlays.font().getlength(line) <= 120 for line in lines)
+        assert all(overlays.load_font().getlength(line) <= 120 for line in lines)
 
 
 def test_more_models_than_there_is_room_for_are_left_out_of_the_picture(shown: Overlays):
-    many = replace(shown, answers={f"model {i}": shown.truth for i in range(9)})
-    assert strip(many).width == (2 + overlays.MOST_ANSWERS) * (overlays.TILE + overlays.GAP) - overlays.GAP
+    many = replace(shown, predictions={f"model {i}": shown.truth for i in range(9)})
+    assert draw_overlays(many).width == (2 + overlays.MAX_PREDICTIONS) * (overlays.TILE + overlays.GAP) - overlays.GAP

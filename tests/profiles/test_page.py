@@ -18,16 +18,14 @@ from typing import Any
 import pytest
 
 from benchmarks.report_size import ARGUMENTS, browser_path, made_up, page_of
-from profiles.advice import Budget, advise
-from profiles.comparison import Comparison
-from profiles.page import render_page
-from profiles.page.cells import FORMATS, cost, fronts, times_at
-from profiles.page.packing import packed_rows, script_json
-from profiles.page.rendering import PLOTLY, plotly, policy
-from profiles.pictures import Picture
-from profiles.record import Record
-from profiles.tables import Table
-from profiles.tradeoff import as_csv, page_data
+from profiles.records import Record
+from profiles.report.comparison import Comparison
+from profiles.report.html import PLOTLY, pack_rows, read_plotly, render_page, script_json, security_policy
+from profiles.report.html_tables import FORMATS, pareto_fronts, row_cost, row_latency
+from profiles.report.images import EmbeddedImage
+from profiles.report.recommendation import Limits, recommend
+from profiles.report.rows import build_page_data, rows_to_csv
+from profiles.report.tables import Table
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "example"
@@ -62,9 +60,9 @@ DATA = page_of(RECORDS, "Fashion-MNIST without its data")
 ROWS = DATA["rows"]
 PARTS: dict[str, Any] = {
     "tables": [Table("How the models were made.", ["Model", "Steps"], [["MosaicKD", "400"]])],
-    "pictures": [
-        Picture("Synthetic images after 100 steps", DOT, Path("grid.png"), True),
-        Picture("Overlays", DOT, Path("overlays.png"), False, "Four images with their masks"),
+    "images": [
+        EmbeddedImage("Synthetic images after 100 steps", DOT, Path("grid.png"), True),
+        EmbeddedImage("Overlays", DOT, Path("overlays.png"), False, "Four images with their masks"),
     ],
     "commands": ["compress sweep sweep.yaml"],
     "caveats": ["One seed for the teacher."],
@@ -83,7 +81,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    pytest.importorskip("playwright", reason="the page's tests need Playwright: pip install compress[dev]")
+    pytest.importorskip("playwright", reason="the page's tests need Playwright: pip install compress-distill[dev]")
     from playwright.sync_api import sync_playwright
 
     path = browser_path()
@@ -150,7 +148,7 @@ def expected(place: int, limits: dict[str, float], tolerance: float) -> int | No
     """The rule of the choice, plainly: the cheapest of those that hold the limits and come near the best of them."""
 
     def price(i: int, name: str) -> float | None:
-        return cost(ROWS[i], times_at(ROWS[i], place), name)
+        return row_cost(ROWS[i], row_latency(ROWS[i], place), name)
 
     files = {(row["name"], row["role"]) for row in ROWS if row["format"]}
     shipped = [i for i, row in enumerate(ROWS) if row["format"] or (row["name"], row["role"]) not in files]
@@ -177,7 +175,7 @@ def test_the_charts_library_is_the_one_that_its_readme_and_the_notice_name():
 def test_the_page_without_data_is_below_3_mb_and_names_nothing_that_a_browser_would_fetch():
     html = render_page(page_of([]))
     assert len(html.encode()) < 3e6
-    ours = html.replace(plotly(), "")
+    ours = html.replace(read_plotly(), "")
     assert not re.search(r'\b(src|href)\s*=\s*(?!"#|"data:)', ours.split("<script>")[0])
     assert "http" not in ours.replace("http-equiv", "")
 
@@ -194,7 +192,7 @@ def test_the_policy_allows_these_very_scripts_and_no_connection():
     content = found[1].replace("&#39;", "'")
     scripts = re.findall(r"<script>(.*?)</script>", HTML, re.DOTALL)
     assert len(scripts) == 2
-    assert content == policy(scripts)
+    assert content == security_policy(scripts)
     assert content.startswith("default-src 'none'; script-src 'sha256-")
     assert base64.b64encode(hashlib.sha256(scripts[1].encode()).digest()).decode() in content
 
@@ -210,7 +208,7 @@ def test_json_in_a_page_can_neither_end_its_element_nor_change():
 
 def test_rows_are_packed_by_columns():
     rows = [{"a": "x", "b": {"c": 1 / 3}}, {"a": "x", "b": None}, {"a": "x", "b": {"c": 2.0, "d": [0.1]}}]
-    assert packed_rows(rows) == {
+    assert pack_rows(rows) == {
         "length": 3,
         "column": {"of": {
             "a": {"words": ["x"], "index": [0, 0, 0]},
@@ -243,12 +241,12 @@ def test_the_first_rows_are_there_without_javascript_and_are_those_that_scripts_
 def test_every_model_with_a_number_is_a_point_and_the_front_is_drawn(open_page):
     tab = open_page()
     draw_all(tab)
-    optimal = fronts(ROWS, DATA["place"])
+    optimal = pareto_fronts(ROWS, DATA["place"])
     for name in ("latency", "flops", "size", "energy"):
-        known = [i for i, row in enumerate(ROWS) if cost(row, times_at(row, DATA["place"]), name) is not None]
+        known = [i for i, row in enumerate(ROWS) if row_cost(row, row_latency(row, DATA["place"]), name) is not None]
         assert points(tab, f"chart-{name}") == known
         drawn = tab.evaluate(f"document.getElementById('chart-{name}').data.find((t) => t.mode === 'lines').x")
-        prices = [cost(ROWS[i], times_at(ROWS[i], DATA["place"]), name) for i in optimal[name]]
+        prices = [row_cost(ROWS[i], row_latency(ROWS[i], DATA["place"]), name) for i in optimal[name]]
         assert drawn == pytest.approx(prices, rel=1e-8)
         listed = tab.locator(f"#chart-{name}").locator("xpath=ancestor::figure").locator("ol li")
         assert listed.count() == len(optimal[name])
@@ -273,7 +271,7 @@ def test_training_and_classes_are_drawn_and_told_in_numbers(open_page):
 
 def test_pictures_verification_caveats_and_provenance_are_there(open_page):
     tab = open_page()
-    assert tab.locator("#pictures img").evaluate_all("(all) => all.map((i) => [i.alt, i.naturalWidth])") == [
+    assert tab.locator("#images img").evaluate_all("(all) => all.map((i) => [i.alt, i.naturalWidth])") == [
         ["Synthetic images after 100 steps", 1], ["Four images with their masks", 1],
     ]  # fmt: skip
     assert tab.locator("#verification tbody tr").count() == sum(row["verified"] is not None for row in ROWS)
@@ -320,7 +318,7 @@ def test_words_and_checkboxes_filter_table_and_charts_alike(open_page):
     tab.keyboard.press("Space")
     left = [i for i, row in enumerate(ROWS) if row["precision"] != "fp32"]
     assert names(tab) == [ROWS[i]["name"] for i in left]
-    shown = [i for i in left if cost(ROWS[i], times_at(ROWS[i], DATA["place"]), "latency") is not None]
+    shown = [i for i in left if row_cost(ROWS[i], row_latency(ROWS[i], DATA["place"]), "latency") is not None]
     tab.wait_for_function("(n) => document.querySelectorAll('#chart-latency .point').length === n", arg=len(shown))
     assert points(tab, "chart-latency") == shown
     for box in tab.locator("fieldset[data-facet=method] input").all():
@@ -351,7 +349,7 @@ def test_the_choice_follows_the_budget_as_the_rule_says(open_page):
         tab.select_option("#place", str(place))
         limits = {}
         for name in ("latency", "flops", "size", "energy"):
-            priced = [p for row in ROWS if (p := cost(row, times_at(row, place), name)) is not None]
+            priced = [p for row in ROWS if (p := row_cost(row, row_latency(row, place), name)) is not None]
             limit = float(f"{rng.choice(priced):.3g}") if rng.random() < 0.5 else None
             limits |= {} if limit is None else {name: limit}
             tab.fill(f"#limit-{name}", "" if limit is None else str(limit))
@@ -367,8 +365,8 @@ def test_the_choice_follows_the_budget_as_the_rule_says(open_page):
 
 def test_the_choice_is_the_one_that_the_command_line_makes(open_page):
     comparison = Comparison(RECORDS)
-    for budget in (Budget(latency=0.1), Budget(flops=0.3, size=1.0), Budget(energy=0.001)):
-        data = page_data(comparison, RECORDS, advise(comparison, budget), budget, title="x")
+    for budget in (Limits(latency_ms=0.1), Limits(gflop=0.3, size_mb=1.0), Limits(energy_mj=0.001)):
+        data = build_page_data(comparison, RECORDS, recommend(comparison, budget), budget, title="x")
         tab = open_page(render_page(data))
         pick = "" if data["pick"] is None else str(data["pick"])
         assert tab.locator("#pick").get_attribute("data-row") == pick
@@ -383,7 +381,7 @@ def test_what_a_budget_leaves_out_is_told_by_limit(open_page):
     tab = open_page()
     tab.fill("#limit-latency", "0.1")
     tab.get_by_text("Left out").wait_for()
-    priced = [cost(row, times_at(row, 0), "latency") for row in ROWS if not row.get("superseded")]
+    priced = [row_cost(row, row_latency(row, 0), "latency") for row in ROWS if not row.get("superseded")]
     over = sum(p is not None and p > 0.1 for p in priced)
     words = tab.locator("#pick-left").inner_text()
     assert f"{over} by latency above 0.1 ms" in words
@@ -411,7 +409,7 @@ def test_a_row_is_marked_in_every_chart_and_a_point_in_the_table(open_page):
     assert tab.locator("#details").count() == 0
     # the other way round: a point's box, and its row
     tab.locator("#chart-latency").scroll_into_view_if_needed()
-    front = fronts(ROWS, DATA["place"])["latency"]
+    front = pareto_fronts(ROWS, DATA["place"])["latency"]
     at = tab.evaluate(
         """([i]) => { const plot = document.getElementById('chart-latency'), box = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout, t = plot.data.filter((t) => t.customdata?.includes(i))[0];
@@ -448,7 +446,7 @@ def test_the_csv_is_the_one_that_the_command_writes(open_page):
     with tab.expect_download() as download:
         tab.locator("#csv").click()
     found = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
-    wanted = list(csv.reader(io.StringIO(as_csv(DATA))))
+    wanted = list(csv.reader(io.StringIO(rows_to_csv(DATA))))
     assert found[0] == wanted[0]
     assert len(found) == len(wanted)
     for line, like in zip(found[1:], wanted[1:], strict=True):
@@ -540,7 +538,7 @@ def test_hostile_names_stay_text(open_page):
     data["metric_name"] = HOSTILE
     table = Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
     html = render_page(
-        data, tables=[table], pictures=[Picture(HOSTILE, DOT, Path("x.png"))], commands=[HOSTILE], caveats=[HOSTILE],
+        data, tables=[table], images=[EmbeddedImage(HOSTILE, DOT, Path("x.png"))], commands=[HOSTILE], caveats=[HOSTILE],
         environment=[table],
     )  # fmt: skip
     tab = open_page(html)
@@ -613,5 +611,5 @@ def test_the_example_is_a_real_sweep_that_is_drawn_sorts_and_filters(open_page):
     tab.keyboard.press("Space")
     assert len(names(tab)) == len(records)
     assert all(
-        image["alt"] for image in tab.locator("#pictures img").evaluate_all("(all) => all.map((i) => ({alt: i.alt}))")
+        image["alt"] for image in tab.locator("#images img").evaluate_all("(all) => all.map((i) => ({alt: i.alt}))")
     )

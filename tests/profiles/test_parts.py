@@ -10,8 +10,8 @@ import pytest
 import torch
 from clockwork import Hands
 
-from profiles.latency import Candidate, measure_alternated
-from profiles.parts import Parts, Shares, once, shares
+from profiles.latency.benchmark import Candidate, benchmark_interleaved
+from profiles.latency.gpu import GpuStages, StageTimes, time_stages, time_stages_once
 
 
 class Mark:
@@ -31,7 +31,7 @@ class Mark:
         return 1e3 * (other.at - self.at)
 
 
-def parts(hands: Hands, order: list[str], slow: int = -1) -> Parts:
+def parts(hands: Hands, order: list[str], slow: int = -1) -> GpuStages:
     calls = count()
 
     def step(name: str, seconds: float):
@@ -48,26 +48,26 @@ def parts(hands: Hands, order: list[str], slow: int = -1) -> Parts:
         yield
         order.append("leave")
 
-    return Parts(step("in", 0.001), step("compute", 0.005), step("out", 0.002), lambda: Mark(hands), place)
+    return GpuStages(step("in", 0.001), step("compute", 0.005), step("out", 0.002), lambda: Mark(hands), place)
 
 
 def test_each_part_is_between_its_marks_and_given_what_the_one_before_made() -> None:
     hands, order = Hands(), list[str]()
     made = parts(hands, order)
-    assert once(made, "images") == pytest.approx([1.0, 5.0, 2.0])
+    assert time_stages_once(made, "images") == pytest.approx([1.0, 5.0, 2.0])
     assert order == ["enter", "in", "compute", "out", "leave"]
 
 
 def test_medians_do_not_mind_a_slow_call_nor_the_first_ones() -> None:
-    found = shares(parts(Hands(), [], slow=30), "images")
+    found = time_stages(parts(Hands(), [], slow=30), "images")
     assert (found.copy_in_ms, found.compute_ms, found.copy_out_ms) == pytest.approx((1.0, 5.0, 2.0))
 
 
 def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_has_none() -> None:
     hands = Hands()
-    on_gpu = Candidate(lambda _: hands.pass_(0.01), "images", device="cuda", parts=parts(hands, []))
+    on_gpu = Candidate(lambda _: hands.pass_(0.01), "images", device="cuda", gpu_stages=parts(hands, []))
     plain = Candidate(lambda _: hands.pass_(0.01), "images")
-    found = measure_alternated({"gpu": on_gpu, "cpu": plain}, duration_s=0.5, clock=hands.clock)
+    found = benchmark_interleaved({"gpu": on_gpu, "cpu": plain}, duration_s=0.5, clock=hands.clock).latencies
     assert found["gpu"].latency_ms_p50 == pytest.approx(10)
     assert (found["gpu"].copy_in_ms, found["gpu"].compute_ms, found["gpu"].copy_out_ms) == pytest.approx((1, 5, 2))
     assert (found["cpu"].copy_in_ms, found["cpu"].compute_ms, found["cpu"].copy_out_ms) == (None, None, None)
@@ -77,14 +77,14 @@ def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_h
 def test_on_a_gpu_the_parts_are_positive_and_no_longer_than_the_whole() -> None:
     from compress.cli.candidates import candidate
     from compress.models import network
-    from compress.models.card import Card
+    from compress.models.card import ModelCard
 
-    card = Card("wrn16_1", 10, (32, 32))
+    card = ModelCard("wrn16_1", 10, (32, 32))
     one = candidate(network(card), card, 8, provider="cuda")
     assert one.parts is not None
-    found = shares(one.parts, one.example)
-    whole = measure_alternated({"": one}, duration_s=1.0)[""].latency_ms_p90
-    assert isinstance(found, Shares)
+    found = time_stages(one.parts, one.example)
+    whole = benchmark_interleaved({"": one}, duration_s=1.0).latencies[""].latency_ms_p90
+    assert isinstance(found, StageTimes)
     assert min(found.copy_in_ms, found.compute_ms, found.copy_out_ms) > 0
     assert found.copy_in_ms + found.compute_ms + found.copy_out_ms < 2 * whole
     assert torch.cuda.is_available()

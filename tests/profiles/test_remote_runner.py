@@ -23,8 +23,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.runtime import load
-from profiles.parts import shares
+from exporters.loading import load
+from profiles.latency.gpu import time_stages
 from profiles.remote import entry, opening, serving
 from profiles.remote.cuda import Driver
 from profiles.remote.engine import open_engine
@@ -74,7 +74,7 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 def test_what_is_shipped_imports_numpy_and_pythons_own_and_nothing_else() -> None:
     files = shipped()
-    assert {"profiles.latency", "profiles.machine", "profiles.loadgen", "profiles.remote.entry"} <= set(files)
+    assert {"profiles.latency.benchmark", "profiles.latency.machine", "profiles.latency.loadgen", "profiles.remote.entry"} <= set(files)
     known, optional = sys.stdlib_module_names | {"numpy", "profiles"}, {"pynvml", "mlperf_loadgen"}
     for name, path in files.items():
         tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=entry.OLDEST)
@@ -233,7 +233,7 @@ def test_it_answers_as_the_same_file_does_here(net: Path, runtime: Any) -> None:
     there = open_file(dataclasses.replace(JOB, runtime=runtime), net)
     with load(net, runtime=runtime, threads=1) as here:
         expected = here(images)
-        assert (there.precision, there.takes_bytes, there.batches) == (here.precision, here.takes_bytes, here.batches)
+        assert (there.precision, there.takes_bytes, there.batches) == (here.precision, here.expects_uint8, here.batch_range)
     (answer,) = there(images)  # pyright: ignore[reportGeneralTypeIssues]
     np.testing.assert_allclose(answer, expected, rtol=1e-5)
 
@@ -284,7 +284,7 @@ def test_a_candidate_has_its_beginning_and_images_of_its_batch(net: Path) -> Non
     assert one.example.shape == (2, 3, 8, 10)
     assert (one.batch_size, one.threads, one.runtime, one.device, one.precision) == (2, 1, "onnxruntime", "cpu", "fp32")
     assert one.load_ms is not None
-    assert one.first_ms is not None
+    assert one.first_call_ms is not None
 
 
 def test_a_precision_that_is_not_the_one_wanted_is_refused(net: Path) -> None:
@@ -438,7 +438,7 @@ def engine(net: Path, tmp_path: Path, monkeypatch) -> Path:
 
     library = ModuleType("tensorrt")
     library.__dict__.update(
-        __version__="10.3.0", ILogger=Logger, Runtime=Runtime, TensorIOMode=SimpleNamespace(INPUT="in")
+        __version__="10.3.0", ILogger=Logger, Runtime=Runtime, TensorIOMode=SimpleNamespace(INPUT_DESCRIPTION="in")
     )
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     path = tmp_path / "net.engine"
@@ -468,7 +468,7 @@ def test_an_engine_answers_as_its_source_does(engine: Path, net: Path) -> None:
 def test_copies_and_work_of_an_engine_are_timed_apart(engine: Path) -> None:
     ready = open_engine(ENGINE, engine, driver())
     assert ready.parts is not None
-    found = shares(ready.parts, noise(2, 3, 8, 10), runs=3, discarded=1)
+    found = time_stages(ready.parts, noise(2, 3, 8, 10), runs=3, discarded=1)
     assert (found.copy_in_ms, found.compute_ms, found.copy_out_ms) == (1.0, 1.0, 1.0)
 
 

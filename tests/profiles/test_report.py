@@ -18,12 +18,20 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from profiles.comparison import Comparison, pareto
-from profiles.latency import Latency
-from profiles.record import Record, RecordError, append_records
-from profiles.report import write_report
-from profiles.tables import runs
-from profiles.wording import cell, count, fenced, seconds, share, three, times
+from profiles.formatting import (
+    escape_markdown,
+    fence_code,
+    format_count,
+    format_duration,
+    format_factor,
+    format_percent,
+    format_significant,
+)
+from profiles.latency.benchmark import Latency
+from profiles.records import Record, RecordError, append_records
+from profiles.report.build import write_report
+from profiles.report.comparison import Comparison, pareto_indices
+from profiles.report.tables import runs_table
 
 
 def latency(p50: float, **more: Any) -> Latency:
@@ -68,7 +76,7 @@ PLAIN = replace(
 GOLDEN = """\
 # Fashion
 
-Ship MosaicKD wrn16_1: 80.5 % accuracy, 87.5 % of its teacher's 92.0 %, with 4× fewer MACs, 4× fewer parameters and 4× lower latency. It costs 0.500 ms (ONNX Runtime, CPU, 1 thread, batch 1), 0.0500 GFLOP and 720 kB. It is the best of 2 models. KD wrn16_1, the same network with the same wall-clock budget (4.0 min), is 20.5 points below it (60.0 %).
+Deploy MosaicKD wrn16_1: 80.5 % accuracy, 87.5 % of its teacher's 92.0 %, with 4× fewer MACs, 4× fewer parameters and 4× lower latency. It costs 0.500 ms (ONNX Runtime, CPU, 1 thread, batch 1), 0.0500 GFLOP and 720 kB. It is the best of 2 models. KD wrn16_1, the same network with the same wall-clock budget (4.0 min), is 20.5 points below it (60.0 %).
 
 Results, for one image. p50: median latency with ONNX Runtime, CPU, 1 thread, batch 1. 1 MAC = 2 FLOP.
 
@@ -93,7 +101,7 @@ Exported files against PyTorch: logits on the same images.
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | MosaicKD wrn16_1 | student.onnx | 18 | 0123456789ab | 64 | 100.00 % | 2.0e-06 | 1.0e-07 |
 
-How the models were made.
+Training runs.
 
 | Model | Method | Images | Steps | Wall clock | Budget | Waiting for data | Seed |
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |
@@ -166,7 +174,7 @@ def picture(tmp_path: Path) -> Path:
 
 def report(folder: Path, records: list[Record], **more: Any) -> tuple[str, str, dict[str, Any]]:
     """(HTML, Markdown, JSON) of a report, held to what holds for every one."""
-    paths = write_report(folder, records, **more)
+    paths = write_report(folder, records, **more).files
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     assert_needs_nothing_else(html)
     content = json.loads(paths["json"].read_text(), parse_constant=lambda name: pytest.fail(f"{name} in report.json"))
@@ -185,13 +193,13 @@ def assert_needs_nothing_else(html: str) -> None:
 
 def test_markdown_is_as_it_always_was(tmp_path: Path, picture: Path):
     _, markdown, _ = report(
-        tmp_path, [TEACHER, MOSAIC, PLAIN], title="Fashion", pictures={"Mosaics": picture}, notes=["One seed."], commands=["make demo"]
+        tmp_path, [TEACHER, MOSAIC, PLAIN], title="Fashion", images={"Mosaics": picture}, notes=["One seed."], commands=["make demo"]
     )  # fmt: skip
     assert markdown == GOLDEN
 
 
 def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, picture: Path):
-    html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], pictures={"Mosaics": picture})
+    html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], images={"Mosaics": picture})
     page = Page(html)
     for words in ("80.50 %", "0.0500", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
         assert words in page.text
@@ -229,11 +237,11 @@ def test_whatever_things_are_named_they_stay_text(tmp_path: Path, picture: Path)
                 latencies=[latency(1.0, runtime=NASTY, device=NASTY)], run={"command": NASTY, "ood": NASTY, "steps": NASTY, "history": [{"seconds": 1, "accuracy": 0.5}]}),
     ]  # fmt: skip
     paths = write_report(
-        tmp_path, records, title=NASTY, pictures={NASTY: picture}, notes=[NASTY], commands=[NASTY + "```"]
-    )
+        tmp_path, records, title=NASTY, images={NASTY: picture}, notes=[NASTY], commands=[NASTY + "```"]
+    ).files
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     page = Page(html)
-    plain = Page(write_report(tmp_path / "plain", [TEACHER, MOSAIC], pictures={"a": picture})["html"].read_text())
+    plain = Page(write_report(tmp_path / "plain", [TEACHER, MOSAIC], images={"a": picture}).files["html"].read_text())
     assert [tag for tag, _ in page.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"li", "ul"}
     assert "<script>alert(1)</script>" in page.text
@@ -256,7 +264,7 @@ def test_the_charts_are_files_for_the_markdown_that_name_every_model(tmp_path: P
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, picture: Path):
-    both = [write_report(tmp_path / name, [TEACHER, MOSAIC], pictures={"a": picture}) for name in "ab"]
+    both = [write_report(tmp_path / name, [TEACHER, MOSAIC], images={"a": picture}).files for name in "ab"]
     assert both[0]["html"].read_bytes() == both[1]["html"].read_bytes()
 
 
@@ -274,7 +282,7 @@ def test_what_was_not_measured_is_missing_and_not_zero(tmp_path: Path):
         Record("C", "teacher", metrics={"miou": 0.0}, macs=0),
     ]
     html, markdown, found = report(tmp_path, bare)
-    assert "Ship B: 40.0 % mIoU." in markdown
+    assert "Deploy B: 40.0 % mIoU." in markdown
     assert "| A | model | – |" in markdown
     assert "Not evaluated on mIoU: A." in html
     assert [record["retained_share"] for record in found["records"]] == [None, None, None]
@@ -302,17 +310,17 @@ def test_with_two_teachers_a_student_is_compared_with_the_one_its_run_names(tmp_
     other = replace(TEACHER, name="Other", metrics={"accuracy": 0.5})
     lost, found = replace(MOSAIC, name="lost"), replace(MOSAIC, run={"teacher": "Other"})
     comparison = Comparison([TEACHER, other, lost, found])
-    assert comparison.retained(found) == pytest.approx(0.805 / 0.5)
-    assert comparison.retained(lost) is None
+    assert comparison.retained_accuracy(found) == pytest.approx(0.805 / 0.5)
+    assert comparison.retained_accuracy(lost) is None
     assert any("several teachers" in caveat for caveat in report(tmp_path, comparison.records)[2]["caveats"])
 
 
 def test_a_run_is_told_once_whatever_files_were_made_of_its_student():
     int8 = replace(MOSAIC, format="onnx", precision="int8")
-    made = runs(Comparison([TEACHER, MOSAIC, int8]))
+    made = runs_table(Comparison([TEACHER, MOSAIC, int8]))
     assert made is not None
     assert len(made.rows) == 1
-    alone = runs(Comparison([TEACHER, int8]))
+    alone = runs_table(Comparison([TEACHER, int8]))
     assert alone is not None
     assert len(alone.rows) == 1
 
@@ -340,7 +348,7 @@ def test_a_picture_that_cannot_be_read_is_a_caveat(tmp_path: Path, picture: Path
         "gone": tmp_path / "gone.png",
         "folder": tmp_path,
     }
-    html, _, found = report(tmp_path, [MOSAIC], pictures=wrong | {"good": picture})
+    html, _, found = report(tmp_path, [MOSAIC], images=wrong | {"good": picture})
     assert html.count("<img") == 1
     assert sum("could not be read" in caveat for caveat in found["caveats"]) == 4
 
@@ -348,7 +356,7 @@ def test_a_picture_that_cannot_be_read_is_a_caveat(tmp_path: Path, picture: Path
 def test_a_huge_picture_is_made_smaller(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 255, (1500, 3000, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=1)
-    html, _, _ = report(tmp_path, [MOSAIC], pictures={"noise": tmp_path / "noise.png"})
+    html, _, _ = report(tmp_path, [MOSAIC], images={"noise": tmp_path / "noise.png"})
     source = re.search(r'src="data:image/jpeg;base64,([^"]+)"', html)
     assert source is not None
     with Image.open(io.BytesIO(base64.b64decode(source[1]))) as embedded:
@@ -371,7 +379,7 @@ def test_pareto_is_what_brute_force_finds(seed: int):
     rng = random.Random(seed)
     for _ in range(20):
         points = [(float(rng.randrange(6)), float(rng.randrange(6))) for _ in range(rng.randrange(12))]
-        found = pareto(points)
+        found = pareto_indices(points)
         assert sorted(found) == [i for i in range(len(points)) if not is_beaten(points, i)]
         assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
@@ -388,7 +396,7 @@ def test_many_models_are_drawn_without_names_on_top_of_each_other(tmp_path: Path
 
 
 def test_numbers_are_written_as_people_read_them():
-    assert [count(n) for n in (0, 999, 999.9, 1000, 175_994, 23_500_000, 2e9)] == [
+    assert [format_count(n) for n in (0, 999, 999.9, 1000, 175_994, 23_500_000, 2e9)] == [
         "0",
         "999",
         "1.00 k",
@@ -397,7 +405,7 @@ def test_numbers_are_written_as_people_read_them():
         "23.5 M",
         "2.00 G",
     ]
-    assert [three(n) for n in (0.061, 0.61, 12.34, 999.6, 1234.5, None)] == [
+    assert [format_significant(n) for n in (0.061, 0.61, 12.34, 999.6, 1234.5, None)] == [
         "0.0610",
         "0.610",
         "12.3",
@@ -405,8 +413,8 @@ def test_numbers_are_written_as_people_read_them():
         "1234",
         "",
     ]
-    assert [times(n) for n in (0.5, 4.0, 9.23, 12.34, 123.4, None)] == ["0.5×", "4×", "9.2×", "12.3×", "123×", ""]
-    assert [seconds(n) for n in (5, 99, 240, 7199, 7200, 36_660, None)] == [
+    assert [format_factor(n) for n in (0.5, 4.0, 9.23, 12.34, 123.4, None)] == ["0.5×", "4×", "9.2×", "12.3×", "123×", ""]
+    assert [format_duration(n) for n in (5, 99, 240, 7199, 7200, 36_660, None)] == [
         "5.00 s",
         "99.0 s",
         "4.0 min",
@@ -415,13 +423,13 @@ def test_numbers_are_written_as_people_read_them():
         "10 h 11 min",
         "",
     ]
-    assert share(0.81425) == "81.42 %"
+    assert format_percent(0.81425) == "81.42 %"
 
 
 def test_markdown_cells_and_blocks_cannot_be_broken_out_of():
-    assert cell("a|b\n<i> *x* _y_ z_1 `c` [d](e) \\") == r"a\|b &lt;i&gt; \*x\* \_y\_ z_1 \`c\` \[d\](e) \\"
-    assert cell("# a") == r"\# a"
-    assert fenced(["a ``` b"]) == "````console\na ``` b\n````"
+    assert escape_markdown("a|b\n<i> *x* _y_ z_1 `c` [d](e) \\") == r"a\|b &lt;i&gt; \*x\* \_y\_ z_1 \`c\` \[d\](e) \\"
+    assert escape_markdown("# a") == r"\# a"
+    assert fence_code(["a ``` b"]) == "````console\na ``` b\n````"
 
 
 def test_the_command_joins_runs_and_prints_where_the_report_is(tmp_path: Path):

@@ -8,31 +8,31 @@ import sys
 import pytest
 from clockwork import Hands
 
-from profiles import resident
-from profiles.resident import begin, resident_peak
+from profiles.latency import memory
+from profiles.latency.memory import load_and_first_call, peak_resident_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
 def test_the_resident_peak_sees_a_block_that_is_gone_again() -> None:
     # In a process of its own: the kernel may reclaim pages of one that has run a thousand tests while it looks.
-    script = "from profiles.resident import *; print(resident_peak(lambda: bytearray(100_000_000).count(1)))"
+    script = "from profiles.latency.memory import *; print(peak_resident_memory(lambda: bytearray(100_000_000).count(1)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert found == "None" or 90e6 < int(found) < 200e6
 
 
 def test_the_call_runs_where_nothing_can_be_measured_and_what_it_raises_is_passed_on(monkeypatch, tmp_path) -> None:
     ran = []
-    monkeypatch.setattr(resident, "CLEAR", tmp_path / "gone" / "clear_refs")
-    assert resident_peak(lambda: ran.append(1)) is None
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "gone" / "clear_refs")
+    assert peak_resident_memory(lambda: ran.append(1)) is None
     assert ran == [1]
 
     def full() -> None:
         raise OSError("the disk is full")
 
     for where in (tmp_path / "gone" / "clear_refs", tmp_path / "clear_refs"):
-        monkeypatch.setattr(resident, "CLEAR", where)
+        monkeypatch.setattr(memory, "CLEAR_REFS", where)
         with pytest.raises(OSError, match="full"):
-            resident_peak(full)
+            peak_resident_memory(full)
 
 
 def test_loading_and_the_first_call_are_timed_apart_and_the_example_is_in_neither() -> None:
@@ -46,8 +46,8 @@ def test_loading_and_the_first_call_are_timed_apart_and_the_example_is_in_neithe
         hands.pass_(100.0)
         return 0.5
 
-    found = begin(load, example, peak=lambda call: call() or 77, clock=hands.clock)
-    assert (found.load_ms, found.first_ms, found.peak_bytes, found.example) == (2000.0, 500.0, 77, 0.5)
+    found = load_and_first_call(load, example, peak=lambda call: call() or 77, clock=hands.clock)
+    assert (found.load_ms, found.first_call_ms, found.peak_bytes, found.example) == (2000.0, 500.0, 77, 0.5)
 
 
 def test_what_loading_raises_is_passed_on() -> None:
@@ -55,4 +55,4 @@ def test_what_loading_raises_is_passed_on() -> None:
         raise OSError("no such file")
 
     with pytest.raises(OSError, match="no such file"):
-        begin(load, lambda _: None)
+        load_and_first_call(load, lambda _: None)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from profiles import scenarios
-from profiles.conditions import load
-from profiles.scenarios import SCENARIOS, Opening, Rules, Scenario, ScenarioError, play
-from profiles.steady import Warmth
-from profiles.verdict import LogError, because, numbers, read_log
+from profiles.latency import scenarios
+from profiles.latency.loadgen import invalid_reason, latency_fields, parse_log
+from profiles.latency.machine import system_load
+from profiles.latency.scenarios import SCENARIOS, CandidateSpec, Scenario, ScenarioError, ScenarioSettings, run_scenario
+from profiles.latency.warmup import WarmupResult
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +21,8 @@ def found_by_the_child(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-def nap(**settings: Any) -> Opening:
-    return Opening("for_loadgen:nap", settings)
+def nap(**settings: Any) -> CandidateSpec:
+    return CandidateSpec("for_loadgen:nap", settings)
 
 
 def lines(entries: dict[str, Any]) -> str:
@@ -31,10 +31,10 @@ def lines(entries: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_scenario_bears_its_name_and_its_numbers_are_loadgens(scenario: Scenario) -> None:
-    rules = Rules(scenario, duration_s=0.3, latency_bound_ms=1000 if scenario == "Server" else None)
-    found = play(nap(batch=1 if scenario == "SingleStream" else 4), rules, load_before=0.25)
+    rules = ScenarioSettings(scenario, duration_s=0.3, latency_bound_ms=1000 if scenario == "Server" else None)
+    found = run_scenario(nap(batch=1 if scenario == "SingleStream" else 4), rules, load_before=0.25)
     assert (found.scenario, found.runtime, found.submission_length) == (scenario, "nap", False)
-    assert found.valid is (not found.invalid_because)
+    assert found.valid is (not found.invalid_reason)
     assert found.latency_ms_p50 <= found.latency_ms_p90 <= found.latency_ms_p99
     # a nap is never shorter than asked for; a query of eight takes two of four images
     assert found.latency_ms_p50 >= {"MultiStream": 4.0}.get(scenario, 2.0)
@@ -45,87 +45,87 @@ def test_a_scenario_bears_its_name_and_its_numbers_are_loadgens(scenario: Scenar
 
 
 def test_server_asks_for_as_many_images_as_it_is_told_to_and_misses_a_bound_that_nobody_can_keep() -> None:
-    found = play(nap(ms=5), Rules("Server", duration_s=0.3, target_qps=40, latency_bound_ms=1))
+    found = run_scenario(nap(ms=5), ScenarioSettings("Server", duration_s=0.3, target_qps=40, latency_bound_ms=1))
     assert (found.target_qps, found.latency_bound_ms, found.valid) == (40, 1, False)
-    assert "later than the bound allows" in found.invalid_because
+    assert "exceeded the latency bound" in found.invalid_reason
 
 
 def test_too_few_queries_are_not_valid_and_loadgen_says_how_many_it_needs() -> None:
-    found = play(nap(ms=10), Rules("MultiStream", duration_s=0.2))
+    found = run_scenario(nap(ms=10), ScenarioSettings("MultiStream", duration_s=0.2))
     assert found.valid is False
-    assert "at least 662 queries" in found.invalid_because
+    assert "at least 662 queries" in found.invalid_reason
 
 
 def test_a_model_that_fails_is_one_sentence() -> None:
     for scenario in SCENARIOS:
         with pytest.raises(ScenarioError) as caught:
-            play(nap(fails_at=200, ms=1), Rules(scenario, duration_s=0.3))
-        text = f"{scenario}: what is measured failed (ValueError: the images are of no use)."
+            run_scenario(nap(fails_at=200, ms=1), ScenarioSettings(scenario, duration_s=0.3))
+        text = f"{scenario}: the model failed (ValueError: the images are of no use)."
         assert str(caught.value) == text
 
 
 def test_a_model_that_dies_or_hangs_does_not_take_us_with_it() -> None:
     with pytest.raises(ScenarioError, match=r"SingleStream: the process .* ended by SIGKILL"):
-        play(nap(fails_at=3, how="dies"), Rules("SingleStream", duration_s=0.3))
-    with pytest.raises(ScenarioError, match="gave no answer for 2 s"):
-        play(nap(fails_at=3, how="hangs"), Rules("SingleStream", duration_s=0.3), patience_s=2)
+        run_scenario(nap(fails_at=3, how="dies"), ScenarioSettings("SingleStream", duration_s=0.3))
+    with pytest.raises(ScenarioError, match="completed no query for 2 s"):
+        run_scenario(nap(fails_at=3, how="hangs"), ScenarioSettings("SingleStream", duration_s=0.3), timeout_s=2)
 
 
 def test_a_model_that_does_not_open_is_told_in_its_own_words() -> None:
     with pytest.raises(ScenarioError, match=r"^Offline: the file is not there\.$"):
-        play(Opening("for_loadgen:refused"), Rules("Offline"))
+        run_scenario(CandidateSpec("for_loadgen:refused"), ScenarioSettings("Offline"))
     with pytest.raises(ScenarioError, match="AttributeError"):
-        play(Opening("for_loadgen:gone"), Rules("Offline"))
-    with pytest.raises(ScenarioError, match="one image at a time, found a batch of 4"):
-        play(nap(batch=4), Rules("SingleStream"))
+        run_scenario(CandidateSpec("for_loadgen:gone"), ScenarioSettings("Offline"))
+    with pytest.raises(ScenarioError, match="found a batch of 4"):
+        run_scenario(nap(batch=4), ScenarioSettings("SingleStream"))
 
 
 def test_without_loadgen_it_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(scenarios.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ScenarioError, match=r'pip install "compress\[loadgen\]"'):
-        play(nap(), Rules("Offline"))
+    with pytest.raises(ScenarioError, match="mlcommons-loadgen"):
+        run_scenario(nap(), ScenarioSettings("Offline"))
 
 
 def test_a_child_whose_parent_is_gone_ends(monkeypatch) -> None:
-    from profiles import loadgen
+    from profiles.latency import loadgen
 
     ended: list[int] = []
     parents = iter([7, 7, 1])
     monkeypatch.setattr(loadgen.os, "getppid", lambda: next(parents))
     monkeypatch.setattr(loadgen.os, "_exit", ended.append)
     monkeypatch.setattr(loadgen.time, "sleep", lambda _: None)
-    loadgen.follow(7)
+    loadgen.exit_with_parent(7)
     assert ended == [1]
 
 
 class Asked:
     """MLPerf's settings as LoadGen keeps them."""
 
-    def __init__(self, rules: Rules, folder: Path) -> None:
+    def __init__(self, rules: ScenarioSettings, folder: Path) -> None:
         import mlperf_loadgen
 
-        from profiles.loadgen import settings_of
+        from profiles.latency.loadgen import create_settings
 
-        found = settings_of(mlperf_loadgen, rules, 4, Warmth(10, True, 0.004), folder)
+        found = create_settings(mlperf_loadgen, rules, 4, WarmupResult(10, True, 0.004), folder)
         self.seconds, self.queries = found.min_duration_ms / 1e3, found.min_query_count
         self.server_qps, self.offline_qps = found.server_target_qps, found.offline_expected_qps
         self.bound_ms, self.samples = found.server_target_latency_ns / 1e6, found.multi_stream_samples_per_query
 
 
 def test_the_speed_of_the_warm_up_is_what_loadgen_plans_by(tmp_path: Path) -> None:
-    shorter = Asked(Rules("Offline", duration_s=2.5), tmp_path)
+    shorter = Asked(ScenarioSettings("Offline", duration_s=2.5), tmp_path)
     assert (shorter.seconds, shorter.queries, shorter.samples) == (2.5, 1, 8)
     assert shorter.offline_qps == pytest.approx(1.3 * 1000)
     assert shorter.server_qps == pytest.approx(0.5 * 1000)
-    assert Asked(Rules("Server", target_qps=7, latency_bound_ms=20), tmp_path).bound_ms == 20
+    assert Asked(ScenarioSettings("Server", target_qps=7, latency_bound_ms=20), tmp_path).bound_ms == 20
 
 
 CONFIGURED = """
 import sys; sys.path[:0] = {path!r}
 from pathlib import Path
 from test_scenarios import Asked
-from profiles.scenarios import Rules
-found = Asked(Rules({scenario!r}, mlperf=True), Path({folder!r}))
+from profiles.latency.scenarios import ScenarioSettings
+found = Asked(ScenarioSettings({scenario!r}, mlperf=True), Path({folder!r}))
 print(found.seconds, found.queries, found.bound_ms)
 """
 
@@ -148,30 +148,30 @@ def test_of_submission_length_are_mlperfs_own_settings(scenario: str, queries: i
 def test_the_log_is_read_by_its_keys_and_a_broken_line_is_passed_over(tmp_path: Path) -> None:
     entries = {"result_validity": "INVALID", "result_min_duration_met": False, "early_stopping_met": True}
     (tmp_path / "mlperf_log_detail.txt").write_text(f"{lines(entries)}\n:::MLLOG {{broken\nnoise\n")
-    assert read_log(tmp_path, "Offline") == entries
-    assert because(entries) == "it ended before its least duration"
+    assert parse_log(tmp_path, "Offline") == entries
+    assert invalid_reason(entries) == "it ended before its minimum duration"
 
 
 def test_a_log_without_a_verdict_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match=r"Offline \(its log has no verdict\)"):
-        read_log(tmp_path, "Offline")
+    with pytest.raises(ScenarioError, match=r"Offline \(its log has no verdict\)"):
+        parse_log(tmp_path, "Offline")
     (tmp_path / "mlperf_log_detail.txt").write_text(lines({"error_invalid_config": "no such file"}))
-    with pytest.raises(LogError, match=r"no result in Offline \(no such file\)"):
-        read_log(tmp_path, "Offline")
+    with pytest.raises(ScenarioError, match=r"no result for Offline \(no such file\)"):
+        parse_log(tmp_path, "Offline")
 
 
 def test_a_query_of_eight_has_latencies_of_its_own_and_eight_images() -> None:
     keys = {f"result_{p}.00_percentile_per_query_latency_ns": 8e6 + p for p in (50, 90, 99)}
     images = {f"result_{p}.00_percentile_latency_ns": 1e6 for p in (50, 90, 99)}
     rest = {"result_mean_query_latency_ns": 10e6, "result_query_count": 5, "result_validity": "VALID"}
-    found = numbers(keys | images | rest, "MultiStream")
+    found = latency_fields(keys | images | rest, "MultiStream")
     assert found["latency_ms_p90"] == pytest.approx(8.00009)
     assert found["throughput_ips"] == pytest.approx(800)
-    assert (found["runs"], found["valid"], found["invalid_because"]) == (5, True, "")
+    assert (found["runs"], found["valid"], found["invalid_reason"]) == (5, True, "")
 
 
 def test_nothing_is_left_behind(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    play(nap(), Rules("SingleStream", duration_s=0.1), load_before=load())
+    run_scenario(nap(), ScenarioSettings("SingleStream", duration_s=0.1), load_before=system_load())
     assert os.listdir(tmp_path) == []
     assert not Path("mlperf_log_detail.txt").exists()

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models import body
-from profiles import sizes
-from profiles.sizes import AtSize, by_size, exponent, growth
+from compress.models import build_model
+from profiles.flops import input_size
+from profiles.flops.input_size import InputSizeCost, count_flops_by_size, describe_growth, scaling_exponent
 
 
 class Attends(nn.Module):
@@ -27,30 +27,30 @@ class Attends(nn.Module):
 
 
 def test_the_cost_of_each_size_is_that_of_its_formula() -> None:
-    found = by_size(Attends(), [(4, 4), (8, 4), (16, 16)])
+    found = count_flops_by_size(Attends(), [(4, 4), (8, 4), (16, 16)])
     assert [row.macs for row in found] == [12 * n + 8 * n * n + 16 for n in (16, 32, 256)]
     assert [row.flops for row in found] == [2 * (row.macs or 0) for row in found]
     assert [row.activations for row in found] == [4 * n + (n * n + 4 * n) + 4 for n in (16, 32, 256)]
 
 
 def test_what_is_not_proportional_to_pixels_is_named_with_its_share() -> None:
-    base, large = by_size(Attends(), [(4, 4), (16, 16)])
-    assert growth([large], base) == [
+    base, large = count_flops_by_size(Attends(), [(4, 4), (16, 16)])
+    assert describe_growth([large], base) == [
         "attention grows as pixels to the power of 2.00: 90.8% of the cost at 4x4, 99.4% at 16x16",
         "linear costs the same at every size: 0.7% of the cost at 4x4, 0.0% at 16x16",
     ]
 
 
 def test_convolutions_are_proportional_to_pixels() -> None:
-    base, large = by_size(body("wrn16_1", classes=10), [(32, 32), (64, 32)])
-    assert exponent(base.macs or 0, large.macs or 0, base.pixels, large.pixels) == pytest.approx(1, abs=1e-3)
-    assert growth([large], base) == []
+    base, large = count_flops_by_size(build_model("wrn16_1", classes=10), [(32, 32), (64, 32)])
+    assert scaling_exponent(base.macs or 0, large.macs or 0, base.pixels, large.pixels) == pytest.approx(1, abs=1e-3)
+    assert describe_growth([large], base) == []
 
 
 def test_no_exponent_between_sizes_of_the_same_pixels() -> None:
-    assert exponent(5, 5, 16, 16) is None
-    assert exponent(0, 5, 16, 32) is None
-    assert growth([AtSize((2, 8), 5, 10, 1, {"conv": 5})], AtSize((4, 4), 5, 10, 1, {"conv": 5})) == []
+    assert scaling_exponent(5, 5, 16, 16) is None
+    assert scaling_exponent(0, 5, 16, 32) is None
+    assert describe_growth([InputSizeCost((2, 8), 5, 10, 1, {"conv": 5})], InputSizeCost((4, 4), 5, 10, 1, {"conv": 5})) == []
 
 
 def test_a_size_that_the_network_refuses_has_a_sentence_and_stops_no_other() -> None:
@@ -59,9 +59,9 @@ def test_a_size_that_the_network_refuses_has_a_sentence_and_stops_no_other() -> 
             assert x.shape[2] == 8, "Expected 8 rows.\nAnd more."
             return x @ x.mT
 
-    refused, counted = by_size(Choosy(), [(4, 4), (8, 8)])
-    assert (refused.macs, refused.refused) == (None, "the network refuses it: Expected 8 rows")
-    assert (counted.macs, counted.refused) == (3 * 8 * 8 * 8, "")
+    refused, counted = count_flops_by_size(Choosy(), [(4, 4), (8, 8)])
+    assert (refused.macs, refused.error) == (None, "the network does not accept it: Expected 8 rows")
+    assert (counted.macs, counted.error) == (3 * 8 * 8 * 8, "")
 
 
 def test_an_error_without_words_is_named_by_its_kind() -> None:
@@ -69,25 +69,25 @@ def test_an_error_without_words_is_named_by_its_kind() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError
 
-    assert by_size(Silent(), [(4, 4)])[0].refused == "the network refuses it: ZeroDivisionError"
+    assert count_flops_by_size(Silent(), [(4, 4)])[0].error == "the network does not accept it: ZeroDivisionError"
 
 
 def test_a_kernel_larger_than_the_image_is_a_refusal() -> None:
-    assert "Kernel size" in by_size(nn.Conv2d(3, 4, 5), [(4, 4)])[0].refused
+    assert "Kernel size" in count_flops_by_size(nn.Conv2d(3, 4, 5), [(4, 4)])[0].error
 
 
 def test_a_size_that_would_not_fit_into_memory_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 1000000 kB\n")
-    monkeypatch.setattr(sizes, "MEMORY", tmp_path / "meminfo")
-    row = by_size(Attends(), [(1000, 1000)], pixel_bytes=2048)[0]
-    assert row.refused == "counting it takes about 2.0 GB of memory, 1.0 are free"
-    assert by_size(Attends(), [(4, 4)], pixel_bytes=2048)[0].macs
-    monkeypatch.setattr(sizes, "MEMORY", tmp_path / "gone")
-    assert by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[0].macs  # a system that does not tell refuses nothing
+    monkeypatch.setattr(input_size, "MEMINFO", tmp_path / "meminfo")
+    row = count_flops_by_size(Attends(), [(1000, 1000)], pixel_bytes=2048)[0]
+    assert row.error == "counting it takes about 2.0 GB of memory, 1.0 are free"
+    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=2048)[0].macs
+    monkeypatch.setattr(input_size, "MEMINFO", tmp_path / "gone")
+    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[0].macs  # a system that does not tell refuses nothing
 
 
 def test_a_program_that_cannot_be_traced_is_counted_by_torch() -> None:
     script = torch.jit.trace(nn.Conv2d(3, 4, 1).eval(), torch.zeros(1, 3, 4, 4))
     assert isinstance(script, nn.Module)
-    (row,) = by_size(script, [(4, 8)])
+    (row,) = count_flops_by_size(script, [(4, 8)])
     assert (row.macs, row.activations, row.by_operator) == (12 * 32, None, {"products": 12 * 32})

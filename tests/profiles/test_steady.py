@@ -8,10 +8,10 @@ from itertools import chain, cycle, repeat
 import pytest
 from clockwork import Hands
 
-from profiles.steady import Warmth, alike, warm_up
+from profiles.latency.warmup import WarmupResult, are_stable, warm_up
 
 
-def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -> tuple[Warmth, float]:
+def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -> tuple[WarmupResult, float]:
     """What the warm-up of a call with these times came to, and how long it took."""
     hands, left = Hands(), iter(times)
 
@@ -25,38 +25,38 @@ def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -
 
 def test_a_steady_call_is_warm_after_the_least_time() -> None:
     found, seconds = warmed(repeat(0.001))
-    assert found.settled is True
+    assert found.is_stable is True
     assert 0.2 <= seconds < 0.3
     assert found.runs == pytest.approx(1000 * seconds)
-    assert found.typical_s == 0.001
+    assert found.median_s == 0.001
 
 
 def test_one_that_grows_faster_is_waited_for() -> None:
     slow = (0.010 - 0.009 * i / 100 for i in range(100))
     found, seconds = warmed(chain(slow, repeat(0.001)))
-    assert (found.settled, found.typical_s) == (True, 0.001)
+    assert (found.is_stable, found.median_s) == (True, 0.001)
     assert seconds > 0.5
 
 
 def test_one_that_goes_on_rising_is_given_up_at_the_limit_and_said_not_to_have_settled() -> None:
     found, seconds = warmed(0.001 * 1.002**i for i in range(10_000))
-    assert found.settled is False
+    assert found.is_stable is False
     assert 3.0 <= seconds < 3.1
 
 
 def test_one_that_jumps_about_has_not_settled() -> None:
     found, _ = warmed(cycle([0.01] * 7 + [0.02] * 7))
-    assert found.settled is False
+    assert found.is_stable is False
 
 
 def test_single_slow_calls_do_not_matter() -> None:
     found, _ = warmed(cycle([0.001] * 9 + [0.02]))
-    assert found.settled is True
+    assert found.is_stable is True
 
 
 def test_so_slow_a_call_that_nobody_can_say_is_called_once() -> None:
     found, seconds = warmed(repeat(5.0))
-    assert (found.runs, found.settled, seconds) == (1, None, 5.0)
+    assert (found.runs, found.is_stable, seconds) == (1, None, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_so_slow_a_call_that_nobody_can_say_is_called_once() -> None:
     ],
 )
 def test_alike_is_near_and_without_a_trend(medians: list[float], expected: bool) -> None:
-    assert alike(medians) is expected
+    assert are_stable(medians) is expected

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from profiles.advice import Budget, advise
-from profiles.comparison import Comparison
-from profiles.joining import over_seeds
-from profiles.latency import Latency
-from profiles.record import Record
-from profiles.tradeoff import as_csv, page_data
+from profiles.latency.benchmark import Latency
+from profiles.record_sets import average_seeds
+from profiles.records import Record
+from profiles.report.comparison import Comparison
+from profiles.report.recommendation import Limits, recommend
+from profiles.report.rows import build_page_data, rows_to_csv
 
 
 def timed(p50: float, machine: str = "one", **more: Any) -> Latency:
@@ -35,8 +35,8 @@ AGAIN = replace(STUDENT, metrics={"accuracy": 0.6}, run=STUDENT.run | {"seed": 1
 
 
 def data_of(*runs: Record) -> dict[str, Any]:
-    comparison = Comparison(over_seeds(runs))
-    return page_data(comparison, runs, advise(comparison), Budget(), title="t")
+    comparison = Comparison(average_seeds(runs))
+    return build_page_data(comparison, runs, recommend(comparison), Limits(), title="t")
 
 
 def test_rows_are_models_with_means_over_seeds_best_first():
@@ -77,7 +77,7 @@ def test_the_data_are_json_and_small():
 
 
 def test_the_csv_has_a_line_for_every_place_and_no_formula():
-    lines = list(csv.DictReader(io.StringIO(as_csv(data_of(TEACHER, STUDENT)))))
+    lines = list(csv.DictReader(io.StringIO(rows_to_csv(data_of(TEACHER, STUDENT)))))
     assert [(line["name"], line["machine"]) for line in lines] == [("T", "one"), ("S", "one"), ("S", "two")]
     assert float(lines[1]["latency_ms_p50"]) == 2.0
     assert lines[1]["command"] == "'=evil()"

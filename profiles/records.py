@@ -1,0 +1,291 @@
+"""Records: what was measured of one model, as lines of `records.jsonl`.
+
+Each measurement appends a line to the file in its run directory; existing lines are never changed. A line holds only
+what was measured, so a model is the merge of all its lines (`merge_lines`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import pydantic
+
+from compress.errors import CompressError
+from compress.files import write_bytes
+from profiles.formatting import to_json_safe
+from profiles.latency.benchmark import Latency
+
+FILE = "records.jsonl"
+SCHEMA = 2  #: increased when an older reader would misunderstand a line
+Role = Literal["teacher", "student", "model"]
+
+
+class RecordError(CompressError):
+    """A record that cannot be read or written."""
+
+
+class NoRecordError(RecordError):
+    """A directory without any record: the request is wrong, not the file."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Record:
+    """One model in one form with its measurements. What was not measured is None or empty, never zero.
+
+    Example:
+        >>> Record("wrn16_1", role="student", method="mosaic", metrics={"accuracy": 0.83}).label
+        'wrn16_1'
+    """
+
+    name: str  #: displayed; the same for all forms of a model
+    role: Role = "model"
+    method: str = ""  #: training method
+    architecture: str = ""
+    task: str = "classification"
+    image_size: tuple[int, int] | None = None  #: height, width in pixels
+    format: str = ""  #: of the exported file: "onnx", "openvino", "tensorrt", "tensorrt-rtx"; empty: a PyTorch network
+    precision: str = "fp32"  #: "fp32", "fp16", "bf16" or "int8"
+    metrics: dict[str, float] = field(default_factory=dict)  #: accuracy, miou, …: shares in [0, 1]
+    macs: int | None = None  #: multiply-accumulates for one image, counted by fvcore
+    flops: int | None = None  #: floating-point operations for one image, 2 x macs
+    params: int | None = None
+    activations: int | None = None  #: output elements of convolutions and matrix products for one image
+    macs_torch: int | None = None  #: multiply-accumulates counted by torch.utils.flop_counter
+    unsupported: dict[str, int] = field(default_factory=dict)  #: operator that was not counted -> calls
+    size_bytes: int | None = None  #: of the deployed file
+    latencies: list[Latency] = field(default_factory=list)  #: one per setting
+    export: dict[str, Any] | None = None  #: the exported file and its parity with PyTorch
+    run: dict[str, Any] = field(default_factory=dict)  #: steps, wall_s, seed, ood, budget_s, command, history, …
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)  #: caption -> file, relative to the record's directory
+    at: str = ""  #: time of the measurement, UTC, ISO 8601; set when the record is written
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Identity within a directory: model, form and seed."""
+        return self.name, self.role, self.method, self.format, self.precision, self.run.get("seed")
+
+    @property
+    def label(self) -> str:
+        """The name, followed by format and precision for an exported file."""
+        return " ".join([self.name, *([self.format, self.precision] if self.format else [])])
+
+
+def append_records(folder: Path, records: Sequence[Record]) -> Path:
+    """Append records to `records.jsonl` in a directory, all or none.
+
+    A partial last line, left by a killed process, is removed first. Numbers that are not finite become null.
+
+    Args:
+        folder: Run directory; created if missing.
+        records: Records to append; an empty `at` is set to the current time.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RecordError: The file cannot be written.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    dated = [record if record.at else dataclasses.replace(record, at=now) for record in records]
+    lines = "".join(
+        f"{json.dumps({'schema': SCHEMA, **record_to_json(record)}, allow_nan=False)}\n" for record in dated
+    )
+    path = Path(folder) / FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file, file_locked(file):
+            end = truncate_partial_line(file)
+            try:
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written ({error.strerror or error}); choose another folder.") from error
+    return path
+
+
+@contextlib.contextmanager
+def file_locked(file: BinaryIO) -> Iterator[None]:
+    """Lock an open file against other processes; on Windows this does nothing."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def truncate_partial_line(file: BinaryIO) -> int:
+    """Remove what follows the last complete line; return the remaining length."""
+    file.seek(0)
+    content = file.read()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        file.truncate(end)
+    return end
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Convert a record to JSON values: metrics that are not finite are omitted, other such numbers are null."""
+    content = to_json_safe(dataclasses.asdict(record))
+    content["metrics"] = {key: value for key, value in content["metrics"].items() if value is not None}
+    return content
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read the models of a run directory, each merged from all its lines.
+
+    Args:
+        folder: Run directory, or the path of a `records.jsonl`.
+
+    Raises:
+        NoRecordError: There is no record.
+        RecordError: The file is damaged or written by a newer version.
+    """
+    return merge_lines(read_measurements(folder))
+
+
+def read_measurements(folder: Path) -> list[Record]:
+    """Read every line as its own record, in the order of measurement. Raises as `read_records`."""
+    path = Path(folder)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise NoRecordError(f"{folder}: found no {FILE}, expected the folder of a finished run or of a demo.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    complete = content[: content.rfind(b"\n") + 1]  # a killed process may leave a partial last line
+    return [parse_line(line, path, i) for i, line in enumerate(complete.splitlines(), 1) if line.strip()]
+
+
+def has_records(folder: Path) -> bool:
+    """Whether a run directory has records, which are written when the run has ended."""
+    return (Path(folder) / FILE).is_file()
+
+
+def read_existing_records(folder: Path) -> list[Record]:
+    """Read records as `read_records`; return an empty list if there are none."""
+    return read_records(folder) if has_records(folder) else []
+
+
+def without_history(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a run that hold for every form of its student: all but `history` and `last`."""
+    return {key: value for key, value in run.items() if key not in ("history", "last")}
+
+
+def learning_curve(record: Record, metric: str) -> list[tuple[float, float]]:
+    """Return (seconds, score) of each evaluation of a run; empty without a history."""
+    history = record.run.get("history")
+    return [
+        (float(entry["seconds"]), float(entry[metric]))
+        for entry in (history if isinstance(history, list) else [])
+        if isinstance(entry, dict) and entry.get("seconds") is not None and entry.get(metric) is not None
+    ]
+
+
+def parse_line(line: bytes, path: Path, number: int) -> Record:
+    """Parse one line. Raises RecordError that names the line."""
+    with convert_errors(path, f"line {number}: "):
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise RecordError(f"{path}: line {number}: found no object, expected a record; run that job again.")
+        check_schema_version(content, path)
+        return type_adapter(Record).validate_json(line)
+
+
+@cache
+def type_adapter(kind: type) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the JSON schema of a line."""
+    schema = type_adapter(Record).json_schema()
+    version = {"const": SCHEMA, "description": "version of this schema"}
+    schema["properties"] = {"schema": version, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def check_schema_version(content: Mapping[str, Any], path: Path) -> None:
+    """Raise RecordError for a line with another schema than `SCHEMA`."""
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        remedy = "update this package" if schema > SCHEMA else "run that job again"
+        raise RecordError(f"{path}: found schema {schema}, expected {SCHEMA}; {remedy}.")
+
+
+@contextlib.contextmanager
+def convert_errors(path: Path, where: str) -> Iterator[None]:
+    """Convert errors of JSON and validation to RecordError."""
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise RecordError(f"{path}: {where}not a record: {key}: {first['msg'].lower()}; run that job again.") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: {where}damaged, not JSON ({error}); run that job again.") from error
+
+
+def merge_lines(lines: Sequence[Record]) -> list[Record]:
+    """Merge lines with the same key, in the order of their first occurrence."""
+    merged: dict[tuple[Any, ...], Record] = {}
+    for line in lines:
+        merged[line.key] = merge_records(merged[line.key], line) if line.key in merged else line
+    return list(merged.values())
+
+
+def merge_records(old: Record, new: Record) -> Record:
+    """Merge two records of one model; new values win. Latencies of the same setting and machine are replaced."""
+    values: dict[str, Any] = {}
+    for one in dataclasses.fields(Record):
+        before, after = getattr(old, one.name), getattr(new, one.name)
+        if one.name == "latencies":
+            again = {measurement_setting(latency) for latency in after}
+            values[one.name] = [*(latency for latency in before if measurement_setting(latency) not in again), *after]
+        elif one.name in ("metrics", "run", "images"):
+            values[one.name] = {**before, **after}
+        else:
+            values[one.name] = before if after in (None, "", {}, one.default) else after
+    return Record(**values)
+
+
+def measurement_setting(latency: Latency) -> tuple[Any, ...]:
+    """Return how and where a latency was measured."""
+    one = latency
+    return one.machine, one.device, one.runtime, one.precision, one.threads, one.batch_size, one.scenario
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file atomically and create its directory. Raises RecordError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    except (OSError, CompressError) as error:
+        raise RecordError(f"{path}: cannot be written ({error}); choose another folder.") from error
+
+
+if __name__ == "__main__":
+    print(json.dumps(record_schema(), indent=2))

@@ -1,0 +1,1 @@
+"""Reports of records: HTML page, Markdown, CSV, JSON and charts. Public names are in `profiles`."""

@@ -1,0 +1,255 @@
+"""Images with their classes in colour: what is right beside what models prediction, one image a row, as a picture."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from profiles.formatting import format_percent
+from profiles.records import write_file
+from profiles.report.colors import class_colors
+
+ARRAYS, IMAGE = "overlays.npz", "overlays.png"
+IGNORE = 255  #: in a label map: nobody judges this pixel
+TRUTH = "truth"
+OPACITY = 0.68  #: share of a class's colour in its pixels; the rest is the image, in grey
+MAX_PREDICTIONS = 6  #: columns beside the image and the truth
+TILE = 184  #: pixels of a tile's longer side
+GAP, TEXT, STRIPE = 8, 22, 6  #: pixels
+INK, PAPER, LIGHT, DARK = "#1b1f24", "#ffffff", 235, 150
+#: what NumPy raises for files that are missing or not what `save_overlays` wrote
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """A few images, what is right on them, and what models prediction. Label maps are class indices, 255 for none."""
+
+    images: np.ndarray  #: uint8 [n, h, w, 3]
+    truth: np.ndarray  #: uint8 [n, h, w]
+    predictions: Mapping[str, np.ndarray]  #: name of a model -> uint8 [n, h, w]
+    class_names: Sequence[str]
+
+    @property
+    def caption(self) -> str:
+        return f"{len(self.images)} validation images: what is right, and what each model predictions"
+
+    @property
+    def description(self) -> str:
+        """The picture in words."""
+        judged = self.truth != IGNORE
+        total = max(1, int(judged.sum()))
+        right = [
+            f"{name} {format_percent(int(((a == self.truth) & judged).sum()) / total, 1)}"
+            for name, a in self.predictions.items()
+        ]
+        names = ", ".join(self.class_names[c] for c in self.visible_classes())
+        columns = ", ".join(["the image", TRUTH, *self.shown_predictions])
+        return f"{self.caption}. Columns: {columns}. Classes: {names}. Pixels answered right: {', '.join(right)}."
+
+    @property
+    def shown_predictions(self) -> dict[str, np.ndarray]:
+        """The predictions for which the picture has room: the first."""
+        return dict(list(self.predictions.items())[:MAX_PREDICTIONS])
+
+    def visible_classes(self) -> list[int]:
+        """The classes that are in the picture."""
+        found = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.shown_predictions.values())]))
+        return [int(c) for c in found if c < len(self.class_names)]
+
+
+# On disk.
+
+
+def save_overlays(folder: Path, overlays: Overlays) -> Path:
+    """Write the arrays, and the picture of them, into `folder`; the picture's path. Raises RecordError."""
+    file = io.BytesIO()
+    predictions = list(overlays.predictions.values())
+    np.savez_compressed(
+        file, images=overlays.images, truth=overlays.truth, names=np.array(list(overlays.predictions), dtype=np.str_),
+        predictions=np.stack(predictions) if predictions else np.zeros((0, *overlays.truth.shape), np.uint8),
+        class_names=np.array(overlays.class_names, dtype=np.str_),
+    )  # fmt: skip
+    write_file(Path(folder) / ARRAYS, file.getvalue())
+    return save_overlay_image(folder, overlays)
+
+
+def save_overlay_image(folder: Path, overlays: Overlays) -> Path:
+    """Write the picture alone, with its caption and description in it."""
+    words = PngInfo()
+    words.add_itxt("Title", overlays.caption)
+    words.add_itxt("Description", overlays.description)
+    file = io.BytesIO()
+    draw_overlays(overlays).save(file, "PNG", optimize=True, pnginfo=words)
+    write_file(Path(folder) / IMAGE, file.getvalue())
+    return Path(folder) / IMAGE
+
+
+def load_overlays(folder: Path) -> Overlays:
+    """What `save_overlays` wrote. Raises one of UNREADABLE where the file is missing, damaged or something else."""
+    with open(Path(folder) / ARRAYS, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+        images, truth, predictions = file["images"], file["truth"], file["predictions"]
+        names, class_names = [str(n) for n in file["names"]], [str(n) for n in file["class_names"]]
+    kinds = {images.dtype, truth.dtype, predictions.dtype}
+    shapes = images.shape == (*truth.shape, 3) and predictions.shape == (len(names), *truth.shape) and truth.ndim == 3
+    if kinds != {np.dtype(np.uint8)} or not shapes or truth.size == 0:
+        raise ValueError("not arrays of overlays")
+    return Overlays(images, truth, dict(zip(names, predictions, strict=True)), class_names)
+
+
+def collect_overlays(places: Sequence[Path], into: Path) -> tuple[dict[str, Path], list[str]]:
+    """The overlays that lie in `places`, drawn into the folder `into`: pictures by caption, and what failed.
+
+    Runs that were shown the same images share one picture. Raises RecordError where `into` cannot be written.
+    """
+    found, failures = [], []
+    for place in places:
+        if not (place / ARRAYS).is_file():
+            continue
+        try:
+            found.append((place.resolve().name, load_overlays(place)))
+        except READ_ERRORS as error:
+            failures.append(f"The overlays of {place.name} could not be read ({type(error).__name__}: {ARRAYS}).")
+    pictures = {}
+    for i, overlays in enumerate(merge_overlays(found)):
+        path = (
+            save_overlay_image(into, overlays) if i == 0 else save_overlay_image(into / f"overlays-{i + 1}", overlays)
+        )
+        pictures[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
+    return pictures, failures
+
+
+def merge_overlays(found: Sequence[tuple[str, Overlays]]) -> list[Overlays]:
+    """Overlays of the same images as one, each model once; models of one name that differ get their folder's behind."""
+    joined: list[Overlays] = []
+    for place, new in found:
+        twin = next((i for i, old in enumerate(joined) if have_same_images(old, new)), None)
+        if twin is None:
+            joined.append(new)
+            continue
+        predictions = dict(joined[twin].predictions)
+        for name, prediction in new.predictions.items():
+            if name not in predictions:
+                predictions[name] = prediction
+            elif not np.array_equal(predictions[name], prediction):
+                predictions[f"{name} ({place})"] = prediction
+        joined[twin] = replace(joined[twin], predictions=predictions)
+    return joined
+
+
+def have_same_images(one: Overlays, other: Overlays) -> bool:
+    alike = one.truth.shape == other.truth.shape and list(one.class_names) == list(other.class_names)
+    return alike and np.array_equal(one.truth, other.truth) and np.array_equal(one.images, other.images)
+
+
+# As a picture.
+
+
+def blend_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """`image` uint8 [h, w, 3] in grey under the colours of `labels` [h, w]; stripes where there is no class."""
+    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    known = labels < len(palette)
+    tint = palette[np.where(known, labels, 0)]
+    mixed = (1 - OPACITY) * grey[..., None] + OPACITY * tint
+    rows, columns = np.indices(labels.shape)
+    stripes = np.where((rows + columns) // STRIPE % 2, LIGHT, DARK)[..., None]
+    return np.where(known[..., None], mixed, stripes).round().astype(np.uint8)
+
+
+def draw_overlays(overlays: Overlays) -> Image.Image:
+    """Rows: image, truth, and up to six predictions under their names; below them the classes with their colours."""
+    palette = class_colors(overlays.class_names)
+    height, width = overlays.truth.shape[1:]
+    scale = TILE / max(height, width)
+    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = [("image", None), (TRUTH, overlays.truth), *overlays.shown_predictions.items()]
+    page_width = len(columns) * (tile[0] + GAP) - GAP
+    head = [wrap_heading(name, tile[0]) for name, _ in columns]
+    top = TEXT * 5 // 4 * max(len(lines) for lines in head) + GAP
+    bottom = top + len(overlays.images) * (tile[1] + GAP) + GAP
+    ignored = bool((overlays.truth >= len(palette)).any())
+    entries = [(overlays.class_names[c], palette[c]) for c in overlays.visible_classes()] + [
+        ("not judged", None)
+    ] * ignored
+    places, page_height = layout_legend([name for name, _ in entries], page_width, bottom)
+    page = Image.new("RGB", (page_width, page_height), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, (lines, (_, labels)) in enumerate(zip(head, columns, strict=True)):
+        left = i * (tile[0] + GAP)
+        draw_text(draw, (left, 0), "\n".join(lines))
+        for j, image in enumerate(overlays.images):
+            shown = draw_tile(image, None if labels is None else labels[j], tile, palette)
+            page.paste(shown, (left, top + j * (tile[1] + GAP)))
+    for (name, colour), place in zip(entries, places, strict=True):
+        page.paste(legend_swatch(colour), place)
+        draw_text(draw, (place[0] + TEXT + GAP, place[1]), name)
+    return page
+
+
+def draw_tile(image: np.ndarray, labels: np.ndarray | None, size: tuple[int, int], palette: np.ndarray) -> Image.Image:
+    """One tile of the picture at its (width, height): the image alone, or under the colours of its classes."""
+    large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    if labels is None:
+        return large
+    cut = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(blend_labels(np.asarray(large), np.asarray(cut), palette))
+
+
+def legend_swatch(colour: np.ndarray | None) -> Image.Image:
+    """A square of a class's colour as the overlays have it on middle grey; striped where nobody judges."""
+    grey = np.full((TEXT, TEXT, 3), 128, np.uint8)
+    known = np.zeros((1, 3), np.uint8) if colour is None else colour[None]
+    return Image.fromarray(blend_labels(grey, np.full((TEXT, TEXT), IGNORE if colour is None else 0), known))
+
+
+def load_font() -> ImageFont.FreeTypeFont:
+    """A font that knows most alphabets, from the package that draws the charts."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT - 4)
+
+
+def draw_text(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
+    draw.multiline_text(place, text, fill=INK, font=load_font(), spacing=TEXT // 4)
+
+
+def wrap_heading(text: str, width: int) -> list[str]:
+    """A heading in at most three lines of `width` pixels, broken between words, and within one only where it must."""
+    lines: list[str] = []
+    for word in text.split():
+        parts = [word] if load_font().getlength(word) <= width else re.findall(r"[^_/.-]+[_/.-]*|[_/.-]+", word)
+        for i, part in enumerate(parts):
+            glue = "" if i else " "
+            if lines and load_font().getlength(lines[-1] + glue + part) <= width:
+                lines[-1] += glue + part
+            else:
+                lines.append(part)
+    kept = lines[:3]
+    if len(lines) > 3:
+        kept[-1] += "…"
+    return [truncate_text(line, width) for line in kept]
+
+
+def truncate_text(text: str, width: int) -> str:
+    """`text`, cut so that it is no wider than `width` pixels."""
+    if load_font().getlength(text) <= width:
+        return text
+    while text and load_font().getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def layout_legend(names: Sequence[str], width: int, top: int) -> tuple[list[tuple[int, int]], int]:
+    """Where each entry of the legend goes, in columns as wide as the longest needs, and where the legend ends."""
+    widest = max((load_font().getlength(name) for name in names), default=0)
+    across = max(1, width // (TEXT + 3 * GAP + int(widest)))
+    step, high = width // across, TEXT + GAP
+    places = [(i % across * step, top + i // across * high) for i in range(len(names))]
+    return places, top + -(-len(names) // across) * high
