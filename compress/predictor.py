@@ -28,7 +28,9 @@ class Predictor:
 
     spec: str
     card: ModelCard
-    predict: Callable[[Tensor], Tensor]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes, ...] or labels, on the CPU
+    predict: Callable[
+        [Tensor], Tensor
+    ]  #: images [n, 3, h, w] in [0, 1] -> logits [n, classes, ...] or labels, on the CPU
     module: nn.Module | None = None  #: the network; None for an exported file
     file: Path | None = None  #: the exported file (.onnx, .xml, .engine); None for a network
     runtime: Runtime = "torch"
@@ -99,7 +101,9 @@ def announce_architecture(spec: str, card: ModelCard, progress: Progress) -> Non
     """Report which architecture was chosen for weights that fit several."""
     others = card.provenance.get("also_fits")
     if others:
-        progress(f"Assumed: {spec} is {card.architecture} (it also fits {', '.join(others)}). If wrong: --teacher-arch.")
+        progress(
+            f"Assumed: {spec} is {card.architecture} (it also fits {', '.join(others)}). If wrong: --teacher-arch."
+        )
 
 
 def is_architecture_name(spec: str) -> bool:

@@ -146,9 +146,9 @@ def list_targets() -> list[str]:
 
 def load_target_file(path: Path) -> Target:
     """Load a YAML file. Raises UsageError with the line and the nearest key."""
-    from compress.config import read_yaml, validate
+    from compress.config import load_yaml, validate
 
-    document = read_yaml(path)
+    document = load_yaml(path)
     target = validate(Target, document)
     validate_target(target, document)
     return target if target.name else dataclasses.replace(target, name=path.stem)

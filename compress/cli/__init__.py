@@ -1,4 +1,4 @@
-"""The command line. Importing this package costs milliseconds: a command's module is loaded when it is called."""
+"""The command line. A command's module is imported only when the command is called."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 
 import click
 
-#: command -> (module, one line for `compress --help`). The function in the module bears the command's name.
+from compress.errors import suggest_nearest
+
+#: command -> (module, one line for `compress --help`); the function in the module has the name of the command
 COMMANDS = {
-    "distill": ("compress.cli.distill", "Teach a small student from a teacher and out-of-domain pictures."),
-    "compare": ("compress.cli.compare", "Distil by several methods under one budget, and put them into one table."),
-    "sweep": ("compress.cli.sweep", "Students × methods × precisions × seeds: train, export, measure, report."),
-    "synthesize": ("compress.cli.synthesize", "Make images out of a trained model alone, without data or student."),
-    "train": ("compress.cli.train", "Train a model on labelled data (for teachers and comparisons)."),
-    "eval": ("compress.cli.evaluate", "Measure a model, or an exported file, on labelled data."),
-    "inspect": ("compress.cli.inspect", "Say what is in a checkpoint, and how far some data is from it."),
-    "profile": ("compress.cli.profile", "Count MACs, FLOPs and parameters of a model."),
-    "export": (
-        "compress.cli.export",
-        "Write verified files for ONNX Runtime, OpenVINO, TensorRT, in fp32, fp16, bf16, int8.",
-    ),
-    "bench": ("compress.cli.bench", "Measure latency and throughput of models."),
-    "report": ("compress.cli.report", "Join runs into one report, with the model to ship."),
-    "demo": ("compress.cli.demo", "The whole path on embedded real data, in ten minutes."),
-    "methods": ("compress.cli.lists", "List the distillation methods, or the settings of one."),
-    "models": ("compress.cli.lists", "List the models a teacher or student can be."),
-    "datasets": ("compress.cli.lists", "List the data sets known by name."),
-    "doctor": ("compress.cli.doctor", "Check versions, devices and optional parts."),
+    "distill": ("distill", "Train a small student from a teacher and unlabeled images."),
+    "compare": ("compare", "Distill with several methods under one budget and compare them."),
+    "sweep": ("sweep", "Train, export and measure students × methods × precisions × seeds."),
+    "synthesize": ("synthesize", "Generate images from a trained model, without data or student."),
+    "train": ("train", "Train a model on labeled images (teachers and baselines)."),
+    "eval": ("evaluate", "Evaluate a model or an exported file on labeled images."),
+    "inspect": ("inspect", "Describe a checkpoint, and how far unlabeled data is from its domain."),
+    "profile": ("profile", "Count MACs, FLOPs and parameters of a model."),
+    "export": ("export", "Export verified files for ONNX Runtime, OpenVINO and TensorRT."),
+    "bench": ("bench", "Measure latency and throughput of models."),
+    "report": ("report", "Combine runs into one report that recommends a model."),
+    "demo": ("demo", "Run the whole workflow on embedded real images in ten minutes."),
+    "methods": ("catalog", "List the distillation methods, or the settings of one."),
+    "models": ("catalog", "List the models that a teacher or student can be."),
+    "datasets": ("catalog", "List the data sets that are known by name."),
+    "schema": ("catalog", "Print the JSON schema of a recipe, for editors."),
+    "doctor": ("doctor", "Check versions, devices and optional packages."),
 }
 
 
-class House(click.Group):
-    """A group that imports a command only when it is called, and shows an error as one sentence."""
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called and prints errors as one sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -43,16 +43,13 @@ class House(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _ = COMMANDS[cmd_name]
-        return getattr(importlib.import_module(module), "eval_" if cmd_name == "eval" else cmd_name)
+        module = importlib.import_module(f"compress.cli.{COMMANDS[cmd_name][0]}")
+        return getattr(module, "evaluate" if cmd_name == "eval" else cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from compress.errors import nearest
-
-            raise click.UsageError(
-                f"no such command '{args[0]}'{nearest(args[0], COMMANDS) or '.'} See `compress --help`."
-            )
+            hint = suggest_nearest(args[0], COMMANDS) or "."
+            raise click.UsageError(f"no such command '{args[0]}'{hint} See `compress --help`.")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,17 +65,17 @@ class House(click.Group):
         except click.exceptions.Abort:
             sys.exit(130)
         except click.ClickException as error:
-            sys.exit(complain(error.format_message(), 2 if isinstance(error, click.UsageError) else 1))
+            sys.exit(print_error(error.format_message(), 2 if isinstance(error, click.UsageError) else 1))
         except BrokenPipeError:
             sys.exit(1)
-        except Exception as error:  # the outermost frame: every failure becomes one sentence and an exit code
+        except Exception as error:  # the outermost frame: every error becomes one sentence and an exit code
             if "--debug" in arguments:
                 traceback.print_exc()
-            sys.exit(complain(*sentence_for(error)))
+            sys.exit(print_error(*describe_error(error)))
 
 
-def sentence_for(error: Exception) -> tuple[str, int]:
-    """What to say of `error`, and the exit code: a user's error speaks for itself, a bug of ours is named as one."""
+def describe_error(error: Exception) -> tuple[str, int]:
+    """Return the sentence for `error` and the exit code. An error without `exit_code` is a bug and is named as one."""
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code
@@ -86,15 +83,16 @@ def sentence_for(error: Exception) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {text[:300]} (run again with --debug for the traceback)", 1
 
 
-def complain(message: str, code: int) -> int:
+def print_error(message: str, code: int) -> int:
+    """Print `message` to standard error and return `code`."""
     click.echo(f"Error: {message}", err=True)
     return code
 
 
-@click.group(cls=House, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="compress", message="%(version)s")
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="compress-distill", message="%(version)s")
 def main() -> None:
-    """Distil a vision model without its training data, and ship the student.
+    """Distill a vision model without its training data and deploy the student.
 
     \b
     Example:

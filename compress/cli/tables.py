@@ -193,7 +193,10 @@ def evaluation(result: api.EvaluationResult) -> str:
 
 
 def inspection(result: api.InspectionResult) -> str:
-    pairs = [("model", result.model), ("format", ", in ".join(filter(None, [result.format, " / ".join(result.wrapping)])))]
+    pairs = [
+        ("model", result.model),
+        ("format", ", in ".join(filter(None, [result.format, " / ".join(result.wrapping)]))),
+    ]
     if result.candidates:
         pairs.append(("architecture", f"one of {len(result.candidates)}: {', '.join(result.candidates)}"))
     else:
@@ -225,7 +228,7 @@ def inspection(result: api.InspectionResult) -> str:
     if card is not None:
         pairs += [(f"metrics.{key}", f"{value:.4f}") for key, value in card.metrics.items()]
         pairs += [(key, shorten(value)) for key, value in card.provenance.items() if key != "assumed"]
-    pairs += [(key, shorten(value)) for key, value in result.facts.items()]
+    pairs += [(key, shorten(value)) for key, value in result.metadata.items()]
     pairs += [("sha256", result.sha256)] if result.sha256 else []
     pairs += [("problem", result.problem)] if result.problem else []
     parts = [format_pairs(pairs)]
@@ -363,7 +366,9 @@ def artifact_table(result: api.ExportSummary) -> str:
 
 
 def report_result(result: api.ReportResult) -> str:
-    return "\n".join([result.summary, "", *(str(path) for path in (result.json, result.csv, result.markdown, result.html))])
+    return "\n".join(
+        [result.summary, "", *(str(path) for path in (result.json, result.csv, result.markdown, result.html))]
+    )
 
 
 def demo_result(result: api.DemoResult) -> str:
@@ -378,7 +383,9 @@ def named_list(title: str) -> Callable[[Mapping[str, Sequence[Any]]], str]:
     """Return a formatter for lists of things with a name and a description."""
 
     def format_list(lists: Mapping[str, Sequence[Any]]) -> str:
-        return format_table([[one.name, one.description] for items in lists.values() for one in items], [title, "description"])
+        return format_table(
+            [[one.name, one.description] for items in lists.values() for one in items], [title, "description"]
+        )
 
     return format_list
 

@@ -1,0 +1,73 @@
+"""Scores of models and exported files on labeled images; the implementation of `compress.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UsageError
+from compress.measure import append_measurement
+from compress.predictor import batched_predict, identity, load_predictor, spec_name
+
+if TYPE_CHECKING:
+    from compress.models.card import ModelCard
+    from exporters.runtimes import Runtime
+    from exporters.runtimes.base import Runner
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of a model on labeled images."""
+
+    model: str  #: as given
+    data: str  #: as given
+    task: str  #: "classification" or "segmentation"
+    runtime: str  #: "torch", or the runtime of an exported file
+    precision: str  #: precision that really ran: "fp32", "fp16", "bf16" or "int8"
+    images: int  #: images that were scored
+    unreadable: int  #: images that were skipped
+    #: accuracy (and accuracy_top5 from 50 classes on), or miou, pixel_accuracy and iou/CLASS, in [0, 1]
+    metrics: dict[str, float]
+    class_names: list[str]  #: names of the classes, or their numbers, in the order of the logits
+
+
+def evaluate(
+    model: Any, data: Any, *, data_root: Path | None, max_unreadable: float, runtime: Runtime | None,
+    record: Path | None, progress: Callable[[str], None], **overrides: Any,
+) -> EvaluationResult:  # fmt: skip
+    """Score a model; see `compress.evaluate`."""
+    from compress.engine.accelerator import create_accelerator
+    from compress.sources import create_scorer, image_cache_dir, load_validation_images
+
+    predictor = load_predictor(model, runtime=runtime, progress=progress, **overrides)
+    card = predictor.card
+    if predictor.preprocesses and card.task == "segmentation":
+        raise UsageError(
+            f"{predictor.spec}: found a file that crops images, so its maps do not match the masks; evaluate the same "
+            "model exported without --preprocess."
+        )
+    images = load_validation_images(
+        data, card, root=data_root, folder=image_cache_dir(), max_bad=max_unreadable, say=progress
+    )
+    metrics = create_scorer(images, card, create_accelerator("cpu", "32"))(predictor.predict)
+    name = spec_name(data)
+    if record is not None:
+        append_measurement(record, predictor, metrics=metrics, run={"val": name})
+    return EvaluationResult(
+        predictor.spec, name, card.task, predictor.runtime, predictor.precision, len(images), len(images.unreadable),
+        metrics, card.class_names or [str(i) for i in range(card.classes)],
+    )  # fmt: skip
+
+
+def create_file_scorer(
+    data: Any, card: ModelCard, root: Path | None, progress: Callable[[str], None]
+) -> Callable[[Runner], float]:
+    """Return a function that computes the accuracy or mIoU of an exported file."""
+    from compress.engine.accelerator import create_accelerator
+    from compress.sources import create_scorer, image_cache_dir, load_validation_images
+
+    images = load_validation_images(data, card, root=root, folder=image_cache_dir(), max_bad=0.01, say=progress)
+    score = create_scorer(images, card, create_accelerator("cpu", "32"))
+    return lambda runner: next(iter(score(batched_predict(runner, identity)).values()))

@@ -1,0 +1,43 @@
+"""What a checkpoint contains and how far data is from its domain; the implementation of `compress.inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.cli.comparison import compare_domains
+from compress.cli.distance import DomainShift
+from compress.discrepancy import ImageSetComparison
+from compress.errors import UsageError
+from compress.models.inspection import Inspection, inspect_model
+from compress.models.wishes import ModelOverrides
+
+
+@dataclass
+class InspectionResult(Inspection):
+    """A checkpoint, and its predictions for unlabeled images."""
+
+    unlabeled: DomainShift | None = None  #: with `unlabeled`: predictions for these images
+    reference: DomainShift | None = None  #: with `reference`: predictions for the images to compare with
+    distance: ImageSetComparison | None = None  #: with `reference`: distance of both sets
+
+
+def inspect(
+    checkpoint: Any, *, arch: str | None, unlabeled: Any, samples: int | None, reference: Any,
+    patch_sizes: Sequence[int], features: Any, data_root: Path | None, image_size: tuple[int, int] | None, ema: bool,
+    trust_pickle: bool,
+) -> InspectionResult:  # fmt: skip
+    """Describe a checkpoint; see `compress.inspect`."""
+    overrides = ModelOverrides(architecture=arch, image_size=image_size, ema=ema, trust_pickle=trust_pickle)
+    if unlabeled is None and (reference or patch_sizes or features):
+        raise UsageError("--reference, --patch-sizes, --features: need images to compare; give --ood too.")
+    result = InspectionResult(**vars(inspect_model(checkpoint, overrides)))
+    if unlabeled is not None:
+        shift = compare_domains(
+            checkpoint, overrides, unlabeled, data_root, samples, reference=reference,
+            sides=sorted(set(patch_sizes)), features=features,
+        )  # fmt: skip
+        result.unlabeled, result.reference, result.distance = shift.unlabeled, shift.reference, shift.distance
+    return result
