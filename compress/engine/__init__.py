@@ -1,1 +1,1 @@
-"""The loop and what a run keeps. Knows no method, no task and no model."""
+"""Training engine: the loop, trainable models, streams, checkpoints and logs."""

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: complete or absent, and never believed without their hash.
+"""Checkpoints with hashes.
 
-A checkpoint of step n is a file a rank and the manifest `step-n.json`, which names them and holds the sha256 of each,
-and its own. The manifest is written last, and no saving touches a file that a manifest names: what a kill leaves half
-done is not a checkpoint and has not harmed one. A flipped bit loads silently wrong in both torch and safetensors files;
-here it is found, named, and the checkpoint before is taken.
+The checkpoint of step n consists of one file per rank and the manifest `step-n.json`, which contains the names and
+sha256 hashes of the files, and its own hash. The manifest is written last, and saving never changes a file that a
+manifest names, so an interrupted save cannot damage a checkpoint. Torch and safetensors load files with flipped bits
+without an error; here, a checkpoint whose hash differs is reported and the previous one is loaded.
 """
 
 from __future__ import annotations
@@ -18,144 +18,173 @@ from typing import Any
 
 import torch
 
-from compress.engine.place import Place
+from compress.engine.accelerator import Accelerator
 from compress.errors import CompressError
 from compress.files import sha256, write_bytes, write_json
 
 FORMAT = 1
-#: (step, what all processes share, what is this one's own)
+#: (step, state shared by all processes, state of this process)
 Checkpoint = tuple[int, dict[str, Any], dict[str, Any]]
 
 
-class Broken(Exception):
-    """Why a checkpoint is not believed."""
+class CorruptCheckpointError(Exception):
+    """A checkpoint is incomplete or has changed."""
 
 
-class Checkpoints:
-    """The checkpoints in a folder; the newest `keep` stay."""
+class CheckpointManager:
+    """Checkpoints in a folder.
 
-    def __init__(self, folder: Path, place: Place, *, keep: int = 2, say: Callable[[str], None] = print) -> None:
+    Args:
+        folder: The folder.
+        accelerator: Ranks of the run.
+        keep: Number of checkpoints to keep.
+        progress: Receives messages about skipped checkpoints.
+    """
+
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, *, keep: int = 2, progress: Callable[[str], None] = print
+    ) -> None:
         self.folder = folder
-        self.place = place
+        self.accelerator = accelerator
         self.keep = keep
-        self.say = say
+        self.progress = progress
 
-    def save(self, step: int, shared: dict[str, Any], own: dict[str, Any]) -> Path:
-        """Write the state at `step`: `shared` by rank 0, `own` by every rank. Returns the manifest's path."""
-        # The same step may be saved twice (when due, and at the end): the first stays whole until the second is.
-        again = ".again" if self.place.agree(f"step-{step:09d}.rank0.pt" in self._named(step)) else ""
-        files = [self.folder / f"step-{step:09d}{again}.rank{rank}.pt" for rank in range(self.place.world)]
-        state = {"own": own} | ({"shared": shared} if self.place.rank == 0 else {})
+    def save(self, step: int, shared: dict[str, Any], per_rank: dict[str, Any]) -> Path:
+        """Save the state at `step`.
+
+        Args:
+            step: Number of completed steps.
+            shared: State that is equal on all processes; rank 0 writes it.
+            per_rank: State of this process.
+
+        Returns:
+            Path of the manifest.
+        """
+        # A step can be saved twice (when due, and at the end); the first copy must stay valid until the second is.
+        exists = self.accelerator.broadcast_float(f"step-{step:09d}.rank0.pt" in self._file_names(step))
+        again = ".again" if exists else ""
+        ranks = range(self.accelerator.world_size)
+        files = [self.folder / f"step-{step:09d}{again}.rank{rank}.pt" for rank in ranks]
+        state = {"per_rank": per_rank} | ({"shared": shared} if self.accelerator.rank == 0 else {})
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(files[self.place.rank], buffer.getvalue())
-        self.place.barrier()
+        write_bytes(files[self.accelerator.rank], buffer.getvalue())
+        self.accelerator.barrier()
         manifest = self._manifest(step)
-        if self.place.rank == 0:
+        if self.accelerator.rank == 0:
             entries = [{"name": f.name, "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
-            write_json(manifest, sealed({"format": FORMAT, "step": step, "files": entries}))
-            self._forget(step)
-        self.place.barrier()
+            write_json(manifest, add_hash({"format": FORMAT, "step": step, "files": entries}))
+            self._remove_old(step)
+        self.accelerator.barrier()
         return manifest
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """Load the newest valid checkpoint; None if there are no checkpoints.
 
-        Raises CompressError where checkpoints exist and every one is broken, or where the number of processes changed.
+        Raises:
+            CompressError: If all checkpoints are corrupt, or the number of processes has changed.
         """
-        steps = self.steps()
+        steps = self.saved_steps()
         for step in reversed(steps):
             try:
-                files = self._whole(step)
-            except Broken as fault:
-                self.say(f"{self._manifest(step)}: {fault}; falling back to the checkpoint before it.")
+                files = self._verify_files(step)
+            except CorruptCheckpointError as error:
+                self.progress(f"{self._manifest(step)}: {error}; trying the previous checkpoint.")
                 continue
-            self._check_world(step, len(files))
-            own = read(files[self.place.rank])
-            shared = own if self.place.rank == 0 else read(files[0])
-            return step, shared["shared"], own["own"]
+            self._check_world_size(step, len(files))
+            state = read_state(files[self.accelerator.rank])
+            shared = state if self.accelerator.rank == 0 else read_state(files[0])
+            return step, shared["shared"], state["per_rank"]
         if steps:
-            raise CompressError(f"{self.folder}: all {len(steps)} checkpoints are broken; start again with --fresh.")
+            raise CompressError(f"{self.folder}: all {len(steps)} checkpoints are corrupt; start again with --fresh.")
         return None
 
-    def steps(self) -> list[int]:
+    def saved_steps(self) -> list[int]:
+        """Return the steps that have a manifest, sorted."""
         names = [path.stem.removeprefix("step-") for path in self.folder.glob("step-*.json")]
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def last(self) -> Path | None:
-        steps = self.steps()
+    def latest_manifest(self) -> Path | None:
+        """Return the newest manifest."""
+        steps = self.saved_steps()
         return self._manifest(steps[-1]) if steps else None
 
-    def _whole(self, step: int) -> list[Path]:
-        """The files of the checkpoint of `step`, one a rank. Raises Broken where any is not what was written."""
+    def _verify_files(self, step: int) -> list[Path]:
+        """Return the files of a checkpoint, by rank. Raises CorruptCheckpointError if a hash differs."""
         files = []
-        for entry in self._entries(step):
+        for entry in self._read_entries(step):
             path = self.folder / entry["name"]
             if not path.is_file():
-                raise Broken(f"{path.name} is missing")
+                raise CorruptCheckpointError(f"{path.name} is missing")
             try:
-                found = sha256(path)
+                actual = sha256(path)
             except OSError as error:
-                raise Broken(f"{path.name} cannot be read ({error.strerror})") from error
-            if found != entry["sha256"]:
-                raise Broken(f"{path.name} is not what was written (its sha256 differs)")
+                raise CorruptCheckpointError(f"{path.name} cannot be read ({error.strerror})") from error
+            if actual != entry["sha256"]:
+                raise CorruptCheckpointError(f"{path.name} has changed since it was written (its sha256 differs)")
             files.append(path)
         return files
 
-    def _entries(self, step: int) -> list[dict[str, Any]]:
-        """The files that the manifest of `step` names. Raises Broken where it is not what was written."""
+    def _read_entries(self, step: int) -> list[dict[str, Any]]:
+        """Return the file entries of a manifest. Raises CorruptCheckpointError if its hash differs."""
         try:
             content = json.loads(self._manifest(step).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise Broken("the manifest cannot be read") from error
-        if not isinstance(content, dict) or sealed(content) != content:
-            raise Broken("the manifest is not what was written (its sha256 differs)")
+            raise CorruptCheckpointError("the manifest cannot be read") from error
+        if not isinstance(content, dict) or add_hash(content) != content:
+            raise CorruptCheckpointError("the manifest has changed since it was written (its sha256 differs)")
         if content["format"] != FORMAT:
-            raise Broken(f"found format {content['format']}, expected {FORMAT}: another version of compress wrote it")
+            raise CorruptCheckpointError(f"found format {content['format']}, expected {FORMAT}")
         return content["files"]
 
-    def _named(self, step: int) -> list[str]:
-        """The names of the files of the checkpoint of `step`; none where there is no such checkpoint."""
+    def _file_names(self, step: int) -> list[str]:
+        """Return the file names in a manifest; none if there is no valid one."""
         try:
-            return [entry["name"] for entry in self._entries(step)]
-        except Broken:
+            return [entry["name"] for entry in self._read_entries(step)]
+        except CorruptCheckpointError:
             return []
 
-    def _check_world(self, step: int, world: int) -> None:
-        if world != self.place.world:
+    def _check_world_size(self, step: int, world_size: int) -> None:
+        if world_size != self.accelerator.world_size:
             raise CompressError(
-                f"{self._manifest(step)}: saved by {world} processes, resumed by {self.place.world}; "
-                f"use --devices {world}, or start again with --fresh."
+                f"{self._manifest(step)}: found a checkpoint of {world_size} processes, expected "
+                f"{self.accelerator.world_size}; use --devices {world_size}, or start again with --fresh."
             )
 
-    def _forget(self, saved: int) -> None:
-        """Remove all but the newest checkpoints up to the one just saved: those after it were broken, or it would not
-        have been made again. With them goes what earlier kills left behind.
+    def _remove_old(self, saved: int) -> None:
+        """Remove all but the newest checkpoints up to step `saved`, and leftovers of interrupted saves.
+
+        Later checkpoints are corrupt: otherwise the run would have resumed from them.
         """
-        kept = [step for step in self.steps() if step <= saved][-self.keep :]
-        for step in self.steps():
+        kept = [step for step in self.saved_steps() if step <= saved][-self.keep :]
+        for step in self.saved_steps():
             if step not in kept:
                 self._manifest(step).unlink(missing_ok=True)
-        named = {name for step in kept for name in self._named(step)}
+        names = {name for step in kept for name in self._file_names(step)}
         for path in [*self.folder.glob("step-*.pt"), *self.folder.glob(".step-*.tmp")]:
-            if path.name not in named:
+            if path.name not in names:
                 path.unlink(missing_ok=True)
 
     def _manifest(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.json"
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with the sha256 of all the rest of it."""
+def add_hash(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with the sha256 of everything else in it."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The state in a file. Raises CompressError, running nothing, where it holds more than tensors and values."""
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a state file without running code from it.
+
+    Raises:
+        CompressError: If the file contains more than tensors and plain values.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CompressError(
-            f"{path}: holds more than tensors and values, so it is no checkpoint of ours; start again with --fresh."
+            f"{path}: found objects other than tensors and plain values, expected a checkpoint of this package; start "
+            "again with --fresh."
         ) from error

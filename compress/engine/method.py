@@ -1,4 +1,4 @@
-"""What the loop asks of a method: two hooks, no base class."""
+"""The protocol that every distillation method implements."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """A dataclass whose fields are the hyper-parameters, with the paper's defaults."""
+    """A distillation method.
 
-    teachers: ClassVar[int]  #: how many teachers it learns from: 0 or 1
-    needs: ClassVar[tuple[str, ...]]  #: data it draws: "unlabelled", "labelled"
-    tasks: ClassVar[tuple[str, ...]]  #: names in TASKS that it is made for
-    batch_size: ClassVar[int]  #: the paper's
+    Implementations are dataclasses. Their fields are the hyper-parameters, with the paper's defaults.
+    """
+
+    teachers: ClassVar[int]  #: number of teachers: 0 or 1
+    needs: ClassVar[tuple[str, ...]]  #: required data: "unlabelled", "labelled"
+    tasks: ClassVar[tuple[str, ...]]  #: supported tasks, as names in TASKS
+    batch_size: ClassVar[int]  #: default batch size, from the paper
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """What it takes from the teacher besides its answers, with these settings: "gradients" with respect to the
-        image, "features" of its layers, the statistics that its BatchNorm layers remember ("batchnorm")."""
+        """Teacher signals required with these settings, besides the logits.
+
+        "gradients" with respect to the image, "features" of its layers, or its "batchnorm" running statistics.
+        """
         ...
 
     def setup(self, run: Run) -> None:
-        """Take players, streams and whatever else has state from the run."""
+        """Create all state (models, streams, pools) through the run."""
         ...
 
     def step(self) -> dict[str, Tensor]:
-        """One iteration of the paper's algorithm; its losses by player, for the log."""
+        """Run one iteration of the algorithm; returns the loss of each model, for the log."""
         ...

@@ -1,4 +1,4 @@
-"""The run keeps what it hands out: nothing stateful can be had elsewhere, so nothing is forgotten at a checkpoint."""
+"""A training run. All state is created through it, so checkpoints are complete."""
 
 from __future__ import annotations
 
@@ -12,33 +12,31 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compress.engine import gallery
-from compress.engine.average import Average
-from compress.engine.checkpoint import Checkpoint, Checkpoints
-from compress.engine.display import Display
-from compress.engine.journal import Journal
-from compress.engine.pace import Pace
-from compress.engine.place import Place
-from compress.engine.player import (
-    Diverged,
-    Frozen,
+from compress.engine.accelerator import Accelerator
+from compress.engine.checkpoint import Checkpoint, CheckpointManager
+from compress.engine.config import TrainingSchedule
+from compress.engine.ema import ExponentialMovingAverage
+from compress.engine.image_pool import ImagePool
+from compress.engine.logging import MetricsLogger, ProgressDisplay, save_image_grid
+from compress.engine.schedules import Schedule, cosine
+from compress.engine.stream import ImageSource, Repeats, Stream
+from compress.engine.trainable import (
+    DivergedError,
+    FrozenModel,
     GradScaler,
     OptimizerFactory,
-    Player,
-    new_scaler,
-    resting,
+    TrainableModel,
+    create_grad_scaler,
+    eval_mode,
 )
-from compress.engine.pool import ImagePool
-from compress.engine.schedules import Schedule, cosine
-from compress.engine.stream import Source, Stream, Times
 
 SECONDS_BETWEEN_SAVES = 60.0
-EVALUATIONS = 10
-PICTURES = 100
+DEFAULT_EVALUATIONS = 10
+LOGGED_IMAGES = 100
 
 
-class Kept(Protocol):
-    """Anything whose state belongs into the checkpoint."""
+class Stateful(Protocol):
+    """Anything whose state belongs in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -46,345 +44,372 @@ class Kept(Protocol):
 
 
 class Task(Protocol):
-    """What the engine and the methods ask of a task (`compress.tasks`)."""
+    """The part of a task (`compress.tasks`) that the engine and the methods use."""
 
     classes: int
     image_size: tuple[int, int]
     channels: int
     class_names: list[str] | None
 
-    def rows(self, answer: Tensor) -> Tensor: ...
+    def rows(self, output: Tensor) -> Tensor: ...
 
-    def supervised(self, answer: Tensor, target: Tensor) -> Tensor: ...
+    def supervised_loss(self, output: Tensor, target: Tensor) -> Tensor: ...
 
-    def picture(self, images: Tensor, answer: Tensor) -> Tensor: ...
+    def visualize(self, images: Tensor, output: Tensor) -> Tensor: ...
 
 
 @dataclass
 class Run:
-    """One training run: its folder, its players and streams, its clock."""
+    """One training run: its folder, models, streams, clock and logs."""
 
-    folder: Path
-    place: Place
-    pace: Pace
+    run_dir: Path
+    accelerator: Accelerator
+    schedule: TrainingSchedule
     task: Task
-    student: nn.Module  #: bare; a method makes it a player
-    teachers: list[Frozen]
-    sources: dict[str, Source]
-    batch_size: int  #: images a batch over all processes
-    steps: int | None  #: None: the run ends by its time limit
-    display: Display
+    student: nn.Module  #: a method makes it trainable
+    teachers: list[FrozenModel]
+    sources: dict[str, ImageSource]
+    batch_size: int  #: images per batch, summed over processes
+    steps: int | None  #: None: the time limit ends the run
+    display: ProgressDisplay
     validate: Callable[[nn.Module], dict[str, float]] | None = None
-    keep_student: Callable[[str, nn.Module, dict[str, float], int], None] | None = None
+    save_student: Callable[[str, nn.Module, dict[str, float], int], None] | None = None
 
-    step: int = 0
-    players: dict[str, Player] = field(default_factory=dict)
-    kept: dict[str, tuple[Kept, bool]] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    best: dict[str, Any] = field(default_factory=dict)
-    peak_bytes: int | None = None  #: memory that this session took at its peak, once somebody has measured it
-    _pictures: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    step: int = 0  #: number of completed steps
+    trainables: dict[str, TrainableModel] = field(default_factory=dict)
+    registered: dict[str, tuple[Stateful, bool]] = field(default_factory=dict)  #: name -> (object, per rank)
+    metrics: dict[str, float] = field(default_factory=dict)  #: of the latest evaluation
+    best: dict[str, Any] = field(default_factory=dict)  #: metrics and step of the best student
+    peak_memory_bytes: int | None = None  #: of this session, if measured
+    _image_logs: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     _pool: ImagePool | None = None
-    _named: set[str] = field(default_factory=set)  #: the losses of the last step
+    _loss_names: set[str] = field(default_factory=set)  #: losses of the last step
     _elapsed_before: float = 0.0
     _evaluations: int = 0
-    _evaluated_at: int = -1
-    _found: Checkpoint | None = None  #: read ahead of `resume`
+    _evaluated_step: int = -1
+    _loaded: Checkpoint | None = None  #: read before `resume`
 
     def __post_init__(self) -> None:
-        first = self.place.rank == 0
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints", self.place, keep=self.pace.keep, say=self.display.say
-        )
-        self.journal = Journal(self.folder) if first else None
-        self._begin = self._saved_at = self._spoke_at = time.monotonic()
-        self._spoke_step = 0
-        self._average = Average(self.place.settle(self.student), self.pace.ema) if self.pace.ema else None
-        if self._average is not None:
-            self.keep("ema", self._average)
+        self.checkpoints = CheckpointManager(
+            self.run_dir / "checkpoints", self.accelerator,
+            keep=self.schedule.keep_checkpoints, progress=self.display.print_line,
+        )  # fmt: skip
+        self.metrics_logger = MetricsLogger(self.run_dir) if self.accelerator.rank == 0 else None
+        self._begin = self._saved_at = self._logged_at = time.monotonic()
+        self._logged_step = 0
+        self._ema = None
+        if self.schedule.ema_decay:
+            self._ema = ExponentialMovingAverage(self.accelerator.prepare(self.student), self.schedule.ema_decay)
+            self.register("ema", self._ema)
 
-    # What methods take.
+    # What methods use.
 
     @property
-    def teacher(self) -> Frozen:
+    def teacher(self) -> FrozenModel:
+        """The first teacher."""
         return self.teachers[0]
 
-    def player(self, name: str, net: nn.Module, *, optim: OptimizerFactory, schedule: Schedule = cosine) -> Player:
-        """`net` as a player called `name`, with its optimizer; the run saves and restores both."""
-        assert name not in self.players, name
-        self.players[name] = Player(name, net, self.place, optim, schedule)
-        return self.players[name]
+    def add_trainable(
+        self, name: str, net: nn.Module, *, optimizer: OptimizerFactory, schedule: Schedule = cosine
+    ) -> TrainableModel:
+        """Add a trainable network; checkpoints contain it and its optimizer.
+
+        Args:
+            name: Unique name, usually the paper's letter.
+            net: The network.
+            optimizer: Function from the list of parameters to an optimizer.
+            schedule: Factor of the learning rates as a function of progress in [0, 1].
+        """
+        assert name not in self.trainables, name
+        self.trainables[name] = TrainableModel(name, net, self.accelerator, optimizer, schedule)
+        return self.trainables[name]
 
     def stream(
-        self, name: str, source: str, *, batch_size: int | None = None, augment: bool = False, times: Times = None
+        self, name: str, source: str, *, batch_size: int | None = None, augment: bool = False, repeats: Repeats = None
     ) -> Stream:
-        """Endless batches of a source ("unlabelled", "labelled"); every name has an order of its own.
+        """Create endless batches of a source.
 
-        An epoch shows each image once, or image i `times[i]` times: that often on average, rounded up or down. 0 leaves
-        it out.
+        Args:
+            name: Unique name; it seeds the order of the images.
+            source: "unlabelled" or "labelled".
+            batch_size: Images per batch, summed over processes; default: the run's.
+            augment: Applies the source's random crop and flip.
+            repeats: How often each image occurs per epoch on average, rounded up or down; 0 excludes it.
         """
-        share = max(1, (batch_size or self.batch_size) // self.place.world)
-        order = (self.pace.seed, *name.encode())
+        order = (self.schedule.seed, *name.encode())
         batches = self.sources[source].batches(
-            share, seed=order, rank=self.place.rank, world=self.place.world, augment=augment, times=times
-        )
-        stream = Stream(batches, self.place)
-        self.keep(f"stream {name}", stream, per_rank=True)
+            self.per_rank(batch_size or self.batch_size), seed=order, rank=self.accelerator.rank,
+            world_size=self.accelerator.world_size, augment=augment, repeats=repeats,
+        )  # fmt: skip
+        stream = Stream(batches, self.accelerator)
+        self.register(f"stream {name}", stream, per_rank=True)
         return stream
 
-    def keep(self, name: str, thing: Kept, *, per_rank: bool = False) -> None:
-        """Put `thing` into every checkpoint: one copy, or one for each process."""
-        assert name not in self.kept, name
-        self.kept[name] = (thing, per_rank)
+    def register(self, name: str, stateful: Stateful, *, per_rank: bool = False) -> None:
+        """Include an object in every checkpoint, once or once per process."""
+        assert name not in self.registered, name
+        self.registered[name] = (stateful, per_rank)
 
-    def restored(self, name: str) -> bool:
-        """Whether there is a checkpoint to go on from; what is kept as `name` then has its state, ahead of the rest.
+    def restore_early(self, name: str) -> bool:
+        """Restore one registered object before `resume`, so that it need not be computed again.
 
-        For what takes long to find and need not be found again.
+        Returns:
+            Whether there is a checkpoint.
         """
-        self._found = self._found or self.checkpoints.load()
-        if self._found is not None:
-            self._restore(name, self._found)
-        return self._found is not None
+        self._loaded = self._loaded or self.checkpoints.load()
+        if self._loaded is not None:
+            self._restore(name, self._loaded)
+        return self._loaded is not None
 
     def _restore(self, name: str, checkpoint: Checkpoint) -> None:
-        _, shared, own = checkpoint
-        thing, per_rank = self.kept[name]
-        thing.load_state_dict((own if per_rank else shared)["kept"][name])
+        _, shared, per_rank = checkpoint
+        stateful, is_per_rank = self.registered[name]
+        stateful.load_state_dict((per_rank if is_per_rank else shared)["registered"][name])
 
-    def pool(self) -> ImagePool:
-        """Images that a method makes and keeps, in the folder `pool`, with a contact sheet at every evaluation."""
+    def create_pool(self) -> ImagePool:
+        """Create a pool of synthetic images in the folder `pool`; evaluations save its contact sheet."""
         names = self.task.class_names or [""] * self.task.classes
-        self._pool = ImagePool(self.folder / "pool", self.place, names)
-        self.keep("pool", self._pool, per_rank=True)
+        self._pool = ImagePool(self.run_dir / "pool", self.accelerator, names)
+        self.register("pool", self._pool, per_rank=True)
         return self._pool
 
-    def scaler(self, name: str) -> GradScaler:
-        """What scales the float16 gradients of drafts called `name`, kept from draft to draft."""
-        made = new_scaler(self.place)
-        if made.is_enabled():
-            self.keep(f"scale of {name}", made)
-        return made
+    def create_scaler(self, name: str) -> GradScaler:
+        """Create a gradient scaler that persists over several inner loops."""
+        scaler = create_grad_scaler(self.accelerator)
+        if scaler.is_enabled():
+            self.register(f"scaler {name}", scaler)
+        return scaler
 
-    def share(self, n: int) -> int:
-        """How many of `n` images, counted over all processes, this one deals with."""
-        return max(1, n // self.place.world)
+    def per_rank(self, n: int) -> int:
+        """Return this process's part of `n` images."""
+        return max(1, n // self.accelerator.world_size)
 
-    def rounds(self, n: int, what: str) -> Iterator[int]:
-        """`range(n)` for an optimisation within a step, shown on the display as it goes."""
+    def progress_range(self, n: int, description: str) -> Iterator[int]:
+        """Iterate over `range(n)` for an optimization within a step, and show its progress."""
         for i in range(n):
             if self.steps is not None:
                 progress = (self.step + i / n) / self.steps
             else:
-                progress = self.elapsed_here / (self.pace.time_limit or math.inf)
-            self.display.update(min(progress, 0.999), self.step, f"{what} {i} of {n}")
+                progress = self.local_elapsed / (self.schedule.time_limit or math.inf)
+            self.display.update(min(progress, 0.999), self.step, f"{description} {i} of {n}")
             yield i
 
-    def blank(self) -> Tensor:
-        """Two black images [2, 3, h, w], for asking a network what shapes its layers have."""
-        return torch.zeros(2, 3, *self.task.image_size, device=self.place.device)
+    def example_input(self) -> Tensor:
+        """Return two black images [2, 3, h, w], to find the shapes of layers."""
+        return torch.zeros(2, 3, *self.task.image_size, device=self.accelerator.device)
 
-    def show(self, name: str, images: Callable[[], Tensor]) -> None:
-        """At every evaluation, draw `images()` [n, 3, h, w] with what the teacher sees in them, beside real ones."""
-        self._pictures[name] = images
+    def log_images(self, name: str, images: Callable[[], Tensor]) -> None:
+        """Save `images()` [n, 3, h, w] at every evaluation, with the teacher's predictions and beside real images."""
+        self._image_logs[name] = images
 
-    def noise(self, n: int, z_dim: int) -> Tensor:
-        """The same standard normal noise [n, z_dim] each time, for pictures that can be compared.
+    def fixed_noise(self, n: int, z_dim: int) -> Tensor:
+        """Return always the same normal noise [n, z_dim], for comparable images; uses no global random state."""
+        return torch.randn(n, z_dim, generator=torch.Generator().manual_seed(0)).to(self.accelerator.device)
 
-        It draws from no global state.
-        """
-        return torch.randn(n, z_dim, generator=torch.Generator().manual_seed(0)).to(self.place.device)
-
-    # The clock.
+    # Clock and seeds.
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, all sessions together, on rank 0's clock."""
-        return self.place.agree(self._elapsed_before + time.monotonic() - self._begin)
+        """Seconds of training over all sessions, by rank 0's clock."""
+        return self.accelerator.broadcast_float(self.local_elapsed)
+
+    @property
+    def local_elapsed(self) -> float:
+        """Like `elapsed`, by this process's clock, without communication."""
+        return self._elapsed_before + time.monotonic() - self._begin
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]: of the steps, or of the time limit."""
+        """Completed share of the steps or of the time limit, in [0, 1]."""
         if self.steps is not None:
             return min(1.0, self.step / self.steps)
-        assert self.pace.time_limit is not None
-        return min(1.0, self.elapsed / self.pace.time_limit)
+        assert self.schedule.time_limit is not None
+        return min(1.0, self.elapsed / self.schedule.time_limit)
 
     def set_progress(self, progress: float) -> None:
-        for player in self.players.values():
-            player.set_progress(progress)
+        """Set the learning rates of all models."""
+        for model in self.trainables.values():
+            model.set_progress(progress)
 
-    def seed(self) -> None:
-        """The same random state on every process: networks are born equal."""
-        torch.manual_seed(self.pace.seed)
+    def seed_all(self) -> None:
+        """Seed all processes equally, so that networks start with equal weights."""
+        torch.manual_seed(self.schedule.seed)
 
-    def part(self) -> None:
-        """From here on every process draws its own noise."""
-        if self.place.world > 1:
-            torch.manual_seed((self.pace.seed << 16) + self.place.rank + 1)
+    def seed_per_rank(self) -> None:
+        """Seed every process differently, so that each draws its own noise."""
+        if self.accelerator.world_size > 1:
+            torch.manual_seed((self.schedule.seed << 16) + self.accelerator.rank + 1)
 
-    # Going on.
+    # Steps.
 
-    def advance(self, losses: dict[str, Tensor]) -> None:
-        """Close a step: count it, average what is averaged, and log when due."""
+    def finish_step(self, losses: dict[str, Tensor]) -> None:
+        """Count a step, synchronize buffers, update the averaged student, and log if due."""
         self.step += 1
-        if self.place.world > 1:
-            for player in self.players.values():
-                player.align()
-        if self._average is not None:
-            self._average.follow(self.student)
-        news, self._named = losses.keys() - self._named, set(losses)  # what comes now and then is never left out
-        if news or self.step % self.pace.log == 0 or self.step == 1 or self.progress >= 1:
-            self.report(losses)
+        if self.accelerator.world_size > 1:
+            for model in self.trainables.values():
+                model.sync_buffers()
+        if self._ema is not None:
+            self._ema.update(self.student)
+        # A loss that occurs only in some steps is always logged.
+        is_new, self._loss_names = bool(losses.keys() - self._loss_names), set(losses)
+        if is_new or self.step % self.schedule.log_every == 0 or self.step == 1 or self.progress >= 1:
+            self.log_losses(losses)
 
-    def report(self, losses: dict[str, Tensor]) -> None:
-        """One line of metrics.jsonl and of the display. Raises Diverged where a loss is not finite."""
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
+        """Log losses and throughput. Raises DivergedError if a loss is not finite."""
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        broken = [name for name, value in values.items() if not -float("inf") < value < float("inf")]
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            raise Diverged(f"the loss of {', '.join(broken)} is {values[broken[0]]}")
+            raise DivergedError(f"the loss of {', '.join(broken)} is {values[broken[0]]}")
         now, progress, elapsed = time.monotonic(), self.progress, self.elapsed
-        if self.journal is None:
+        if self.metrics_logger is None:
             return
-        rate = (self.step - self._spoke_step) / max(now - self._spoke_at, 1e-9)
-        self._spoke_at, self._spoke_step = now, self.step
-        facts = {"images_per_s": round(rate * self.batch_size, 1), "data_wait_share": round(self.data_wait_share, 5)}
-        self.journal.write("train", self.step, {**values, **facts, "seconds": round(elapsed, 2)})
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        score = "".join(f"  {k} {v:.1%}" for k, v in list(self.metrics.items())[:1])
-        self.display.update(progress, self.step, f"{shown}  {rate * self.batch_size:.0f} img/s{score}")
+        rate = (self.step - self._logged_step) / max(now - self._logged_at, 1e-9) * self.batch_size
+        self._logged_at, self._logged_step = now, self.step
+        facts = {"images_per_s": round(rate, 1), "data_wait_share": round(self.data_wait_share, 5)}
+        self.metrics_logger.log("train", self.step, {**values, **facts, "seconds": round(elapsed, 2)})
+        text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        score = "".join(f"  {name} {value:.1%}" for name, value in list(self.metrics.items())[:1])
+        self.display.update(progress, self.step, f"{text}  {rate:.0f} img/s{score}")
 
     @property
     def data_wait_share(self) -> float:
         """Share of this session's time that the loop spent waiting for data."""
-        waited = sum(thing.waited for thing, _ in self.kept.values() if isinstance(thing, Stream))
+        waited = sum(stream.wait_seconds for stream, _ in self.registered.values() if isinstance(stream, Stream))
         return waited / max(time.monotonic() - self._begin, 1e-9)
 
-    # Looking.
+    # Evaluation.
 
     @property
-    def learned(self) -> nn.Module:
-        """The student that is evaluated and kept: the averaged one where there is one."""
-        return self._average.net if self._average is not None else self.student
+    def eval_student(self) -> nn.Module:
+        """The student that is evaluated and saved: the averaged one if there is one."""
+        return self._ema.net if self._ema is not None else self.student
 
-    def due_evaluation(self) -> bool:
-        if self.pace.evaluate is not None:
-            return self.step % self.pace.evaluate == 0
-        return int(self.progress * EVALUATIONS) > self._evaluations
+    def is_evaluation_due(self) -> bool:
+        if self.schedule.evaluate_every is not None:
+            return self.step % self.schedule.evaluate_every == 0
+        return int(self.progress * DEFAULT_EVALUATIONS) > self._evaluations
 
     def evaluate(self) -> None:
-        """Score the student, keep it if it is the best so far, draw the pictures. Raises Diverged as `save` does."""
-        self.check()
-        self._evaluations = int(self.progress * EVALUATIONS)
-        self._evaluated_at = self.step
-        if self.place.rank == 0:
-            with resting(self.learned) as student:
+        """Score the student, save it if it is the best so far, and save image grids.
+
+        Raises:
+            DivergedError: If a model is not finite.
+        """
+        self.check_finite()
+        self._evaluations = int(self.progress * DEFAULT_EVALUATIONS)
+        self._evaluated_step = self.step
+        if self.accelerator.rank == 0:
+            with eval_mode(self.eval_student) as student:
                 self.metrics = {} if self.validate is None else self.validate(student)
-                self._keep_if_best(student)
-            self._draw()
-            if self.metrics and self.journal is not None:
-                self.journal.write("evaluation", self.step, {**self.metrics, "seconds": round(self.elapsed_here, 2)})
-        self.place.barrier()
+                self._save_if_best(student)
+            self._save_images()
+            if self.metrics and self.metrics_logger is not None:
+                values = {**self.metrics, "seconds": round(self.local_elapsed, 2)}
+                self.metrics_logger.log("evaluation", self.step, values)
+        self.accelerator.barrier()
 
-    @property
-    def elapsed_here(self) -> float:
-        """As `elapsed`, by this process's own clock: for what one rank does alone."""
-        return self._elapsed_before + time.monotonic() - self._begin
-
-    def _keep_if_best(self, student: nn.Module) -> None:
+    def _save_if_best(self, student: nn.Module) -> None:
         if not self.metrics:
             return
         score = next(iter(self.metrics.values()))
         if not self.best or score > next(iter(self.best["metrics"].values())):
             self.best = {"metrics": dict(self.metrics), "step": self.step}
-            if self.keep_student is not None:
-                self.keep_student("best", student, self.metrics, self.step)
+            if self.save_student is not None:
+                self.save_student("best", student, self.metrics, self.step)
 
-    def _draw(self) -> None:
-        for name, images in self._pictures.items():
-            made = images()[:PICTURES]
+    def _save_images(self) -> None:
+        for name, create_images in self._image_logs.items():
+            images = create_images()[:LOGGED_IMAGES]
             with torch.no_grad():
-                halves = [self.task.picture(made, self.teacher(made))]
-            unlabelled = self.sources.get("unlabelled")
-            if unlabelled is not None:
-                batches = unlabelled.batches(PICTURES, seed=(0,), rank=0, world=1, augment=False)
-                halves.append(self.place.images(batches.at(0)[0]))
-            gallery.save_grid(self.folder / "pictures" / f"{name}-{self.step:07d}.png", halves)
-            gallery.save_grid(self.folder / f"{name}.png", halves)
+                groups = [self.task.visualize(images, self.teacher(images))]
+            unlabeled = self.sources.get("unlabelled")
+            if unlabeled is not None:
+                batches = unlabeled.batches(
+                    LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False
+                )  # fmt: skip
+                groups.append(self.accelerator.to_float_images(batches.at(0)[0]))
+            save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
+            save_image_grid(self.run_dir / f"{name}.png", groups)
         if self._pool is not None:
-            self._pool.sheet(self.folder / "pool.png")
+            self._pool.save_contact_sheet(self.run_dir / "pool.png")
 
-    # Saving.
+    # Checkpoints.
 
-    def due_save(self) -> bool:
-        if self.pace.save is not None:
-            return self.step % self.pace.save == 0
-        return self.place.agree(time.monotonic() - self._saved_at) > SECONDS_BETWEEN_SAVES
+    def is_save_due(self) -> bool:
+        if self.schedule.save_every is not None:
+            return self.step % self.schedule.save_every == 0
+        return self.accelerator.broadcast_float(time.monotonic() - self._saved_at) > SECONDS_BETWEEN_SAVES
 
-    def check(self) -> None:
-        """Raises Diverged where a player is not finite."""
-        broken = [name for name, player in self.players.items() if not player.is_finite()]
+    def check_finite(self) -> None:
+        """Raise DivergedError if a model is not finite."""
+        broken = [name for name, model in self.trainables.items() if not model.is_finite()]
         if broken:
-            raise Diverged(f"the parameters of {', '.join(broken)} are not finite")
+            raise DivergedError(f"the parameters of {', '.join(broken)} are not finite")
 
     def save(self) -> None:
-        """Write a checkpoint of everything handed out. Raises Diverged, saving none, where a player is not finite."""
-        self.check()
+        """Save a checkpoint. Raises DivergedError, without saving, if a model is not finite."""
+        self.check_finite()
         shared = {
             "step": self.step,
             "elapsed": self.elapsed,
-            "evaluations": (self._evaluations, self._evaluated_at),
+            "evaluations": (self._evaluations, self._evaluated_step),
             "metrics": self.metrics,
             "best": self.best,
-            "named": sorted(self._named),
-            "journal": 0 if self.journal is None else self.journal.length,
-            "players": {name: player.state_dict() for name, player in self.players.items()},
-            "kept": {name: thing.state_dict() for name, (thing, per_rank) in self.kept.items() if not per_rank},
+            "loss_names": sorted(self._loss_names),
+            "metrics_bytes": 0 if self.metrics_logger is None else self.metrics_logger.size_bytes,
+            "trainables": {name: model.state_dict() for name, model in self.trainables.items()},
+            "registered": self._registered_state(per_rank=False),
         }
-        own = {
+        device = self.accelerator.device
+        per_rank = {
             "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.place.device) if self.place.device.type == "cuda" else None,
-            "kept": {name: thing.state_dict() for name, (thing, per_rank) in self.kept.items() if per_rank},
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "registered": self._registered_state(per_rank=True),
         }
-        self.checkpoints.save(self.step, shared, own)
+        self.checkpoints.save(self.step, shared, per_rank)
         self._saved_at = time.monotonic()
 
+    def _registered_state(self, *, per_rank: bool) -> dict[str, Any]:
+        named = self.registered.items()
+        return {name: stateful.state_dict() for name, (stateful, is_per_rank) in named if is_per_rank == per_rank}
+
     def resume(self) -> bool:
-        """Go back to the newest whole checkpoint, if there is one. Returns whether there was."""
-        found, self._found = self._found or self.checkpoints.load(), None
-        if found is None:
-            if self.journal is not None:
-                self.journal.rewind(0, 0)
+        """Restore the newest valid checkpoint; returns whether there was one."""
+        checkpoint, self._loaded = self._loaded or self.checkpoints.load(), None
+        if checkpoint is None:
+            if self.metrics_logger is not None:
+                self.metrics_logger.truncate(0, 0)
             return False
-        self.step, shared, own = found
-        if self.journal is not None:
-            self.journal.rewind(shared["journal"], self.step)
+        self.step, shared, per_rank = checkpoint
+        if self.metrics_logger is not None:
+            self.metrics_logger.truncate(shared["metrics_bytes"], self.step)
         self._elapsed_before, self._begin = shared["elapsed"], time.monotonic()
-        self._evaluations, self._evaluated_at = shared["evaluations"]
+        self._evaluations, self._evaluated_step = shared["evaluations"]
         self.metrics, self.best = shared["metrics"], shared["best"]
-        self._named = set(shared.get("named", []))
-        for name, player in self.players.items():
-            player.load_state_dict(shared["players"][name])
-        for name in self.kept:
-            self._restore(name, found)
-        torch.set_rng_state(own["random"])
-        if own["cuda"] is not None:
-            torch.cuda.set_rng_state(own["cuda"], self.place.device)
-        self._spoke_step = self.step
+        self._loss_names = set(shared["loss_names"])
+        for name, model in self.trainables.items():
+            model.load_state_dict(shared["trainables"][name])
+        for name in self.registered:
+            self._restore(name, checkpoint)
+        torch.set_rng_state(per_rank["random"])
+        if per_rank["cuda"] is not None:
+            torch.cuda.set_rng_state(per_rank["cuda"], self.accelerator.device)
+        self._logged_step = self.step
         return True
 
     def finish(self) -> None:
-        """Evaluate the last student if that has not been done, and keep it."""
-        if self._evaluated_at != self.step:
+        """Evaluate the final student if necessary, and save it."""
+        if self._evaluated_step != self.step:
             self.evaluate()
         self.save()
-        if self.place.rank == 0 and self.keep_student is not None:
-            with resting(self.learned) as student:
-                self.keep_student("last", student, self.metrics, self.step)
+        if self.accelerator.rank == 0 and self.save_student is not None:
+            with eval_mode(self.eval_student) as student:
+                self.save_student("last", student, self.metrics, self.step)
                 if not self.best:
-                    self.keep_student("best", student, self.metrics, self.step)
+                    self.save_student("best", student, self.metrics, self.step)
 
     def close(self) -> None:
-        """Let go of what is open, however the run ended."""
-        if self.journal is not None:
-            self.journal.close()
+        """Close the logs."""
+        if self.metrics_logger is not None:
+            self.metrics_logger.close()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted while something works, and heeded when it can."""
+"""Handling of SIGINT and SIGTERM (no torch, so that other processes can import it fast)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from types import FrameType
 
 
 @contextmanager
-def noted_by(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """While open, `note` is called with the number of each SIGINT and SIGTERM, in place of what would happen."""
-    before = {}
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Context in which `handler` receives SIGINT and SIGTERM; restores the previous handlers."""
+    previous = {}
     for signum in (signal.SIGINT, signal.SIGTERM):
         try:
-            before[signum] = signal.signal(signum, note)
+            previous[signum] = signal.signal(signum, handler)
         except ValueError:
-            break  # not the main thread: whoever runs us there handles signals
+            break  # only the main thread can set handlers; elsewhere its owner handles signals
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, old in previous.items():
+            signal.signal(signum, old)

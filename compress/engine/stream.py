@@ -1,4 +1,4 @@
-"""Endless batches, each a pure function of (seed, position, rank): its whole state is the position."""
+"""Endless batches, each a pure function of (seed, position, rank), so the position is the only state."""
 
 from __future__ import annotations
 
@@ -10,55 +10,71 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from compress.engine.place import Place
-from compress.engine.player import Frozen
+from compress.engine.accelerator import Accelerator
+from compress.engine.trainable import FrozenModel
 
-#: how often each image comes in an epoch, on average; None: once
-Times = Float64[Tensor, " m"] | None
+#: how often each image occurs per epoch, on average; None: once
+Repeats = Float64[Tensor, " m"] | None
 
 
 class Batches(Protocol):
-    """What a stream reads: the batch at a position, the same each time it is asked for."""
+    """Batches by position."""
 
-    def at(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]: ...
+    def at(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return (uint8 images [n, 3, h, w], targets or None, indices [n]), always the same for a position."""
+        ...
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """A set of images that can be read in any number of independent, endless orders."""
 
     def __len__(self) -> int: ...
 
     def batches(
-        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool, times: Times = None
+        self,
+        batch_size: int,
+        *,
+        seed: tuple[int, ...],
+        rank: int,
+        world_size: int,
+        augment: bool,
+        repeats: Repeats = None,
     ) -> Batches:
-        """An order of images, each once an epoch; image i `times[i]` times on average, rounded up or down."""
-        ...
+        """Return an endless order of the images.
 
-    def answers(self, teacher: Frozen) -> tuple[Int64[Tensor, " m"], Float64[Tensor, " m"]]:
-        """Of every image, as it is: the class that the teacher sees in it, and how probable the teacher calls that.
+        An epoch contains image i `repeats[i]` times on average, rounded up or down; without `repeats`, once.
+        """
+        ...  # fmt: skip
 
-        On the CPU. Raises CompressError where an answer is not finite.
+    def predict_all(self, teacher: FrozenModel) -> tuple[Int64[Tensor, " m"], Float64[Tensor, " m"]]:
+        """Return the teacher's class of every image, not augmented, and its probability, on the CPU.
+
+        Raises:
+            CompressError: If the logits are not finite.
         """
         ...
 
 
 class Stream:
-    """`next(stream)` gives the images of the next batch, [n, 3, h, w] in [0, 1], on the device.
+    """Iterator over batches on the device: float images [n, 3, h, w] in [0, 1].
 
-    `targets` (labels [n] or masks [n, h, w]) and `indices` of the last batch stay readable, for the methods that need
-    them. `waited` is the time in seconds that the loop has spent here. On a GPU the next batch is read while this one
-    is computed on.
+    On a GPU, the next batch is read while the current one is processed.
+
+    Attributes:
+        targets: Labels [n] or masks [n, h, w] of the last batch, if the source has any.
+        indices: Indices [n] of the images of the last batch.
+        wait_seconds: Time that the training loop has spent waiting for this stream.
     """
 
-    def __init__(self, batches: Batches, place: Place) -> None:
+    def __init__(self, batches: Batches, accelerator: Accelerator) -> None:
         self.batches = batches
-        self.place = place
+        self.accelerator = accelerator
         self.position = 0
-        self.waited = 0.0
+        self.wait_seconds = 0.0
         self.targets: Int64[Tensor, "n ..."] | None = None
         self.indices: Int64[Tensor, " n"] = torch.empty(0, dtype=torch.int64)
-        self._reader = ThreadPoolExecutor(1) if place.device.type == "cuda" else None
-        self._ahead: tuple[int, Future[tuple[Tensor, Tensor | None, Tensor]]] | None = None
+        self._reader = ThreadPoolExecutor(1) if accelerator.device.type == "cuda" else None
+        self._prefetched: tuple[int, Future[tuple[Tensor, Tensor | None, Tensor]]] | None = None
 
     def __iter__(self) -> Stream:
         return self
@@ -67,17 +83,17 @@ class Stream:
         begin = time.perf_counter()
         pixels, targets, self.indices = self._read(self.position)
         self.position += 1
-        x = self.place.images(pixels)
-        self.targets = None if targets is None else targets.to(self.place.device, non_blocking=True)
-        self.waited += time.perf_counter() - begin
+        x = self.accelerator.to_float_images(pixels)
+        self.targets = None if targets is None else targets.to(self.accelerator.device, non_blocking=True)
+        self.wait_seconds += time.perf_counter() - begin
         return x
 
     def _read(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]:
         if self._reader is None:
             return self.batches.at(position)
-        expected, future = self._ahead or (-1, None)
+        expected, future = self._prefetched or (-1, None)
         batch = future.result() if future is not None and expected == position else self.batches.at(position)
-        self._ahead = position + 1, self._reader.submit(self.batches.at, position + 1)
+        self._prefetched = position + 1, self._reader.submit(self.batches.at, position + 1)
         return batch
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Methods that make images in batches, keep them in a pool, and let the student learn from all there are so far."""
+"""Methods that synthesize batches of images into a pool, from which the student learns."""
 
 from __future__ import annotations
 
@@ -8,81 +8,86 @@ from typing import ClassVar, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from compress.engine.pool import ImagePool
+from compress.engine.image_pool import ImagePool
 from compress.engine.run import Run
 
 
 class Synthesizer(Protocol):
-    """What such a method has besides what every method has; it is told by having `synthesize`."""
+    """A method with an image pool; recognized by its `synthesize`."""
 
-    images: int  #: that a synthesis makes, over all processes
-    iterations: int  #: of the optimisation within a synthesis
-    pool: ImagePool  #: from `setup` on
+    images_per_synthesis: int  #: images per synthesis, summed over processes
+    iterations: int  #: optimization steps per synthesis
+    pool: ImagePool  #: available after `setup`
 
     def setup(self, run: Run) -> None: ...
 
-    def acts(self, step: int) -> tuple[bool, bool]:
-        """Whether images are made in step number `step`, counted from 0, and whether the student learns in it."""
+    def actions_at(self, step: int) -> tuple[bool, bool]:
+        """Return (whether step number `step`, from 0, synthesizes images, whether it trains the student)."""
         ...
 
     def synthesize(self) -> Tensor:
-        """Make a batch of images and put it into the pool; its loss."""
+        """Add a batch of images to the pool; returns its loss."""
         ...
 
-    def learn(self) -> Tensor:
-        """One move of the student on images of the pool; its loss."""
+    def train_student(self) -> Tensor:
+        """Train the student on images of the pool for one step; returns its loss."""
         ...
 
 
-def synthesizes(method: object) -> TypeGuard[Synthesizer]:
+def is_synthesizer(method: object) -> TypeGuard[Synthesizer]:
+    """Check whether a method (or its class) synthesizes images into a pool."""
     return hasattr(method, "synthesize")
 
 
-def played(method: Synthesizer, step: int) -> dict[str, Tensor]:
-    """Step number `step` of such a method: its losses, that of the images ("G") only where they were made."""
-    makes, learns = method.acts(step)
-    losses = {"G": method.synthesize()} if makes else {}
-    return {**losses, "S": method.learn()} if learns else losses
+def synthesis_step(method: Synthesizer, step: int) -> dict[str, Tensor]:
+    """Run step number `step`; the loss "G" of the images is present only if the step synthesizes."""
+    synthesizes, trains = method.actions_at(step)
+    losses = {"G": method.synthesize()} if synthesizes else {}
+    return {**losses, "S": method.train_student()} if trains else losses
 
 
-class Best:
-    """The batch of lowest loss among those offered, chosen without waiting for the device."""
+class BestBatch:
+    """The tensors with the lowest loss so far, selected without waiting for the device."""
 
     def __init__(self) -> None:
         self.loss: Tensor = torch.tensor(math.inf)
-        self.kept: list[Tensor] = []
+        self.tensors: list[Tensor] = []
 
-    def offer(self, loss: Tensor, *kept: Tensor) -> None:
+    def update(self, loss: Tensor, *tensors: Tensor) -> None:
+        """Replace the tensors if `loss` is lower than before."""
         loss = loss.detach()
-        if not self.kept:
-            self.loss, self.kept = loss, [one.detach().clone() for one in kept]
+        if not self.tensors:
+            self.loss, self.tensors = loss, [tensor.detach().clone() for tensor in tensors]
             return
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
-        self.kept = [torch.where(better, new.detach(), old) for new, old in zip(kept, self.kept, strict=True)]
+        self.tensors = [torch.where(better, new.detach(), old) for new, old in zip(tensors, self.tensors, strict=True)]
 
 
-class ImagesOnly:
-    """A method of which only the images are wanted: every step makes a batch of them, and nothing learns from it.
+class SynthesisOnly:
+    """A method that only synthesizes images: one batch per step, no training.
 
-    A run's student is there, as everywhere, but it is not asked, not moved and not kept: leave out the method's terms
-    that ask it.
+    The run's student is neither used nor saved, so disable terms of the method that depend on it.
+
+    Args:
+        method: The method that synthesizes.
+        count: Number of images, summed over processes.
     """
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    uses: ClassVar[tuple[str, ...]] = ()  #: the method itself was asked
+    uses: ClassVar[tuple[str, ...]] = ()  #: the compatibility of `method` is checked by itself
 
     def __init__(self, method: Synthesizer, count: int) -> None:
         self.method, self.count = method, count
-        self.batch_size = method.images
+        self.batch_size = method.images_per_synthesis
 
     def setup(self, run: Run) -> None:
-        run.keep_student = None
+        run.save_student = None
         self.method.setup(run)
-        rank, world = run.place.rank, run.place.world
-        self.method.pool.most = self.count // world + (rank < self.count % world)
+        rank, world_size = run.accelerator.rank, run.accelerator.world_size
+        self.method.pool.capacity = self.count // world_size + (rank < self.count % world_size)
 
     def step(self) -> dict[str, Tensor]:
         return {"G": self.method.synthesize()}

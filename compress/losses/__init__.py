@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors. A loss is a noun and is called through its module: `logits.kl(s, t)`."""
+"""Losses as pure functions of tensors, called through their module: `logits.kl(s, t)`."""

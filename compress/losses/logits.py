@@ -1,6 +1,7 @@
-"""Losses between rows of logits: a row a decision (an image, a pixel, a sentence), classes along dim 1. All in nats.
+"""Losses between rows of logits, in nats.
 
-Where there are further dimensions, each of their places is a row of its own: [n, c, m] are n · m rows.
+A row is one decision (an image, a pixel, a token), with classes along dim 1. Further dimensions hold more rows:
+[n, c, m] are n · m rows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ Scalar = Float[Tensor, ""]
 def kl(student: Rows, teacher: Rows, T: float = 1.0) -> Scalar:
     """T² · mean over rows of Σ_c p_c (log p_c − log q_c), p = softmax(teacher/T), q = softmax(student/T).
 
-    KL(teacher ‖ student), in nats; >= 0, and 0 where the rows agree up to a constant. Hinton et al. 2015; MosaicKD
-    Eq. 7.
+    KL(teacher ‖ student); >= 0, and 0 if the rows are equal up to a constant. Hinton et al. 2015; MosaicKD Eq. 7.
     """
     log_q = (student.float() / T).log_softmax(1)
     log_p = (teacher.float() / T).log_softmax(1)
@@ -25,34 +25,37 @@ def kl(student: Rows, teacher: Rows, T: float = 1.0) -> Scalar:
 
 
 def l1(student: Rows, teacher: Rows) -> Scalar:
-    """Mean over rows and classes of |t − s|, on the logits themselves; >= 0. L_S of DFAD (Fang et al. 2019)."""
+    """Mean over rows and classes of |t − s|, of the logits; >= 0. L_S of DFAD (Fang et al. 2019)."""
     return (student.float() - teacher.float()).abs().mean()
 
 
 def one_hot(rows: Rows) -> Scalar:
-    """Mean over rows of −log p at the largest p, p = softmax(rows): cross entropy with the own answer as the label.
+    """Mean over rows of −log p at the largest p, p = softmax(rows): cross entropy with the predicted class.
 
-    In [0, ln C] nats, 0 where every row is sure. L_oh of DAFL (Chen et al. 2019).
+    In [0, ln C]; 0 if every row is certain. L_oh of DAFL (Chen et al. 2019).
     """
     return -rows.float().log_softmax(1).amax(1).mean()
 
 
 def entropy(rows: Rows) -> Scalar:
-    """Mean over rows of −Σ_c p_c log p_c, p = softmax(rows); in [0, ln C] nats. MosaicKD Eq. 4 (L_align).
+    """Mean over rows of −Σ_c p_c log p_c, p = softmax(rows); in [0, ln C]. MosaicKD Eq. 4 (L_align).
 
-    Through log_softmax: p · log p would be NaN where a probability underflows to 0.
+    Uses log_softmax, because p · log p is NaN if a probability underflows to 0.
     """
     log_p = rows.float().log_softmax(1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
-def marginal_entropy(rows: Rows, *, places: bool = False) -> Scalar:
-    """−Σ_c p̄_c log p̄_c of the mean distribution p̄ over the rows; in [0, ln C] nats, ln C where the batch is balanced.
+def marginal_entropy(rows: Rows, *, per_position: bool = False) -> Scalar:
+    """−Σ_c p̄_c log p̄_c of the mean distribution p̄ over the rows; in [0, ln C], ln C if the batch is balanced.
 
-    MosaicKD, appendix (the balance term, with its sign turned). 0 · log 0 counts as 0. `places`: p̄ is a mean over dim 0
-    alone, and the entropies of the places are averaged: an image that holds all classes no longer makes up for a batch
-    of equal images. Rows [n, c] have one place.
+    MosaicKD, appendix (the balance term, with opposite sign). 0 · log 0 counts as 0.
+
+    Args:
+        rows: Rows of logits; [n, c] have one position.
+        per_position: Average over dim 0 alone, and then the entropies of the positions. An image with all classes then
+            does not balance a batch of equal images.
     """
     p = rows.float().softmax(1)
-    mean = p.mean(0) if places else p.transpose(0, 1).flatten(1).mean(1)
+    mean = p.mean(0) if per_position else p.transpose(0, 1).flatten(1).mean(1)
     return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum(0).mean()

@@ -1,14 +1,14 @@
-"""METHODS: every way to teach a student, by its name on the command line.
+"""METHODS: all distillation methods by their name on the command line.
 
-Glossary: T teacher, S student, G generator, D discriminator; x images in [0, 1], z noise, y labels; t and s the logits
-of teacher and student as rows [n, c].
+Notation in this package: T teacher, S student, G generator, D discriminator; x images in [0, 1], z noise, y labels;
+t and s the logits of teacher and student as rows [n, c].
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from compress.errors import UsageError, nearest
+from compress.errors import UsageError, suggest_nearest
 from compress.methods.balanced import Balanced
 from compress.methods.cmi import CMI
 from compress.methods.crd import CRD
@@ -25,11 +25,11 @@ from compress.methods.rkd import RKD
 from compress.methods.sskd import SSKD
 from compress.methods.supervised import Supervised
 from compress.methods.zskt import ZSKT
-from compress.own import imported
+from compress.plugins import import_object
 
 METHODS: dict[str, type] = {
     "mosaic": MosaicKD,
-    # on images given
+    # with given images
     "supervised": Supervised,
     "kd": KD,
     "balanced": Balanced,
@@ -38,43 +38,44 @@ METHODS: dict[str, type] = {
     "crd": CRD,
     "sskd": SSKD,
     "dfnd": DFND,
-    # without images
+    # data-free
     "dafl": DAFL,
     "zskt": ZSKT,
     "dfad": DFAD,
     "dfq": DFQ,
-    # without images, which they make and keep
+    # data-free, with an image pool
     "deepinversion": DeepInversion,
     "cmi": CMI,
     "fastdfkd": FastDFKD,
 }
 
-#: what the methods are called where people read of them
-NAMES = {
-    "mosaic": "MosaicKD", "supervised": "Supervised", "kd": "KD", "balanced": "Balanced", "fitnet": "FitNet",
-    "rkd": "RKD", "crd": "CRD", "sskd": "SSKD", "dfnd": "DFND", "dafl": "DAFL", "zskt": "ZSKT", "dfad": "DFAD",
-    "deepinversion": "DeepInversion", "dfq": "DFQ", "cmi": "CMI", "fastdfkd": "FastDFKD",
-}  # fmt: skip
+#: attributes that a method must have, besides being a dataclass (`engine.method.Method`)
+REQUIRED_ATTRIBUTES = ("teachers", "needs", "tasks", "uses", "batch_size", "setup", "step")
 
 
 def display_name(name: str) -> str:
-    """What people read for a method's name on the command line; of the user's own, the name of the class."""
-    return NAMES.get(name, name.rpartition(":")[2])
-
-
-#: what a class must have to be a method, besides being a dataclass (`engine.method.Method`)
-PARTS = ("teachers", "needs", "tasks", "uses", "batch_size", "setup", "step")
+    """Return the name of a method in reports: that of its class."""
+    return METHODS[name].__name__ if name in METHODS else name.rpartition(":")[2]
 
 
 def find_method(name: str) -> type:
-    """The method that `name` means: one of METHODS, or the user's own `package.module:Class`. Raises UsageError."""
+    """Return the class of a method.
+
+    Args:
+        name: A name in METHODS, or `package.module:Class`.
+
+    Raises:
+        UsageError: If there is no such method, or the class is not a method.
+    """
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
-        raise UsageError(f"no such method {name!r}{nearest(name, METHODS) or '.'} See `compress methods`.")
-    found = imported(name, "package.module:Class")
-    missing = [part for part in PARTS if not hasattr(found, part)]
-    if not isinstance(found, type) or not dataclasses.is_dataclass(found) or missing:
-        lacks = f"; it lacks {', '.join(missing)}" if missing else ""
-        raise UsageError(f"{name}: expected a dataclass that is a method{lacks}; see docs/your-own-method.md.")
-    return found
+        raise UsageError(f"--method: found {name!r}{suggest_nearest(name, METHODS) or '.'} See `compress methods`.")
+    cls = import_object(name, "package.module:Class")
+    missing = [attribute for attribute in REQUIRED_ATTRIBUTES if not hasattr(cls, attribute)]
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls) or missing:
+        reason = f"; missing attributes: {', '.join(missing)}" if missing else ""
+        raise UsageError(
+            f"{name}: expected a dataclass with the attributes of a method{reason}; see docs/your-own-method.md."
+        )
+    return cls

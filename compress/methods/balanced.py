@@ -1,11 +1,11 @@
-"""Balanced: knowledge distillation on images drawn so that the teacher sees all of its classes equally often.
+"""Balanced: knowledge distillation on images sampled so that the teacher predicts all classes equally often.
 
 Paper: Nayak, Mopuri, Chakraborty, "Effectiveness of Arbitrary Transfer Sets for Data-free Knowledge Distillation", WACV
-2021, arXiv 2011.09113; as the baseline "Balanced" of MosaicKD's Table 1, whose settings are not published: temperature,
+2021, arXiv 2011.09113; as the baseline "Balanced" of MosaicKD's Table 1. Its settings are not published: temperature,
 learning rate, batch and epochs are those of its KD. No code was found.
-Differs: how the set is made is ours: each epoch draws an image the more often the fewer the teacher puts into its
-class, so none is left out; the cap on that is ours too, for else the three images of a rare class would come hundreds
-of times; classes that the teacher sees nowhere are named.
+Differs: the sampling is our own. Each epoch repeats an image in inverse proportion to the number of images of its
+predicted class, so no image is excluded. Repeats are capped, because the three images of a rare class would otherwise
+occur hundreds of times. Classes that the teacher never predicts are reported.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD
 
-from compress.engine.recolour import recolour
+from compress.config import setting
+from compress.engine.augmentation import color_jitter
 from compress.engine.run import Run
-from compress.engine.survey import surveyed
+from compress.engine.teacher_cache import predict_with_teacher
 from compress.losses import logits
+from compress.methods.fields import Positive, Weight
 
-#: classes that are named, the rest is counted
-NAMED = 5
+MAX_NAMED_CLASSES = 5
 
 
 @dataclass
 class Balanced:
-    """The student imitates the teacher's softened answers to images drawn alike from all classes it sees in them."""
+    """The student matches the teacher's softened predictions on images balanced over the predicted classes."""
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
@@ -39,70 +40,73 @@ class Balanced:
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 128
 
-    repeats: Annotated[float, Field(ge=1)] = 50.0  #: most times that an image comes an epoch; 1 is plain KD
-    temperature: Annotated[float, Field(gt=0)] = 5.0  #: T of the softened answers
-    lr: Annotated[float, Field(gt=0)] = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  #: of the student
-    augment: bool = True  #: random crop (4 pixels) and flip
-    recolour: bool = False  #: change the colours of the images too, and mirror half of them
+    max_repeats: Annotated[float, Field(ge=1)] = setting(50.0, "Maximum repeats of an image per epoch; 1 is plain KD.")
+    temperature: Positive = setting(5.0, "Temperature of the softened predictions.")
+    lr: Positive = setting(0.1, "Learning rate of the student (SGD, momentum 0.9, cosine).")
+    weight_decay: Weight = setting(1e-4, "Weight decay of the student.")
+    augment: bool = setting(True, "Random crop (4 pixels) and flip.")
+    color_jitter: bool = setting(False, "Random colors, and flip half of the images.")
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
-        labels = surveyed(run, "unlabelled").labels
+        labels = predict_with_teacher(run, "unlabelled").labels
         counts = labels.bincount(minlength=run.task.classes)
-        times = balanced(counts, self.repeats)
-        for said in shortage(counts, times, run.task.class_names):
-            run.display.say(said)
+        repeats = class_repeats(counts, self.max_repeats)
+        for message in shortage_messages(counts, repeats, run.task.class_names):
+            run.display.print_line(message)
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
-        self.S = run.player("S", run.student, optim=sgd)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment, times=times[labels])
+        self.S = run.add_trainable("S", run.student, optimizer=sgd)
+        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment, repeats=repeats[labels])
 
     def step(self) -> dict[str, Tensor]:
-        x = recolour(next(self.data)) if self.recolour else next(self.data)
+        x = color_jitter(next(self.data)) if self.color_jitter else next(self.data)
         with torch.no_grad():
             t = self.rows(self.T(x))
         loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
-        self.S.minimize(loss_S)
+        self.S.optimization_step(loss_S)
         return {"S": loss_S}
 
 
-def balanced(counts: Int64[Tensor, " c"], repeats: float) -> Float64[Tensor, " c"]:
-    """How often an image of each class comes an epoch: ∝ 1 / count, at most `repeats`, 0 for a class without images.
+def class_repeats(counts: Int64[Tensor, " c"], max_repeats: float) -> Float64[Tensor, " c"]:
+    """Compute how often an image of each class occurs per epoch.
 
-    In all as many as there are images: what a capped class leaves is shared by the others. So each class that is not
-    capped comes equally often.
+    Repeats are proportional to 1 / count and capped at `max_repeats`; 0 for a class without images. The other classes
+    share what a capped class leaves, so an epoch has as many images as the data set.
     """
-    found, open_ = torch.zeros(len(counts), dtype=torch.float64), counts > 0
+    repeats, is_open = torch.zeros(len(counts), dtype=torch.float64), counts > 0
     left = counts.sum().double()
     while True:
-        share = left / open_.sum() / counts.double()
-        capped = open_ & (share > repeats)
+        share = left / is_open.sum() / counts.double()
+        capped = is_open & (share > max_repeats)
         if not capped.any():
-            return torch.where(open_, share, found)
-        found[capped] = repeats
-        left -= repeats * counts[capped].sum()
-        open_ &= ~capped
+            return torch.where(is_open, share, repeats)
+        repeats[capped] = max_repeats
+        left -= max_repeats * counts[capped].sum()
+        is_open &= ~capped
 
 
-def shortage(counts: Int64[Tensor, " c"], times: Float64[Tensor, " c"], names: list[str] | None) -> list[str]:
-    """What balancing cannot do with these images, in sentences."""
-    shown = counts * times
+def shortage_messages(
+    counts: Int64[Tensor, " c"], repeats: Float64[Tensor, " c"], names: list[str] | None
+) -> list[str]:
+    """Return messages about the classes that cannot be balanced."""
+    sampled = counts * repeats
     absent = (counts == 0).nonzero()[:, 0].tolist()
-    rare = ((counts > 0) & (shown < shown.max() * 0.999)).nonzero()[:, 0].tolist()
-    said = []
+    rare = ((counts > 0) & (sampled < sampled.max() * 0.999)).nonzero()[:, 0].tolist()
+    messages = []
     if absent:
-        said.append(
-            f"The teacher sees {len(absent)} of its {len(counts)} classes in none of these images, so they cannot be "
-            f"balanced: {listed(absent, names)}."
+        messages.append(
+            f"The teacher predicts {len(absent)} of its {len(counts)} classes for none of these images, so they cannot "
+            f"be balanced: {join_class_names(absent, names)}."
         )
     if rare:
-        said.append(
-            f"It sees {len(rare)} in so few that method.repeats lets them come less often than the others: "
-            f"{listed(rare, names)}."
+        messages.append(
+            f"The teacher predicts {len(rare)} classes so rarely that method.max_repeats limits them: "
+            f"{join_class_names(rare, names)}."
         )
-    return said
+    return messages
 
 
-def listed(classes: list[int], names: list[str] | None) -> str:
-    more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
-    return ", ".join(names[c] if names else f"class {c}" for c in classes[:NAMED]) + more
+def join_class_names(classes: list[int], names: list[str] | None) -> str:
+    """Join the first class names, and count the rest."""
+    more = f" and {len(classes) - MAX_NAMED_CLASSES} more" if len(classes) > MAX_NAMED_CLASSES else ""
+    return ", ".join(names[c] if names else f"class {c}" for c in classes[:MAX_NAMED_CLASSES]) + more

@@ -1,44 +1,41 @@
-"""CRD: among thousands of images, the student's embedding of one finds the teacher's of it, and the other way round.
+"""CRD: the student's embedding of an image must identify the teacher's embedding of it among thousands.
 
 Paper: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699; as the baseline
 "CRD" of MosaicKD's Table 1.
 Code: HobbitLong/RepDistiller, crd/ (read for facts: weight 0.8 with cross entropy of weight 1; CRD+KD adds KL of weight
 1). The settings of Table 1 are not published.
-Differs: without labels the cross entropy gives way to KL, and negatives are any other images, not those of other
-classes; learning rate, batch and epochs are those of Table 1's KD; scores stay logarithms, so no eps is needed; they
-are computed against the whole bank, and those of the images drawn are read: the same, in a fraction of the memory; an
-image that comes twice in a batch is put into the banks once.
+Differs: without labels, KL replaces the cross entropy, and negatives are any other images, not those of other classes.
+Learning rate, batch and epochs are those of Table 1's KD. Scores stay logarithms, so no eps is needed. They are
+computed against the whole bank, from which those of the sampled images are read (same result, much less memory). An
+image that occurs twice in a batch updates the banks once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from compress.engine.place import Place
-from compress.engine.player import Player
+from compress.config import setting
+from compress.engine.accelerator import Accelerator
+from compress.engine.hooks import capture_activations, find_classifier
 from compress.engine.run import Run
-from compress.engine.taps import classifier, tapped
+from compress.engine.trainable import TrainableModel
 from compress.errors import UsageError
 from compress.losses import contrastive, logits
-
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
+from compress.methods.fields import Count, Fraction, Positive, Weight
 
 
 @dataclass
 class CRD:
-    """The student imitates the teacher's answers, and its embedding of an image finds the teacher's among many."""
+    """The student matches the teacher's predictions, and its embedding of an image identifies the teacher's."""
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
@@ -46,52 +43,54 @@ class CRD:
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 128
 
-    nce: Weight = 0.8  #: weight of the contrast, with either network as the anchor
-    kl: Weight = 1.0  #: weight of the softened answers
-    negatives: Count = 16384  #: other images that each is told from (K); drawn with replacement where they are few
-    tau: Positive = 0.07  #: temperature of the scores
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: share of the old embedding in the banks
-    dimensions: Count = 128  #: of an embedding
-    temperature: Positive = 5.0  #: T of the softened answers
-    lr: Positive = 0.1  #: learning rate of student and embeddings (SGD, momentum 0.9, cosine)
-    weight_decay: Weight = 1e-4  #: of both
-    augment: bool = True  #: random crop (4 pixels) and flip
+    nce: Weight = setting(0.8, "Weight of the contrastive loss, with either network as the anchor.")
+    kl: Weight = setting(1.0, "Weight of the softened predictions.")
+    negatives: Count = setting(16384, "Negatives per image (K); sampled with replacement if there are few images.")
+    tau: Positive = setting(0.07, "Temperature of the contrastive loss.")
+    momentum: Fraction = setting(0.5, "Share of the old embedding in updates of the banks.")
+    embedding_dim: Count = setting(128, "Dimensions of the embeddings.")
+    temperature: Positive = setting(5.0, "Temperature of the softened predictions.")
+    lr: Positive = setting(0.1, "Learning rate of student and embeddings (SGD, momentum 0.9, cosine).")
+    weight_decay: Weight = setting(1e-4, "Weight decay of student and embeddings.")
+    augment: bool = setting(True, "Random crop (4 pixels) and flip.")
 
     def setup(self, run: Run) -> None:
         self.T, self.rows, self.images = run.teacher, run.task.rows, len(run.sources["unlabelled"])
         if self.images < 2:
-            raise UsageError(f"data.unlabelled: found {self.images} images, expected two or more to tell apart.")
+            raise UsageError(f"data.unlabeled: found {self.images} images, expected two or more.")
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
-        self.S = run.player("S", run.student, optim=sgd)
-        (self.at_T, of_T), (self.at_S, of_S) = (classifier(net, run.blank()) for net in (self.T.net, self.S.net))
-        self.E_T = run.player("E_T", nn.Linear(of_T, self.dimensions), optim=sgd)
-        self.E_S = run.player("E_S", nn.Linear(of_S, self.dimensions), optim=sgd)
-        self.M_T, self.M_S = (Bank(self.images, self.dimensions, run.place) for _ in range(2))
-        run.keep("bank T", self.M_T)
-        run.keep("bank S", self.M_S)
+        self.S = run.add_trainable("S", run.student, optimizer=sgd)
+        self.classifier_T, width_T = find_classifier(self.T.net, run.example_input())
+        self.classifier_S, width_S = find_classifier(self.S.net, run.example_input())
+        self.E_T = run.add_trainable("E_T", nn.Linear(width_T, self.embedding_dim), optimizer=sgd)
+        self.E_S = run.add_trainable("E_S", nn.Linear(width_S, self.embedding_dim), optimizer=sgd)
+        self.M_T, self.M_S = (EmbeddingBank(self.images, self.embedding_dim, run.accelerator) for _ in range(2))
+        run.register("bank T", self.M_T)
+        run.register("bank S", self.M_S)
         self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)
-        with torch.no_grad(), tapped(self.T.net, self.at_T, entering=True) as of_T:
+        with torch.no_grad(), capture_activations(self.T.net, self.classifier_T, capture_inputs=True) as features_T:
             t = self.rows(self.T(x))
-        with tapped(self.S.net, self.at_S, entering=True) as of_S:
+        with capture_activations(self.S.net, self.classifier_S, capture_inputs=True) as features_S:
             s = self.rows(self.S(x))
-        e_t, e_s = embedded(self.E_T, of_T[self.at_T]), embedded(self.E_S, of_S[self.at_S])
+        e_t = embed(self.E_T, features_T[self.classifier_T])
+        e_s = embed(self.E_S, features_S[self.classifier_S])
 
-        # Each network's embedding finds its image among the other's of the images drawn; column 0 is the true one.
-        drawn = self.draw(self.data.indices.to(e_s.device))
-        of_S_among_T, of_T_among_S = self.M_T.log_h(e_s, drawn, self.tau), self.M_S.log_h(e_t, drawn, self.tau)
-        loss_E = contrastive.nce(of_S_among_T, self.images) + contrastive.nce(of_T_among_S, self.images)  # Eq. 18
+        # Each embedding must identify its image among the other network's embeddings; column 0 is the true pair.
+        drawn = self.draw_negatives(self.data.indices.to(e_s.device))
+        h_S, h_T = self.M_T.log_h(e_s, drawn, self.tau), self.M_S.log_h(e_t, drawn, self.tau)
+        loss_E = contrastive.nce(h_S, self.images) + contrastive.nce(h_T, self.images)  # Eq. 18
         loss_S = logits.kl(s, t, self.temperature)
-        self.S.minimize(self.kl * loss_S + self.nce * loss_E, together=[self.E_S, self.E_T])
+        self.S.optimization_step(self.kl * loss_S + self.nce * loss_E, jointly_with=[self.E_S, self.E_T])
 
         self.M_T.update(self.data.indices, e_t, self.momentum)
         self.M_S.update(self.data.indices, e_s, self.momentum)
         return {"S": loss_S, "E": loss_E}
 
-    def draw(self, i: Int64[Tensor, " n"]) -> Int64[Tensor, "n m"]:
-        """Each image's own number, then K others, all different; with replacement where K is over half of the set."""
+    def draw_negatives(self, i: Int64[Tensor, " n"]) -> Int64[Tensor, "n m"]:
+        """Return each image's own index, then K others: all different, unless K exceeds half of the images."""
         if self.negatives > self.images / 2:
             others = torch.randint(self.images - 1, (len(i), self.negatives), device=i.device)
             others = others + (others >= i[:, None])
@@ -101,37 +100,39 @@ class CRD:
         return torch.cat([i[:, None], others], 1)
 
 
-def embedded(head: Player, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
+def embed(head: TrainableModel, features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
+    """Return normalized embeddings of features."""
     return F.normalize(head(features).float())
 
 
-class Bank:
-    """One network's embedding of every image, by its number, and Z, which makes scores against it a distribution.
+class EmbeddingBank:
+    """One network's embedding of every image, and the normalization Z of scores against them.
 
-    It takes 4 · images · dimensions bytes on the device, and in every checkpoint. All processes hold the same: each
-    puts in what all have embedded, so one copy is saved.
+    Memory: 4 * images * dim bytes on the device, and in every checkpoint. All processes hold the same bank, because
+    each adds the embeddings of all; checkpoints contain one copy.
     """
 
-    def __init__(self, images: int, dimensions: int, place: Place) -> None:
-        self.place = place
-        widest = (dimensions / 3) ** -0.5
-        rows = (2 * torch.rand(images, dimensions) - 1) * widest
-        self.rows: Float[Tensor, "images d"] = rows.to(place.device)
-        self.Z: Float[Tensor, ""] | None = None  # from the first batch on
+    def __init__(self, images: int, dim: int, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        limit = (dim / 3) ** -0.5
+        rows = (2 * torch.rand(images, dim) - 1) * limit
+        self.rows: Float[Tensor, "images d"] = rows.to(accelerator.device)
+        self.Z: Float[Tensor, ""] | None = None  # set by the first batch
 
     def log_h(self, e: Float[Tensor, "n d"], drawn: Int64[Tensor, "n m"], tau: float) -> Float[Tensor, "n m"]:
-        """e · row / τ − log Z for the rows drawn; Z is N times the mean of exp(e · row / τ) over the first batch."""
+        """Return e · row / τ − log Z of the drawn rows; Z is N · the mean of exp(e · row / τ) in the first batch."""
         scores = (e @ self.rows.mT).gather(1, drawn) / tau
         if self.Z is None:
             self.Z = scores.detach().exp().mean() * len(self.rows)
-            self.place.average([self.Z])
+            self.accelerator.all_reduce_mean([self.Z])
         return scores - self.Z.log()
 
     def update(self, indices: Int64[Tensor, " n"], e: Float[Tensor, "n d"], momentum: float) -> None:
-        """Mix the embeddings of the batch, those of all processes, into the rows of their images."""
-        every, of = self.place.gather(indices), self.place.gather(e.detach())
-        i, first = (torch.from_numpy(a).to(of.device) for a in np.unique(every.numpy(), return_index=True))
-        self.rows[i] = F.normalize(momentum * self.rows[i] + (1 - momentum) * of[first])
+        """Blend the embeddings of all processes into the rows of their images."""
+        all_indices, all_e = self.accelerator.all_gather(indices), self.accelerator.all_gather(e.detach())
+        unique = np.unique(all_indices.numpy(), return_index=True)
+        i, first = (torch.from_numpy(array).to(all_e.device) for array in unique)
+        self.rows[i] = F.normalize(momentum * self.rows[i] + (1 - momentum) * all_e[first])
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "Z": self.Z}

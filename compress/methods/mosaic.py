@@ -1,11 +1,11 @@
-"""MosaicKD: patches of out-of-domain images re-assembled, like tiles, into samples of the teacher's domain.
+"""MosaicKD: patches of out-of-domain images are assembled, like tiles, into samples of the teacher's domain.
 
 Paper: Fang, Bao, Song, Wang, Xie, Shen, Song, "Mosaicking to Distill: Knowledge Distillation from Out-of-Domain Data",
 NeurIPS 2021, arXiv 2110.15094; Algorithm 1.
 Code: zju-vipa/MosaicKD a8d8e2c (read for facts).
-Differs: one normalisation, the teacher's own, for real and synthetic images (the code gives real ones that of their own
-set); D sees images scaled to [-1, 1]; while one player is updated the others take no gradients (same result, less
-work); the balance term cannot be NaN; incomplete batches are dropped; every patch size is D's true receptive
+Differs: real and synthetic images are both normalized as the teacher's (the code normalizes real ones by their own
+statistics). D reads images scaled to [-1, 1]. While one model is updated, the others compute no gradients (same result,
+less work). The balance term cannot be NaN. Incomplete batches are dropped. Every patch size is D's true receptive
 field, and small patches see no padding (`models/discriminators.py`).
 """
 
@@ -16,68 +16,92 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from compress.engine.average import Average
-from compress.engine.player import Draft
-from compress.engine.recalled import recalled
-from compress.engine.recolour import recolour
+from compress.config import setting
+from compress.engine.augmentation import color_jitter
+from compress.engine.ema import ExponentialMovingAverage
+from compress.engine.hooks import capture_batchnorm_stats
 from compress.engine.run import Run
-from compress.engine.taps import batchnorm_moments
+from compress.engine.teacher_cache import cache_teacher_logits
+from compress.engine.trainable import InnerLoop
 from compress.errors import UsageError
 from compress.losses import adversarial, logits, priors
-from compress.models.discriminators import discriminator
-from compress.models.generators import generator, side
-
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
+from compress.methods.fields import Count, CountOrZero, Fraction, Positive, Weight
+from compress.methods.generator_setup import create_generator, to_images
+from compress.models.discriminators import build_discriminator
+from compress.models.generators import square_side
 
 
 @dataclass
 class MosaicKD:
-    """Four players: a generator, a patch discriminator, the student, and the frozen teacher."""
+    """A generator, a patch discriminator and the student learn from the frozen teacher and out-of-domain images."""
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
     batch_size: ClassVar[int] = 256
 
-    #: side in pixels of the patches D judges: 1, 2, 4, 8, 10, 18, 22, or the image's side (Table 4); auto: by how far
-    #: the images are from the teacher's own, before the run begins
-    patch: Count | Literal["auto"] = 8
-    local: Weight = 1.0  #: weight of L_local, summed over the patches of an image (Eq. 3); 0 leaves D out
-    align: Weight = 1.0  #: weight of L_align, the teacher's entropy on mosaics (Eq. 4)
-    adv: Weight = 1.0  #: weight of the student's disagreement with the teacher, which G seeks (Eq. 7)
-    balance: Weight = 10.0  #: weight of the balance of the teacher's labels over a batch, in bits (appendix)
-    #: of label maps, balance the classes at each pixel over the batch, not over all its pixels (not in the paper)
-    balance_places: bool = False
-    bn: Weight = 0.0  #: weight of the teacher's BatchNorm statistics on mosaics (DeepInversion; not in the paper)
-    #: decay of an average of G that makes half of the student's mosaics (MAD; not in the paper); 0 is off
-    ema_G: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    #: steps in which a copy of G adapts to the student, G following it (FastDFKD; not in the paper); 0 is off
-    meta_steps: Annotated[int, Field(ge=0)] = 0
-    lr_z: Weight = 0.01  #: learning rate of the noise that adapts along with that copy
-    temperature: Positive = 1.0  #: T of the softened answers that the student imitates
-    moves: Count = 5  #: student steps an iteration (k of Algorithm 1)
-    ood_share: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: share of out-of-domain images in the student's batches
-    lr: Positive = 0.1  #: learning rate of the student (SGD, momentum 0.9, cosine)
-    weight_decay: Weight = 1e-4  #: of the student
-    lr_G: Positive = 1e-3  #: learning rate of the generator (Adam, betas 0.5 and 0.999, cosine)
-    lr_D: Positive = 1e-3  #: learning rate of the discriminator (Adam, as G)
-    generator: str | None = None  #: shape of G: small, shallow, deep, dcgan; None: shallow up to 64 pixels, deep above
-    z_dim: Count = 100  #: dimensions of the noise
-    width_G: Count = 64  #: channels of the generator's last hidden layer
-    width_D: Count = 128  #: channels of the discriminator's first layer
-    augment: bool = True  #: crop and flip the out-of-domain images that the student sees (D's are left alone)
-    recolour: bool = False  #: change the colours of what the student sees, and mirror half of it (not in the paper)
-    #: ask the teacher once about each out-of-domain image; only without `augment` and `recolour`
-    keep_answers: bool = False
+    patch_size: Count | Literal["auto"] = setting(
+        8,
+        "Patch size of the discriminator in pixels: 1, 2, 4, 8, 10, 18, 22, or the image's side (Table 4); auto: "
+        "selected before the run by the domain shift of the images.",
+    )
+    local: Weight = setting(
+        1.0,
+        "Weight of L_local, summed over the patches of an image (Eq. 3); 0 removes the discriminator.",
+    )
+    align: Weight = setting(1.0, "Weight of L_align, the teacher's entropy on mosaics (Eq. 4).")
+    adv: Weight = setting(
+        1.0,
+        "Weight of the divergence of student and teacher, which the generator maximizes (Eq. 7).",
+    )
+    balance: Weight = setting(10.0, "Weight of the entropy of the mean prediction over a batch, in bits (appendix).")
+    balance_per_pixel: bool = setting(False, "For segmentation, balance the classes at each pixel (not in the paper).")
+    bn: Weight = setting(
+        0.0,
+        "Weight of the teacher's BatchNorm statistics on mosaics (DeepInversion; not in the paper).",
+    )
+    ema_G: Fraction = setting(
+        0.0,
+        "Decay of a moving average of the generator, which makes half of the student's mosaics (MAD; not in the "
+        "paper); 0: none.",
+    )
+    meta_steps: CountOrZero = setting(
+        0,
+        "Steps in which a copy of the generator adapts to the student (FastDFKD; not in the paper); 0: none.",
+    )
+    lr_z: Weight = setting(0.01, "Learning rate of the noise that adapts with that copy.")
+    temperature: Positive = setting(1.0, "Temperature of the softened predictions that the student matches.")
+    student_steps: Count = setting(5, "Student steps per iteration (k of Algorithm 1).")
+    ood_fraction: Fraction = setting(0.5, "Share of out-of-domain images in the student's batches.")
+    lr: Positive = setting(0.1, "Learning rate of the student (SGD, momentum 0.9, cosine).")
+    weight_decay: Weight = setting(1e-4, "Weight decay of the student.")
+    lr_G: Positive = setting(1e-3, "Learning rate of the generator (Adam, betas 0.5 and 0.999, cosine).")
+    lr_D: Positive = setting(1e-3, "Learning rate of the discriminator (Adam, betas 0.5 and 0.999, cosine).")
+    generator: str | None = setting(
+        None,
+        "Generator: small, shallow, deep, dcgan; default: shallow up to 64 pixels, else deep.",
+    )
+    z_dim: Count = setting(100, "Dimensions of the noise.")
+    width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
+    width_D: Count = setting(128, "Channels of the discriminator's first layer.")
+    augment: bool = setting(
+        True,
+        "Random crop and flip of the student's out-of-domain images; the discriminator's stay as is.",
+    )
+    color_jitter: bool = setting(
+        False,
+        "Random colors of the student's images, and flip half of them (not in the paper).",
+    )
+    cache_teacher_logits: bool = setting(
+        False,
+        "Compute teacher logits once per out-of-domain image; excludes augment and color_jitter.",
+    )
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -85,125 +109,129 @@ class MosaicKD:
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
-        self.n, self.place = max(1, run.batch_size // run.place.world), run.place
-        size = side(run.task.image_size)
+        self.n, self.accelerator = run.per_rank(run.batch_size), run.accelerator
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         adam = partial(Adam, betas=(0.5, 0.999))
-        self.G = run.player(
-            "G",
-            generator(size, z_dim=self.z_dim, width=self.width_G, channels=run.task.channels, kind=self.generator),
-            optim=partial(adam, lr=self.lr_G * (self.meta_steps or 1)),
-        )
-        self.scaler = run.scaler("the copy of G") if self.meta_steps else None
-        self.average = Average(self.G.net, self.ema_G) if self.ema_G else None
-        if self.average is not None:
-            # As G itself it normalises by the batch: an average's remembered statistics fit none of its weights.
-            self.average.net.train()
-            run.keep("average of G", self.average)
+        G = create_generator(self, run, small="shallow")
+        self.G = run.add_trainable("G", G, optimizer=partial(adam, lr=self.lr_G * (self.meta_steps or 1)))
+        self.scaler = run.create_scaler("meta step") if self.meta_steps else None
+        self.ema = ExponentialMovingAverage(self.G.net, self.ema_G) if self.ema_G else None
+        if self.ema is not None:
+            # Like G, the average normalizes by the batch: averaged running statistics do not match its weights.
+            self.ema.net.train()
+            run.register("ema of G", self.ema)
         if self.local:
-            if self.patch == "auto":
-                raise UsageError("method.patch: found auto, which `compress distill` makes a number; give one here.")
-            D = discriminator(self.patch, size, width=self.width_D)
-            self.D = run.player("D", D, optim=partial(adam, lr=self.lr_D))
+            if self.patch_size == "auto":
+                raise UsageError("method.patch_size: found auto, expected a number; only a training run resolves auto.")
+            D = build_discriminator(self.patch_size, square_side(run.task.image_size), width=self.width_D)
+            self.D = run.add_trainable("D", D, optimizer=partial(adam, lr=self.lr_D))
             self.real = run.stream("real", "unlabelled")
-        self.S = run.player("S", run.student, optim=sgd)
-        ood = round(run.batch_size * self.ood_share / (1 - self.ood_share))
+        self.S = run.add_trainable("S", run.student, optimizer=sgd)
+        ood = round(run.batch_size * self.ood_fraction / (1 - self.ood_fraction))
         self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
-        changing = self.augment or self.recolour
-        self.known = recalled(run, "unlabelled", changing=changing) if self.keep_answers and self.ood else None
-        z = run.noise(100, self.z_dim)
-        run.show("mosaics", partial(self.G.look, z))
+        self.cache = None
+        if self.cache_teacher_logits and self.ood:
+            self.cache = cache_teacher_logits(run, "unlabelled", is_augmented=self.augment or self.color_jitter)
+        run.log_images("mosaics", partial(self.G.predict, run.fixed_noise(100, self.z_dim)))
 
-    def noise(self, n: int) -> Tensor:
-        return torch.randn(n, self.z_dim, device=self.place.device)
+    def sample_noise(self, n: int) -> Tensor:
+        return torch.randn(n, self.z_dim, device=self.accelerator.device)
 
-    def mosaics(self, G: nn.Module, z: Tensor) -> Tensor:
-        with self.place.autocast():
+    def generate(self, G: nn.Module, z: Tensor) -> Tensor:
+        with self.accelerator.autocast():
             x = G(z)
-        return x.to(torch.float32, memory_format=torch.channels_last)
+        return to_images(x)
 
-    def lesson(self, G: nn.Module) -> Tensor:
-        """What the student learns from: fresh mosaics, and out-of-domain images as they are."""
-        if self.average is None:
-            parts = [self.mosaics(G, self.noise(self.n))]
+    def student_batch(self, G: nn.Module) -> Tensor:
+        """Return new mosaics, followed by out-of-domain images."""
+        if self.ema is None:
+            parts = [self.generate(G, self.sample_noise(self.n))]
         else:
-            old = self.n // 2
-            parts = [self.mosaics(G, self.noise(self.n - old)), self.mosaics(self.average.net, self.noise(old))]
+            n_ema = self.n // 2
+            parts = [
+                self.generate(G, self.sample_noise(self.n - n_ema)),
+                self.generate(self.ema.net, self.sample_noise(n_ema)),
+            ]
         x = torch.cat(parts if self.ood is None else [*parts, next(self.ood)])
-        return recolour(x) if self.recolour else x
+        return color_jitter(x) if self.color_jitter else x
 
-    def answer(self, x: Tensor) -> Tensor:
-        """The teacher's answer to a lesson, of which what it has said before is not asked again."""
-        if self.known is None or self.ood is None:
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        """Return T's logits of a student batch; those of out-of-domain images come from the cache if there is one."""
+        if self.cache is None or self.ood is None:
             return self.T(x)
-        return torch.cat([self.T(x[: self.n]), self.known(x[self.n :], self.ood.indices)])
+        return torch.cat([self.T(x[: self.n]), self.cache(x[self.n :], self.ood.indices)])
 
-    def cost(self, x: Tensor) -> Tensor:
-        """What it costs that `x` are not mosaics of real patches, which T is sure of and S gets wrong."""
-        with batchnorm_moments(self.T.net) if self.bn else nullcontext([]) as moments:
+    def generator_loss(self, x: Tensor) -> Tensor:
+        """Loss of images that should be mosaics of real patches for which T is confident and S is wrong."""
+        with capture_batchnorm_stats(self.T.net) if self.bn else nullcontext([]) as stats:
             t = self.rows(self.T(x))
-        s = self.rows(self.S.fixed(x))
+        s = self.rows(self.S.forward_frozen(x))
         loss = (
             self.align * logits.entropy(t)  # Eq. 4
             - self.adv * logits.kl(s, t)  # Eq. 7
-            - self.balance * logits.marginal_entropy(t, places=self.balance_places) / math.log(2)  # appendix, in bits
+            # appendix, in bits
+            - self.balance * logits.marginal_entropy(t, per_position=self.balance_per_pixel) / math.log(2)
         )
         if self.local:
-            loss = loss + self.local * adversarial.real(self.D.fixed(x))  # Eq. 3
+            loss = loss + self.local * adversarial.real(self.D.forward_frozen(x))  # Eq. 3
         if self.bn:
-            loss = loss + self.bn * priors.batchnorm(moments)
+            loss = loss + self.bn * priors.batchnorm(stats)
         return loss
 
-    def adapt(self, z: Tensor) -> tuple[Tensor, nn.Module]:
-        """A copy of G, and its noise, go a few steps down L_G; G goes along the sum of the copy's gradients.
+    def meta_step(self, z: Tensor) -> tuple[Tensor, nn.Module]:
+        """Optimize a copy of G and its noise for a few steps; G follows the sum of the copy's gradients.
 
-        FastDFKD's first-order meta-learning with L_local for its prior. Returns the last loss and the copy.
+        FastDFKD's first-order meta-learning, with L_local as its prior.
+
+        Returns:
+            The last loss, and the copy.
         """
-        copied, z = copy.deepcopy(self.G.net), z.clone().requires_grad_()
+        G_copy, z = copy.deepcopy(self.G.net), z.clone().requires_grad_()
         lr = self.G.optimizer.param_groups[0]["lr"] / self.meta_steps
         groups = [
-            {"params": list(copied.parameters()), "lr": lr},
+            {"params": list(G_copy.parameters()), "lr": lr},
             {"params": [z], "lr": self.lr_z * lr / self.lr_G},
         ]
-        draft = Draft("G", self.place, Adam(groups, betas=(0.5, 0.999)), nets=[copied], scaler=self.scaler)
-        total, loss = [torch.zeros_like(p) for p in copied.parameters()], torch.zeros(())
+        adam = Adam(groups, betas=(0.5, 0.999))
+        loop = InnerLoop("G", self.accelerator, adam, nets=[G_copy], scaler=self.scaler)
+        gradients, loss = [torch.zeros_like(p) for p in G_copy.parameters()], torch.zeros(())
         for _ in range(self.meta_steps):
-            loss = self.cost(self.mosaics(copied, z))
-            draft.minimize(loss)
-            for whole, parameter in zip(total, copied.parameters(), strict=True):
+            loss = self.generator_loss(self.generate(G_copy, z))
+            loop.optimization_step(loss)
+            for total, parameter in zip(gradients, G_copy.parameters(), strict=True):
                 assert parameter.grad is not None
-                whole += parameter.grad
-        self.G.move_along(total)
-        for mine, its in zip(self.G.net.buffers(), copied.buffers(), strict=True):
-            mine.copy_(its)
-        return loss, copied
+                total += parameter.grad
+        self.G.apply_gradients(gradients)
+        for buffer, adapted in zip(self.G.net.buffers(), G_copy.buffers(), strict=True):
+            buffer.copy_(adapted)
+        return loss, G_copy
 
     def step(self) -> dict[str, Tensor]:
-        z = self.noise(self.n)
-        x = self.mosaics(self.G.net, z)
+        z = self.sample_noise(self.n)
+        x = self.generate(self.G.net, z)
         losses = {}
         if self.local:
-            # D tells the patches of real images from those of mosaics.
+            # D distinguishes patches of real images from those of mosaics.
             judged_fake, judged_real = self.D(x.detach()), self.D(next(self.real))
             losses["D"] = self.local / 2 * (adversarial.fake(judged_fake) + adversarial.real(judged_real))  # Eq. 3
-            self.D.minimize(losses["D"])
+            self.D.optimization_step(losses["D"])
 
-        # G mosaics real patches into images that T is sure of and S gets wrong.
+        # G assembles real patches into images for which T is confident and S is wrong.
         G = self.G.net
         if self.meta_steps:
-            losses["G"], G = self.adapt(z)
+            losses["G"], G = self.meta_step(z)
         else:
-            losses["G"] = self.cost(x)
-            self.G.minimize(losses["G"])
-        if self.average is not None:
-            self.average.follow(self.G.net)
+            losses["G"] = self.generator_loss(x)
+            self.G.optimization_step(losses["G"])
+        if self.ema is not None:
+            self.ema.update(self.G.net)
 
-        # S imitates T, on mosaics and on the out-of-domain images themselves.
+        # S imitates T on mosaics and on out-of-domain images.
         loss_S = torch.zeros(())
-        for _ in range(self.moves):
+        for _ in range(self.student_steps):
             with torch.no_grad():
-                x = self.lesson(G)
-                t = self.rows(self.answer(x))
+                x = self.student_batch(G)
+                t = self.rows(self.teacher_logits(x))
             loss_S = logits.kl(self.rows(self.S(x)), t, self.temperature)
-            self.S.minimize(loss_S)
+            self.S.optimization_step(loss_S)
         return {**losses, "S": loss_S}

@@ -1,4 +1,4 @@
-"""TASKS: what kind of answer a network gives, and how it is judged."""
+"""TASKS: what a network predicts, and how predictions are scored."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from compress.tasks.classification import Classification
 from compress.tasks.segmentation import Segmentation
 
 
-class Described(Protocol):
-    """What a task must know of a model: its card says it."""
+class ModelDescription(Protocol):
+    """The part of a model card that a task uses."""
 
     task: str
     classes: int
@@ -20,8 +20,8 @@ class Described(Protocol):
     def channels(self) -> int: ...
 
 
-def task_of(card: Described) -> Classification | Segmentation:
-    """The task of the model that `card` describes."""
+def task_for_card(card: ModelDescription) -> Classification | Segmentation:
+    """Return the task of the model with this card."""
     return TASKS[card.task](card.classes, card.image_size, card.channels, card.class_names)
 
 

@@ -1,4 +1,4 @@
-"""One label an image."""
+"""Classification: one label per image."""
 
 from __future__ import annotations
 
@@ -12,44 +12,50 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 Batch = tuple[Tensor, Tensor]
+TOP5_MIN_CLASSES = 50
 
 
 @dataclass
 class Classification:
-    """Logits [n, classes] for images [n, 3, h, w] in [0, 1]."""
+    """Logits [n, classes] of images [n, 3, h, w] in [0, 1]."""
 
     classes: int
     image_size: tuple[int, int]
-    channels: int = 3  #: that carry information: 1 for grey images
+    channels: int = 3  #: 1 for grayscale images
     class_names: list[str] | None = None
 
-    def rows(self, answer: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """One row of logits a decision: here the answer itself."""
-        return answer
+    def rows(self, output: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Return one row of logits per decision: the output itself."""
+        return output
 
-    def supervised(self, answer: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
+    def supervised_loss(self, output: Float[Tensor, "n c"], target: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
         """Cross entropy in nats, mean over images."""
-        return F.cross_entropy(answer.float(), target)
+        return F.cross_entropy(output.float(), target)
 
     def score(self, net: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> dict[str, float]:
-        """`accuracy`, and `accuracy_top5` from 50 classes up: shares in [0, 1] over all images of the batches."""
+        """Compute `accuracy`, and `accuracy_top5` for 50 or more classes: shares in [0, 1] over all images.
+
+        Args:
+            net: Returns logits, or labels [n] (which have no top 5).
+            batches: Images and labels.
+        """
         meters = {"accuracy": MulticlassAccuracy(self.classes, average="micro", sync_on_compute=False)}
-        if self.classes >= 50:
+        if self.classes >= TOP5_MIN_CLASSES:
             meters["accuracy_top5"] = MulticlassAccuracy(self.classes, average="micro", top_k=5, sync_on_compute=False)
         with torch.no_grad():
             for images, labels in batches:
-                answer = net(images).cpu()
-                if answer.ndim == 1:  # labels, of a file that decides by itself: there is no second best
+                output = net(images).cpu()
+                if output.ndim == 1:
                     meters.pop("accuracy_top5", None)
                 for meter in meters.values():
-                    meter.update(answer.long() if answer.ndim == 1 else answer.float(), labels.cpu())
+                    meter.update(output.long() if output.ndim == 1 else output.float(), labels.cpu())
         return {name: round(float(meter.compute()), 6) for name, meter in meters.items()}
 
-    def picture(self, images: Float[Tensor, "n 3 h w"], answer: Float[Tensor, "n c"]) -> Float[Tensor, "n 3 h w"]:
-        """The images ordered by the class of their largest logit, the surest first within a class."""
-        confidence, label = answer.float().softmax(1).max(1)
+    def visualize(self, images: Float[Tensor, "n 3 h w"], output: Float[Tensor, "n c"]) -> Float[Tensor, "n 3 h w"]:
+        """Sort images by predicted class, the most confident first within a class."""
+        confidence, label = output.float().softmax(1).max(1)
         return images[torch.argsort(label.float() - confidence * 0.999, stable=True)]
 
-    def example(self, n: int) -> tuple[Tensor, ...]:
-        """Inputs for export, profile and bench."""
+    def example_input(self, n: int) -> tuple[Tensor, ...]:
+        """Return a batch of `n` inputs for export, profile and bench."""
         return (torch.zeros(n, 3, *self.image_size),)

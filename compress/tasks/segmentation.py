@@ -1,4 +1,4 @@
-"""One label a pixel."""
+"""Segmentation: one label per pixel."""
 
 from __future__ import annotations
 
@@ -13,68 +13,72 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import draw_segmentation_masks
 
 Batch = tuple[Tensor, Tensor]
-PICTURES = 50
+MAX_VISUALIZED = 50
 
 
 @dataclass
 class Segmentation:
-    """Logits [n, classes, h, w] for images [n, 3, h, w] in [0, 1]. `ignore_index`: nobody judges this pixel."""
+    """Logits [n, classes, h, w] of images [n, 3, h, w] in [0, 1]."""
 
     classes: int
     image_size: tuple[int, int]
-    channels: int = 3  #: that carry information: 1 for grey images
+    channels: int = 3  #: 1 for grayscale images
     class_names: list[str] | None = None
-    ignore_index: int = 255
+    ignore_index: int = 255  #: label of pixels that are not scored
 
-    def rows(self, answer: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c m"]:
-        """One row of logits a decision: a pixel each, m = h · w an image.
+    def rows(self, output: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c m"]:
+        """Return one row of logits per decision: a pixel each, m = h · w per image.
 
-        The pixels of a class lie side by side in memory: a softmax over classes is then seventeen times as fast as over
-        eleven neighbours (2 cores).
+        The pixels of a class are contiguous in memory, which makes a softmax over classes seventeen times as fast as
+        over eleven adjacent values (2 cores).
         """
-        return answer.float().flatten(2).contiguous()
+        return output.float().flatten(2).contiguous()
 
-    def supervised(self, answer: Float[Tensor, "n c h w"], target: Int64[Tensor, "n h w"]) -> Float[Tensor, ""]:
-        """Cross entropy in nats, mean over the pixels that count; 0 where none does."""
-        total = F.cross_entropy(answer.float(), target, ignore_index=self.ignore_index, reduction="sum")
+    def supervised_loss(self, output: Float[Tensor, "n c h w"], target: Int64[Tensor, "n h w"]) -> Float[Tensor, ""]:
+        """Cross entropy in nats, mean over the scored pixels; 0 if there are none."""
+        total = F.cross_entropy(output.float(), target, ignore_index=self.ignore_index, reduction="sum")
         return total / (target != self.ignore_index).sum().clamp_min(1)
 
     def score(self, net: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> dict[str, float]:
-        """`miou`, `pixel_accuracy` and `iou/NAME` of every class that occurs: shares in [0, 1].
+        """Compute `miou`, `pixel_accuracy` and `iou/NAME` of each class: shares in [0, 1].
 
-        From one confusion matrix over all pixels of the batches. A class that neither the masks nor the answers know
-        has no IoU and does not enter the mean. `net` may answer with logits or with a label map [n, h, w].
+        Uses one confusion matrix over all pixels of the batches. A class that occurs neither in masks nor in
+        predictions has no IoU and is excluded from the mean.
+
+        Args:
+            net: Returns logits, or label maps [n, h, w].
+            batches: Images and masks.
         """
         meter = MulticlassConfusionMatrix(self.classes, ignore_index=self.ignore_index, sync_on_compute=False)
         with torch.no_grad():
             for images, masks in batches:
-                answer = net(images).cpu()
-                meter.update(answer.argmax(1) if answer.ndim == 4 else answer.long(), masks.cpu())
-        return self.summary(meter.compute().double())
+                output = net(images).cpu()
+                meter.update(output.argmax(1) if output.ndim == 4 else output.long(), masks.cpu())
+        return self.metrics_from_confusion(meter.compute().double())
 
-    def summary(self, confusion: Float[Tensor, "c c"]) -> dict[str, float]:
-        """The metrics of a confusion matrix; rows are what is right, columns what was said."""
-        both = confusion.diagonal()
-        either = confusion.sum(0) + confusion.sum(1) - both
-        known = either > 0
-        iou = both / either.clamp_min(1)
+    def metrics_from_confusion(self, confusion: Float[Tensor, "c c"]) -> dict[str, float]:
+        """Compute the metrics from a confusion matrix; rows are true classes, columns predictions."""
+        intersection = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - intersection
+        occurs = union > 0
+        iou = intersection / union.clamp_min(1)
         names = self.class_names or [str(c) for c in range(self.classes)]
         return {
-            "miou": round(float(iou[known].mean()) if known.any() else 0.0, 6),
-            "pixel_accuracy": round(float(both.sum() / confusion.sum().clamp_min(1)), 6),
-            **{f"iou/{name}": round(float(iou[c]), 6) for c, name in enumerate(names) if known[c]},
+            "miou": round(float(iou[occurs].mean()) if occurs.any() else 0.0, 6),
+            "pixel_accuracy": round(float(intersection.sum() / confusion.sum().clamp_min(1)), 6),
+            **{f"iou/{name}": round(float(iou[c]), 6) for c, name in enumerate(names) if occurs[c]},
         }
 
-    def picture(self, images: Float[Tensor, "n 3 h w"], answer: Float[Tensor, "n c h w"]) -> Float[Tensor, "m 3 h w"]:
-        """Each of the first images, and beside it the same with its classes in colour."""
-        shown = (images[:PICTURES].float().cpu().clamp(0, 1) * 255).round().byte()
-        labels = answer[:PICTURES].argmax(1).cpu()
+    def visualize(self, images: Float[Tensor, "n 3 h w"], output: Float[Tensor, "n c h w"]) -> Float[Tensor, "m 3 h w"]:
+        """Return the first images, each followed by a copy with its predicted classes in color."""
+        shown = (images[:MAX_VISUALIZED].float().cpu().clamp(0, 1) * 255).round().byte()
+        labels = output[:MAX_VISUALIZED].argmax(1).cpu()
         pairs = []
         for image, label in zip(shown, labels, strict=True):
             masks = torch.stack([label == c for c in range(1, self.classes)])
             pairs += [image, draw_segmentation_masks(image, masks, alpha=0.6)]
         return torch.stack(pairs).float() / 255
 
-    def example(self, n: int) -> tuple[Tensor, ...]:
-        """Inputs for export, profile and bench."""
+    def example_input(self, n: int) -> tuple[Tensor, ...]:
+        """Return a batch of `n` inputs for export, profile and bench."""
         return (torch.zeros(n, 3, *self.image_size),)

@@ -1,4 +1,4 @@
-"""The rows that were put in last."""
+"""A FIFO bank of feature vectors."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from compress.engine.place import Place
+from compress.engine.accelerator import Accelerator
 
 
-class Ring:
-    """Up to `size` rows of `width` floats on the device; a new one takes the place of the oldest.
+class MemoryBank:
+    """The last `size` feature vectors that were added, stored on the device.
 
-    It takes 4 · size · width bytes, and belongs into the checkpoint.
+    Memory: 4 * size * width bytes. Register it with the run, so that checkpoints contain it.
     """
 
-    def __init__(self, size: int, width: int, place: Place) -> None:
-        self.table: Float[Tensor, "m d"] = torch.zeros(size, width, device=place.device)
+    def __init__(self, size: int, width: int, accelerator: Accelerator) -> None:
+        self.table: Float[Tensor, "m d"] = torch.zeros(size, width, device=accelerator.device)
         self.size, self.count, self.next = size, 0, 0
 
     def __len__(self) -> int:
         return self.count
 
     def add(self, rows: Float[Tensor, "n d"]) -> None:
-        """Put rows in, any number; of more than `size` the last ones stay."""
+        """Add any number of rows; they replace the oldest ones."""
         rows = rows.detach()[-self.size :]
-        at = (self.next + torch.arange(len(rows), device=self.table.device)) % self.size
-        self.table[at] = rows.to(self.table)
+        positions = (self.next + torch.arange(len(rows), device=self.table.device)) % self.size
+        self.table[positions] = rows.to(self.table)
         self.next = (self.next + len(rows)) % self.size
         self.count = min(self.size, self.count + len(rows))
 
     def sample(self, n: int) -> Float[Tensor, "k d"]:
-        """`n` different rows in any order, or all of them where there are fewer; none of an empty ring."""
+        """Return `n` different rows in random order, or all rows if there are fewer."""
         return self.table[torch.randperm(self.count)[:n].to(self.table.device)]
 
-    def fill(self) -> None:
-        """Take every row for one that was put in, to see what a full ring costs."""
+    def mark_full(self) -> None:
+        """Treat every row as added, to measure the cost of a full bank."""
         self.count = self.size
 
     def state_dict(self) -> dict[str, Tensor | int]:

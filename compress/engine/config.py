@@ -1,0 +1,44 @@
+"""Length of a training run, and how often it evaluates, saves and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from compress.config import setting
+from compress.engine.accelerator import Precision
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass
+class TrainingSchedule:
+    """The schedule of a run.
+
+    Exactly one of `steps`, `epochs` and `time_limit` ends the run. Learning rates follow the same measure.
+    """
+
+    steps: Count | None = setting(None, "Number of iterations of the method.")
+    epochs: Positive | None = setting(None, "Number of epochs over the training images (instead of steps).")
+    time_limit: Positive | None = setting(
+        None,
+        "Time limit in seconds (instead of steps); not reproducible bit for bit.",
+    )
+    batch_size: Count | None = setting(None, "Batch size per step, summed over processes; default: the method's own.")
+    evaluate_every: Count | None = setting(None, "Steps between evaluations; default: ten evaluations per run.")
+    save_every: Count | None = setting(None, "Steps between checkpoints; default: one per minute.")
+    log_every: Count = setting(10, "Steps between lines of metrics.jsonl.")
+    keep_checkpoints: Count = setting(2, "Number of checkpoints to keep.")
+    seed: Annotated[int, Field(ge=0)] = setting(0, "Random seed.")
+    precision: Annotated[Precision, BeforeValidator(str)] = setting(
+        "auto",
+        "Precision: 32, bf16, 16 or auto (bf16 if the processor computes in it).",
+    )
+    device: str = setting("auto", "Device: cpu, cuda or cuda:N.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0,
+        "Decay of the exponential moving average of the student, which is then evaluated and saved; 0: none.",
+    )
