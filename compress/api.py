@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Int8Target = Literal["ort-cpu", "ort-cpu-vnni", "ort-cuda", "openvino", "openvino-vnni", "tensorrt", "tensorrt-rtx"]
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FILE_RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -47,7 +48,7 @@ RUNTIMES = ("torch", "torch-compile", *FILE_RUNTIMES)
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 CALIBRATORS = ("auto", "minmax", "percentile", "entropy")
 QUANTIZERS = ("onnxruntime", "modelopt")
-INT8_TARGETS = ("ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx")
+INT8_TARGETS = ("ort-cpu", "ort-cpu-vnni", "ort-cuda", "openvino", "openvino-vnni", "tensorrt", "tensorrt-rtx")
 SCENARIOS = ("quick", "single-stream", "multi-stream", "offline", "server")
 
 
@@ -710,7 +711,7 @@ def export(
     calibration_images: int = 256,
     calibrator: Literal["auto", "minmax", "percentile", "entropy"] = "auto",
     quantizer: Literal["onnxruntime", "modelopt"] = "onnxruntime",
-    target: Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"] | None = None,
+    target: Int8Target | None = None,
     max_drop: float | None = None,
     validation: DataLike | None = None,
     allow_slower: bool = False,

@@ -1,0 +1,218 @@
+"""Verified files of one model; the implementation of `compress.export`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UsageError
+from compress.evaluation import create_file_scorer
+from compress.measure import (
+    append_format_measurement,
+    default_image_source,
+    load_comparison_images,
+    preserve_threads,
+)
+from compress.predictor import load_predictor, spec_name
+
+if TYPE_CHECKING:
+    from compress.data.calibration import CalibrationImages
+    from compress.models.card import ModelCard
+    from exporters.api import RejectedExport
+    from exporters.artifacts import AccuracyBudget, ExportResult, ExportSettings
+    from exporters.onnx_export import ReferenceModel
+
+#: minimum, optimal and maximum batch size of an engine
+DEFAULT_BATCH = (1, 1, 16)
+#: an int8 file that takes a larger share of the fp32 latency is rejected
+MAX_INT8_LATENCY = 1.0
+DYNAMIC = "dynamic"
+#: arguments that only engines use
+ENGINE_OPTIONS = (
+    "compute_capabilities", "hardware_compatible", "sizes", "timing_cache", "version_compatible", "workspace",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """The files of one model."""
+
+    model: str  #: as given
+    images: str  #: data that the outputs were compared on
+    calibration: str | None  #: data that int8 was calibrated on; None without int8
+    calibration_images: int | None  #: number of these images
+    opset: int  #: ONNX opset version
+    exporter: str  #: "dynamo" or "torchscript"
+    failed_exporters: dict[str, str]  #: exporters that failed -> reason
+    preprocess: bool  #: whether the files accept uint8 images [n, h, w, 3] of any size
+    postprocess: str  #: "none", "softmax", "argmax" or "topk"
+    dynamic_size: bool  #: whether the files accept images of any height and width
+    artifacts: list[ExportResult]  #: files that were saved
+    rejected: list[RejectedExport]  #: files that were not saved
+
+
+def export(
+    model: Any, output: str | Path | None, *, formats: Sequence[Any], precisions: Sequence[Any], arch: str | None,
+    classes: int | None, image_size: Any, ema: bool, trust_pickle: bool, record: Path | None,
+    progress: Callable[[str], None], **options: Any,
+) -> ExportSummary:  # fmt: skip
+    """Export a model; see `compress.export`."""
+    from compress.data.calibration import open_calibration_images
+    from compress.models.metadata import card_to_metadata
+    from exporters.api import export_all, graph_metadata, resolve_output_path
+
+    if options["quantizer"] == "modelopt":
+        validate_modelopt(formats, options)
+    spec = spec_name(model)
+    path = resolve_output_path(spec, Path(output) if output is not None else None, formats, precisions)
+    predictor = load_predictor(
+        model, arch=arch, classes=classes, image_size=None if image_size == DYNAMIC else image_size, ema=ema,
+        trust_pickle=trust_pickle, progress=progress,
+    )  # fmt: skip
+    card = predictor.card
+    images = options["images"] if options["images"] is not None else default_image_source(card)
+    reference = create_reference_model(predictor.network, card, images, options, dynamic_size=image_size == DYNAMIC)
+    with contextlib.ExitStack() as stack:
+        calibration = None
+        if "int8" in precisions:
+            calibration = stack.enter_context(
+                open_calibration_images(
+                    options["calibration"], spec, card, options["calibration_images"], root=options["data_root"],
+                    progress=progress,
+                )
+            )  # fmt: skip
+        settings = create_settings(reference, card, formats, precisions, calibration, options, progress)
+        outcome = export_all(
+            reference, path, formats, precisions, opset=options["opset"], exporter=options["exporter"],
+            metadata={**card_to_metadata(card), **graph_metadata(reference)}, settings=settings, progress=progress,
+        )  # fmt: skip
+    for name, reason in outcome.source.failed_exporters.items():
+        progress(f"The exporter {name} failed: {reason}")
+    if record is not None:
+        for one in outcome.artifacts:
+            append_format_measurement(
+                record, spec, card, one.format, one.precision, export=asdict(one), size_bytes=one.bytes
+            )
+    return ExportSummary(
+        spec, spec_name(images), calibration and calibration.name, calibration and calibration.images,
+        outcome.source.opset, outcome.source.exporter, outcome.source.failed_exporters, options["preprocess"],
+        options["postprocess"], outcome.source.dynamic_size, outcome.artifacts, outcome.rejected,
+    )  # fmt: skip
+
+
+def batch_range(options: dict[str, Any]) -> tuple[int, int, int]:
+    """Return minimum, optimal and maximum batch size."""
+    return (1, 1, 1) if options["static_batch"] else options["batch"] or DEFAULT_BATCH
+
+
+def create_reference_model(
+    network: Any, card: ModelCard, images: Any, options: dict[str, Any], *, dynamic_size: bool
+) -> ReferenceModel:
+    """Return the network with its pre- and postprocessing, and the images to compare outputs on."""
+    import torch
+
+    from exporters.onnx_export import create_reference
+    from exporters.pre_post import Preprocessing
+
+    least, _, most = batch_range(options)
+    return create_reference(
+        network,
+        torch.zeros(most if least == most else 1, 3, *card.image_size),
+        images=load_comparison_images(images, card, root=options["data_root"]),
+        dynamic_batch=least != most,
+        dynamic_size=dynamic_size,
+        preprocessing=Preprocessing(card.image_size, card.resize) if options["preprocess"] else None,
+        postprocess=options["postprocess"],
+    )
+
+
+def create_settings(
+    reference: ReferenceModel, card: ModelCard, formats: Sequence[str], precisions: Sequence[str],
+    calibration: CalibrationImages | None, options: dict[str, Any], progress: Callable[[str], None],
+) -> ExportSettings:  # fmt: skip
+    """Return tolerances, int8 and engine options. Raises UsageError for options without effect."""
+    from exporters.api import create_tolerances
+    from exporters.artifacts import ExportSettings, Int8Options
+    from exporters.tensorrt.options import BuildOptions, ShapeRanges
+
+    has_engine = any(one.startswith("tensorrt") for one in formats)
+    unused = [name for name in ENGINE_OPTIONS if options[name]]
+    if unused and not has_engine:
+        option = {"compute_capabilities": "compute-capability"}.get(unused[0], unused[0].replace("_", "-"))
+        raise UsageError(f"--{option}: has an effect on engines only; add --format tensorrt or tensorrt-rtx.")
+    is_dynamic = reference.source.dynamic_size or reference.source.preprocessing is not None
+    if is_dynamic and not options["sizes"] and has_engine:
+        raise UsageError("an engine with dynamic input size needs a range; give --sizes 480x640, or MIN:OPT:MAX.")
+    int8 = None
+    if calibration is not None:
+        batches = calibration.batches if reference.source.preprocessing is None else calibration.uint8_batches()
+        accept = None if options["allow_slower"] else create_latency_check(card)
+        int8 = Int8Options(batches, options["target"], options["calibrator"], options["quantizer"], accept)
+    return ExportSettings(
+        tolerances=create_tolerances(options["tolerance"], options["min_agreement"]),
+        int8=int8,
+        budget=create_budget(card, precisions, options, progress),
+        shapes=ShapeRanges(batch_range(options), options["sizes"]),
+        options=BuildOptions(
+            workspace_bytes=options["workspace"],
+            timing_cache=options["timing_cache"],
+            version_compatible=options["version_compatible"],
+            hardware_compatible=options["hardware_compatible"],
+            compute_capabilities=tuple(options["compute_capabilities"]),
+        ),
+    )
+
+
+def validate_modelopt(formats: Sequence[str], options: dict[str, Any]) -> None:
+    """Raise UsageError for what Model Optimizer does not support, before anything is exported."""
+    from exporters.artifacts import TARGETS
+    from exporters.quantization.modelopt import unsupported_reason
+
+    for name in formats:
+        reason = unsupported_reason(options["target"] or TARGETS[name], options["calibrator"])
+        if reason is not None:
+            raise UsageError(f"--quantizer {reason}.")
+
+
+def create_budget(
+    card: ModelCard, precisions: Sequence[str], options: dict[str, Any], progress: Callable[[str], None]
+) -> AccuracyBudget | None:
+    """Return the accuracy loss that is allowed. Raises UsageError for a budget without effect."""
+    from exporters.artifacts import AccuracyBudget
+
+    max_drop, validation = options["max_drop"], options["validation"]
+    if max_drop is None:
+        if validation is not None:
+            raise UsageError("--val: measures the loss for --max-drop; give that too.")
+        return None
+    if set(precisions) == {"fp32"}:
+        raise UsageError("--max-drop: has an effect below fp32 only; add a precision, such as --precision int8.")
+    score = None if validation is None else create_file_scorer(validation, card, options["data_root"], progress)
+    return AccuracyBudget(max_drop / 100, score)
+
+
+def create_latency_check(card: ModelCard) -> Callable[[Path, Path, Any], None]:
+    """Return a function that raises RejectedError if an int8 file takes longer per image than its fp32 file."""
+
+    def check_latency(base: Path, draft: Path, runtime: Any) -> None:
+        from compress.cli.candidates import candidate
+        from exporters.errors import RejectedError
+        from profiles.latency.benchmark import benchmark_latencies
+
+        candidates = {
+            name: candidate(path, card, 1, runtime=runtime if path is base else None)
+            for name, path in (("fp32", base), ("int8", draft))
+        }
+        with preserve_threads():
+            timed = benchmark_latencies(candidates, duration_s=1.0)
+        fp32, int8 = timed["fp32"].latency_ms_p50, timed["int8"].latency_ms_p50
+        if int8 > MAX_INT8_LATENCY * fp32:
+            raise RejectedError(
+                f"slower: found {int8:.2f} ms per image, expected less than {fp32:.2f} ms (fp32), interleaved in "
+                f"{timed['int8'].runtime} on this machine; --allow-slower keeps the file."
+            )
+
+    return check_latency
