@@ -13,7 +13,7 @@ MAX_STEPS = 4
 #: stems of the grids that methods draw
 GRIDS = ("mosaics", "synthetic")
 #: subdirectory of a run with the images that it drew during training
-STEP_IMAGES = "pictures"
+STEP_IMAGES = "images"
 
 
 def find_run_images(run_dirs: Sequence[Path], task: str) -> dict[str, Path]:

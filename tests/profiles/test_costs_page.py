@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from compress.models import build_model
+from compress.models.registry import build_model
 from profiles.flops.counter import count_flops, count_products
 
 PAGE = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "costs.json").read_text())

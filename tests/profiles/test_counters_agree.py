@@ -8,7 +8,7 @@ from fvcore.nn import ActivationCountAnalysis
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress.models import MODELS, build_model
+from compress.models.registry import MODELS, build_model
 from profiles.flops.counter import count_flops, counting_mode, silence_fvcore
 from profiles.flops.operators import OTHERS
 

@@ -26,32 +26,32 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:2", "psys")
     found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
-    assert (found.source, found.lap()) == ("RAPL package", None)
+    assert (found.source, found.read_delta()) == ("RAPL package", None)
     for path, count in zip(zones, (300_000, 200_000), strict=True):
         (path / "energy_uj").write_text(str(count))
-    assert found.lap() == pytest.approx(0.5)
-    assert found.lap() == 0
+    assert found.read_delta() == pytest.approx(0.5)
+    assert found.read_delta() == 0
 
 
 def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", count=999_000, limit=999_999)
     found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
-    found.lap()
+    found.read_delta()
     (path / "energy_uj").write_text("1000")
-    assert found.lap() == pytest.approx(0.002)
+    assert found.read_delta() == pytest.approx(0.002)
 
 
 def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0")
     found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
-    found.lap()
+    found.read_delta()
     (path / "energy_uj").write_text("")
-    assert found.lap() is None
+    assert found.read_delta() is None
     (path / "energy_uj").write_text("5")
-    assert found.lap() is None
-    assert found.lap() == 0
+    assert found.read_delta() is None
+    assert found.read_delta() == 0
 
 
 def test_nothing_readable_is_no_meter(tmp_path: Path) -> None:
@@ -98,18 +98,18 @@ class Library(SimpleNamespace):
 
 def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
     library = Library(nvmlDeviceGetTotalEnergyConsumption=iter([0, 1000, 3500]))
-    monkeypatch.setattr(gpu, "gpu", lambda uuid=None: NvmlDevice(library, "one"))
+    monkeypatch.setattr(energy, "open_gpu", lambda uuid=None: NvmlDevice(library, "one"))
     found = energy.open_energy_meter("cuda")
     assert found is not None
-    assert (found.source, found.lap()) == ("NVML", None)
-    assert found.lap() == pytest.approx(2.5)
+    assert (found.source, found.read_delta()) == ("NVML", None)
+    assert found.read_delta() == pytest.approx(2.5)
 
 
 def test_a_gpu_that_does_not_count_its_energy_has_none_and_is_not_estimated(monkeypatch) -> None:
     for library in (Library(nvmlDeviceGetTotalEnergyConsumption=Refusal()), Library()):
-        monkeypatch.setattr(gpu, "gpu", lambda uuid=None, library=library: NvmlDevice(library, "one"))
+        monkeypatch.setattr(energy, "open_gpu", lambda uuid=None, library=library: NvmlDevice(library, "one"))
         assert energy.open_energy_meter("cuda") is None
-    monkeypatch.setattr(gpu, "gpu", lambda uuid=None: None)
+    monkeypatch.setattr(energy, "open_gpu", lambda uuid=None: None)
     assert energy.open_energy_meter("cuda") is None
 
 
@@ -117,9 +117,9 @@ def test_name_clock_and_why_it_is_slowed_down() -> None:
     mask = 0x04 | 0x20 | 0x40 | 0x01  # the last is idleness
     answers = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
     one = NvmlDevice(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
-    assert (one.name(), one.clock_mhz(), one.slowed()) == ("NVIDIA H200", 1980.0, "its power limit and its temperature")
+    assert (one.read_name(), one.read_clock_mhz(), one.throttle_reason()) == ("NVIDIA H200", 1980.0, "its power limit and its temperature")
     silent = NvmlDevice(Library(), "one")
-    assert (silent.name(), silent.clock_mhz(), silent.slowed()) == (None, None, "")
+    assert (silent.read_name(), silent.read_clock_mhz(), silent.throttle_reason()) == (None, None, "")
 
 
 def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None:
@@ -159,5 +159,5 @@ def test_which_gpu_cuda_counts_first_is_said_only_where_it_is_known(environment,
 def test_the_gpu_here_says_its_name_and_its_clock() -> None:
     found = gpu.open_gpu()
     assert found is not None
-    assert found.name()
-    assert (found.clock_mhz() or 0) > 0
+    assert found.read_name()
+    assert (found.read_clock_mhz() or 0) > 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision import models as torchvision
 
-from compress.models import build_model
+from compress.models.registry import build_model
 from profiles.flops.counter import count_flops, count_products
 
 

@@ -145,7 +145,7 @@ class Joules:
     def __init__(self, hands: Hands, silent_after: int = 1000) -> None:
         self.hands, self.last, self.laps, self.silent_after = hands, 0.0, 0, silent_after
 
-    def lap(self) -> float | None:
+    def read_delta(self) -> float | None:
         self.laps, passed = self.laps + 1, self.hands.now - self.last
         self.last = self.hands.now
         return 10 * passed if self.laps <= self.silent_after else None
@@ -173,7 +173,7 @@ def test_energy_of_which_a_part_is_not_known_is_absent() -> None:
 def test_what_is_known_of_the_beginning_and_the_machine_stands_beside_the_numbers(monkeypatch) -> None:
     hands, clocks = Hands(), iter([2000.0, 2100.0, 9999.0] * 10)
     monkeypatch.setattr(machine, "clock_mhz", lambda *_: next(clocks))
-    monkeypatch.setattr(machine, "governor", lambda: "performance")
+    monkeypatch.setattr(machine, "cpu_governor", lambda: "performance")
     one = Candidate(hands.pass_, 0.01, threads=1, load_ms=5.0, first_call_ms=12.0, peak_bytes=1000)
     found = benchmark_interleaved({"": one}, duration_s=1.0, rounds=3, clock=hands.clock).latencies[""]
     assert (found.load_ms, found.first_call_ms, found.peak_bytes) == (5.0, 12.0, 1000)
@@ -188,8 +188,8 @@ def test_nothing_to_time_is_refused() -> None:
 
 
 def without_torch() -> Iterator[str]:
-    for name in ("latency", "steady", "energy", "machine", "scenarios", "loadgen", "resident", "ratios", "parts"):
-        yield f"profiles.{name}"
+    for name in ("benchmark", "warmup", "energy", "gpu", "machine", "memory", "scenarios", "loadgen"):
+        yield f"profiles.latency.{name}"
 
 
 def test_what_is_sent_to_other_machines_needs_no_torch() -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models import build_model
+from compress.models.registry import build_model
 from profiles.flops.counter import count_flops
 from profiles.flops.layers import Layer, limit_depth, select_subtree
 
@@ -106,7 +106,7 @@ def test_a_layer_of_somebody_else_stands_at_its_own_place() -> None:
 
 def test_the_table_is_cut_by_depth_and_by_part() -> None:
     found = count_flops(build_model("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
-    assert [layer.path for layer in limit_depth(found, 1) if layer.costs] == [
+    assert [layer.path for layer in limit_depth(found, 1) if layer.has_cost] == [
         "", "conv1", "block1", "block2", "block3", "bn", "fc",
     ]  # fmt: skip
     part = select_subtree(found, "block1")

@@ -36,7 +36,7 @@ def test_one_line_of_the_driver_tool_becomes_a_gpu_and_noise_does_not() -> None:
 
 
 def test_describing_imports_nothing_heavy() -> None:
-    code = "import sys, profiles.latency.machine as m; m.describe(); sys.exit('torch' in sys.modules)"
+    code = "import sys, profiles.latency.machine as m; m.describe_machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -74,12 +74,12 @@ def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
 )
 def test_a_short_name_is_without_marks_clock_and_cores(monkeypatch, full: str, short: str) -> None:
     monkeypatch.setattr(machine, "cpu_model", lambda: full)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
     assert machine.device_name() == f"{short}, 2 cores"
 
 
 def test_the_name_of_what_computes_on_a_gpu_is_the_gpus(monkeypatch) -> None:
-    monkeypatch.setattr(machine.nvml, "gpu", lambda uuid=None: None)
-    monkeypatch.setattr(machine, "gpus", lambda: (GpuInfo("NVIDIA T4", 1, "1", "7.5"),))
+    monkeypatch.setattr(machine, "open_gpu", lambda uuid=None: None)
+    monkeypatch.setattr(machine, "list_gpus", lambda: (GpuInfo("NVIDIA T4", 1, "1", "7.5"),))
     assert machine.device_name("cuda") == machine.device_name("tensorrt") == "NVIDIA T4"
     assert "core" in machine.device_name("openvino")

@@ -39,9 +39,9 @@ def test_shared_weights_are_counted_once() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")
 def test_a_second_measurement_does_not_forget_what_the_allocator_kept() -> None:
     script = (
-        "import torch\nfrom profiles.latency.tensor_memory import peak\n"
+        "import torch\nfrom profiles.latency.tensor_memory import peak_memory\n"
         "def small(): return len([torch.ones(1 << 18) for _ in range(100)])\n"
-        "print([peak(small, torch.device('cpu')) for _ in range(3)])"
+        "print([peak_memory(small, torch.device('cpu')) for _ in range(3)])"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert found == "[None, None, None]" or all(9e7 < size < 2e8 for size in numbers(found))
@@ -52,11 +52,11 @@ def numbers(text: str) -> list[int]:
 
 
 def test_the_rise_of_a_network_counts_its_weights_though_they_were_there(monkeypatch) -> None:
-    monkeypatch.setattr("profiles.latency.tensor_memory.resident_peak", lambda call: call() or 1000)
+    monkeypatch.setattr("profiles.latency.tensor_memory.peak_resident_memory", lambda call: call() or 1000)
     net, ran = chain(), []
     assert peak_memory_with_weights(lambda: ran.append(1), module=net, device="cpu") == 1000 + 4 * (100 * 200 + 200 * 10)
     assert ran == [1]
-    monkeypatch.setattr("profiles.latency.tensor_memory.resident_peak", lambda call: call())
+    monkeypatch.setattr("profiles.latency.tensor_memory.peak_resident_memory", lambda call: call())
     assert peak_memory_with_weights(lambda: None, module=net, device="cpu") is None
 
 

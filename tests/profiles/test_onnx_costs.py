@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compress.models import build_model
+from compress.models.registry import build_model
 from exporters.onnx_export import export_onnx
 from profiles.flops.counter import count_products
 from profiles.flops.onnx import OnnxCostError, count_onnx_flops
@@ -59,7 +59,7 @@ def test_products_of_every_kind_and_a_size_that_the_file_leaves_open(tmp_path: P
         assert found.macs == count_products(net, (torch.zeros(1, 3, *size),))
         assert {"Conv", "ConvTranspose", "MatMul"} <= set(found.by_operator)
     assert count_onnx_flops(path, model, otherwise=(16, 16)).input_size == (16, 16)
-    with pytest.raises(OnnxCostError, match="images of any size: give the one to count with --input-size HxW"):
+    with pytest.raises(OnnxCostError, match="--input-size"):
         count_onnx_flops(path, model)
 
 
@@ -68,7 +68,7 @@ def test_a_file_of_several_images_is_counted_for_one_and_takes_no_other_size(tmp
     path = tmp_path / "net.onnx"
     export_onnx(net, torch.rand(4, 3, 16, 16), path, exporter="torchscript", dynamic_batch=False)
     assert count_onnx_flops(path, onnx.load(path)).macs == count_products(net, (torch.zeros(1, 3, 16, 16),))
-    with pytest.raises(OnnxCostError, match="takes images of 16x16 only, found 32x32 asked for"):
+    with pytest.raises(OnnxCostError, match="32x32.*16x16"):
         count_onnx_flops(path, onnx.load(path), (32, 32))
 
 
@@ -145,7 +145,7 @@ def test_what_may_hide_products_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     odd = graph([helper.make_node("Identity", ["x"], ["y"])], {}, kind=TensorProto.INT64)
-    with pytest.raises(OnnxCostError, match=r"one input of images with 4 axes, found x tensor\(int64\)"):
+    with pytest.raises(OnnxCostError, match=r"x tensor\(int64\)"):
         count_onnx_flops(*saved(odd, tmp_path / "odd.onnx"))
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")

@@ -120,7 +120,7 @@ def test_every_tile_is_the_overlay_of_its_image(shown: Overlays):
 
 
 def test_the_words_say_who_is_right_how_often(shown: Overlays):
-    assert shown.unlabeled() == [0, 1, 2]
+    assert shown.visible_classes() == [0, 1, 2]
     assert shown.description == (
         "2 validation images: what is right, and what each model answers. Columns: the image, truth, teacher, KD. "
         "Classes: background, coat, bag. Pixels answered right: teacher 100.0 %, KD 50.0 %."

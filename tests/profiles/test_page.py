@@ -241,12 +241,12 @@ def test_the_first_rows_are_there_without_javascript_and_are_those_that_scripts_
 def test_every_model_with_a_number_is_a_point_and_the_front_is_drawn(open_page):
     tab = open_page()
     draw_all(tab)
-    optimal = pareto_fronts(ROWS, DATA["place"])
+    optimal = pareto_fronts(ROWS, DATA["setting"])
     for name in ("latency", "flops", "size", "energy"):
-        known = [i for i, row in enumerate(ROWS) if row_cost(row, row_latency(row, DATA["place"]), name) is not None]
+        known = [i for i, row in enumerate(ROWS) if row_cost(row, row_latency(row, DATA["setting"]), name) is not None]
         assert points(tab, f"chart-{name}") == known
         drawn = tab.evaluate(f"document.getElementById('chart-{name}').data.find((t) => t.mode === 'lines').x")
-        prices = [row_cost(ROWS[i], row_latency(ROWS[i], DATA["place"]), name) for i in optimal[name]]
+        prices = [row_cost(ROWS[i], row_latency(ROWS[i], DATA["setting"]), name) for i in optimal[name]]
         assert drawn == pytest.approx(prices, rel=1e-8)
         listed = tab.locator(f"#chart-{name}").locator("xpath=ancestor::figure").locator("ol li")
         assert listed.count() == len(optimal[name])
@@ -318,7 +318,7 @@ def test_words_and_checkboxes_filter_table_and_charts_alike(open_page):
     tab.keyboard.press("Space")
     left = [i for i, row in enumerate(ROWS) if row["precision"] != "fp32"]
     assert names(tab) == [ROWS[i]["name"] for i in left]
-    shown = [i for i in left if row_cost(ROWS[i], row_latency(ROWS[i], DATA["place"]), "latency") is not None]
+    shown = [i for i in left if row_cost(ROWS[i], row_latency(ROWS[i], DATA["setting"]), "latency") is not None]
     tab.wait_for_function("(n) => document.querySelectorAll('#chart-latency .point').length === n", arg=len(shown))
     assert points(tab, "chart-latency") == shown
     for box in tab.locator("fieldset[data-facet=method] input").all():
@@ -330,7 +330,7 @@ def test_words_and_checkboxes_filter_table_and_charts_alike(open_page):
 
 def test_another_place_shows_what_was_measured_there(open_page):
     tab = open_page()
-    for place, settings in enumerate(DATA["places"]):
+    for place, settings in enumerate(DATA["settings"]):
         tab.select_option("#place", str(place))
         assert settings["label"] in tab.locator("#place option:checked").inner_text()
         wanted = [i for i, row in enumerate(ROWS) if str(place) in row["times"]]
@@ -345,7 +345,7 @@ def test_the_choice_follows_the_budget_as_the_rule_says(open_page):
     assert int(tab.locator("#pick").get_attribute("data-row")) == DATA["pick"] == expected(0, {}, DATA["tolerance"])
     rng = random.Random(0)
     for _ in range(6):
-        place = rng.randrange(len(DATA["places"]))
+        place = rng.randrange(len(DATA["settings"]))
         tab.select_option("#place", str(place))
         limits = {}
         for name in ("latency", "flops", "size", "energy"):
@@ -409,7 +409,7 @@ def test_a_row_is_marked_in_every_chart_and_a_point_in_the_table(open_page):
     assert tab.locator("#details").count() == 0
     # the other way round: a point's box, and its row
     tab.locator("#chart-latency").scroll_into_view_if_needed()
-    front = pareto_fronts(ROWS, DATA["place"])["latency"]
+    front = pareto_fronts(ROWS, DATA["setting"])["latency"]
     at = tab.evaluate(
         """([i]) => { const plot = document.getElementById('chart-latency'), box = plot.getBoundingClientRect();
         const { xaxis, yaxis } = plot._fullLayout, t = plot.data.filter((t) => t.customdata?.includes(i))[0];
@@ -534,7 +534,7 @@ def test_hostile_names_stay_text(open_page):
         for i, record in enumerate(RECORDS[:12])
     ]  # fmt: skip
     data = page_of(records, HOSTILE)
-    data["places"][0]["label"] = HOSTILE
+    data["settings"][0]["label"] = HOSTILE
     data["metric_name"] = HOSTILE
     table = Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
     html = render_page(

@@ -76,11 +76,11 @@ def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_h
 @pytest.mark.gpu
 def test_on_a_gpu_the_parts_are_positive_and_no_longer_than_the_whole() -> None:
     from compress.cli.candidates import candidate
-    from compress.models import network
+    from compress.models.registry import build_network
     from compress.models.card import ModelCard
 
     card = ModelCard("wrn16_1", 10, (32, 32))
-    one = candidate(network(card), card, 8, provider="cuda")
+    one = candidate(build_network(card), card, 8, provider="cuda")
     assert one.parts is not None
     found = time_stages(one.parts, one.example)
     whole = benchmark_interleaved({"": one}, duration_s=1.0).latencies[""].latency_ms_p90

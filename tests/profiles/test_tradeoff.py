@@ -55,8 +55,8 @@ def test_rows_are_models_with_means_over_seeds_best_first():
 def test_times_stand_by_place_and_a_place_has_no_precision():
     quick = replace(STUDENT, format="onnx", precision="int8", latencies=[replace(timed(1.0), precision="int8")])
     data = data_of(TEACHER, STUDENT, quick)
-    assert [place["machine"] for place in data["places"]] == ["one", "two"]
-    assert data["places"][0]["label"] == "one, ONNX Runtime, CPU, 2 threads, batch 1"
+    assert [one["machine"] for one in data["settings"]] == ["one", "two"]
+    assert data["settings"][0]["label"] == "one, ONNX Runtime, CPU, 2 threads, batch 1"
     by = {(row["name"], row["precision"]): row["times"] for row in data["rows"]}
     assert by["S", "int8"]["0"]["p50"] == 1.0
     told = {"p50": 2.0, "p90": 4.0, "p99": 6.0, "mean": 2.0, "std": 0.1, "ips": 500.0, "energy_mj": 3.0, "runs": 10}
