@@ -1,24 +1,35 @@
-"""YAML and `--set` -> plain dataclasses. Every error names its place, the setting, and the nearest valid one."""
+"""Recipes: YAML and `--set` overrides, validated into dataclasses."""
 
-from __future__ import annotations
-
-from compress.config.checking import validate
-from compress.config.document import Document, from_mapping, plain
-from compress.config.fields import expected, field_help, paths, setting, settings
-from compress.config.syntax import dump, parse, parse_set, read_yaml
+from compress.config.validation import (
+    field_descriptions,
+    json_schema,
+    setting,
+    setting_paths,
+    setting_types,
+    validate,
+)
+from compress.config.yaml import (
+    Document,
+    document_from_mapping,
+    dump_yaml,
+    load_yaml,
+    parse_overrides,
+    parse_yaml,
+    to_plain,
+)
 
 __all__ = [
     "Document",
-    "dump",
-    "expected",
-    "field_help",
-    "from_mapping",
-    "parse",
-    "parse_set",
-    "paths",
-    "plain",
-    "read_yaml",
+    "document_from_mapping",
+    "dump_yaml",
+    "field_descriptions",
+    "json_schema",
+    "load_yaml",
+    "parse_overrides",
+    "parse_yaml",
     "setting",
-    "settings",
+    "setting_paths",
+    "setting_types",
+    "to_plain",
     "validate",
 ]

@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compress.config import Document
     from compress.engine.method import Method
-    from compress.plan import TrainConfig
+    from compress.training.setup import TrainConfig
 
 #: option -> the key of the recipe that it sets
 KEYS = {
     "student": "student.model",
     "classes": "task.classes",
     "image_size": "task.image_size",
-    "grey": "task.grey",
-    "ood": "data.unlabelled",
-    "data": "data.labelled",
+    "grey": "task.grayscale",
+    "ood": "data.unlabeled",
+    "data": "data.labeled",
     "val": "data.validation",
-    "unlabeled": "data.unlabelled",
-    "labeled": "data.labelled",
+    "unlabeled": "data.unlabeled",
+    "labeled": "data.labeled",
     "validation": "data.validation",
     "unlabeled_subset": "data.subset",
-    "grayscale": "task.grey",
+    "grayscale": "task.grayscale",
     "data_root": "data.root",
     "ood_subset": "data.subset",
     "method": "method.name",
     "patch_size": "method.patch",
-    "steps": "pace.steps",
-    "epochs": "pace.epochs",
-    "time_limit": "pace.time_limit",
-    "batch_size": "pace.batch_size",
-    "precision": "pace.precision",
-    "device": "pace.device",
-    "seed": "pace.seed",
+    "steps": "training.steps",
+    "epochs": "training.epochs",
+    "time_limit": "training.time_limit",
+    "batch_size": "training.batch_size",
+    "precision": "training.precision",
+    "device": "training.device",
+    "seed": "training.seed",
 }
 
 #: argument -> key of the first teacher
@@ -48,12 +48,12 @@ def resolve_config(
     progress: Callable[[str], None] = lambda _: None, **arguments: Any,
 ) -> tuple[TrainConfig, Method]:  # fmt: skip
     """Return the checked config and its method; without a length, the default number of steps is announced."""
-    from compress.plan import DEFAULT_STEPS, load_config
+    from compress.training.setup import DEFAULT_STEPS, load_config
 
     document = build_document(recipe, settings, **arguments)
-    if all(document.get(f"pace.{length}") is None for length in LENGTHS):
+    if all(document.get(f"training.{length}") is None for length in LENGTHS):
         progress(f"Assumed: {DEFAULT_STEPS} steps (no length given). If wrong: --steps, --epochs or --time-limit.")
-        document = document.merge({"pace": {"steps": DEFAULT_STEPS}}, where="")
+        document = document.merge({"training": {"steps": DEFAULT_STEPS}}, source="")
     return load_config(document)
 
 
@@ -66,28 +66,28 @@ def build_document(
     """
     from compress import config
 
-    empty = config.from_mapping({}, where="")
-    document = empty if recipe is None else config.read_yaml(find_recipe(recipe))
+    empty = config.document_from_mapping({}, source="")
+    document = empty if recipe is None else config.load_yaml(find_recipe(recipe))
     given = {KEYS[name]: value for name, value in arguments.items() if name in KEYS and value is not None}
-    if any(f"pace.{length}" in given for length in LENGTHS):
-        given = {**{f"pace.{length}": None for length in LENGTHS}, **given}
-    document = document.merge(nest_keys(given), where="")
+    if any(f"training.{length}" in given for length in LENGTHS):
+        given = {**{f"training.{length}": None for length in LENGTHS}, **given}
+    document = document.merge(nest_keys(given), source="")
     teacher = {key: arguments[name] for name, key in TEACHER_KEYS.items() if arguments.get(name)}
     if teacher:
-        document = document.merge({"teachers": {"0": teacher} if document.get("teachers") else [teacher]}, where="")
+        document = document.merge({"teachers": {"0": teacher} if document.get("teachers") else [teacher]}, source="")
     if isinstance(settings, Mapping):
-        return document.merge(nest_keys(settings), where="settings")
-    return document.merge(config.parse_set(settings, known=list_setting_paths()), where="--set")
+        return document.merge(nest_keys(settings), source="settings")
+    return document.merge(config.parse_overrides(settings, known=list_setting_paths()), source="--set")
 
 
 def list_setting_paths() -> list[str]:
     """Return the dotted path of every setting, those of all methods included."""
     from compress import config
     from compress.methods import METHODS
-    from compress.plan import TrainConfig
+    from compress.training.setup import TrainConfig
 
-    of_methods = [f"method.{name}" for kind in METHODS.values() for name in config.settings(kind)]
-    return list(dict.fromkeys([*config.paths(TrainConfig), *of_methods]))
+    of_methods = [f"method.{name}" for kind in METHODS.values() for name in config.setting_types(kind)]
+    return list(dict.fromkeys([*config.setting_paths(TrainConfig), *of_methods]))
 
 
 def find_recipe(recipe: str | Path) -> Path:

@@ -10,46 +10,46 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from compress.data.cache import Cached
-    from compress.models.card import Card
-    from compress.sources import DataPlan
-    from profiles.overlays import Overlays
+    from compress.data.cache import ImageCache
+    from compress.models.card import ModelCard
+    from compress.training.data import DataConfig
+    from profiles.report.overlays import Overlays
 
 ROWS = 5  #: images shown
 CANDIDATES = 200  #: images, evenly spread, among which they are chosen
 VISIBLE = 0.004  #: share of an image's pixels from which a class can be seen in it
 
 
-def show_overlays(folder: Path, models: Mapping[str, nn.Module], card: Card, data: DataPlan) -> Path | None:
+def save_overlays(folder: Path, models: Mapping[str, nn.Module], card: ModelCard, data: DataConfig) -> Path | None:
     """Write overlays.npz and overlays.png into `folder`; None where there are no validation masks to show.
 
     `models` are the columns in their order, networks of the task, classes and image size of `card`.
     """
-    from profiles.overlays import save
+    from profiles.report.overlays import save_overlays
 
     if card.task != "segmentation" or data.validation is None:
         return None
-    from compress.cli.output import say
-    from compress.sources import cache_folder, validation_images
+    from compress.cli.output import print_status
+    from compress.training.data import image_cache_dir, load_validation_images
 
-    cached = validation_images(
-        data.validation, card, root=data.root, folder=cache_folder(data.cache), max_bad=data.max_bad, say=say
+    cached = load_validation_images(
+        data.validation, card, root=data.root, folder=image_cache_dir(data.cache_dir), max_unreadable=data.max_unreadable, say=print_status
     )
-    return save(folder, answered(cached, models, card)) if len(cached) else None
+    return save_overlays(folder, predict_overlays(cached, models, card)) if len(cached) else None
 
 
-def answered(cached: Cached, models: Mapping[str, nn.Module], card: Card) -> Overlays:
+def predict_overlays(cached: ImageCache, models: Mapping[str, nn.Module], card: ModelCard) -> Overlays:
     """A few images of `cached`, their masks and the label maps of the models."""
     import numpy as np
     import torch
 
-    from profiles.overlays import Overlays
+    from profiles.report.overlays import Overlays
 
     candidates = np.linspace(0, len(cached) - 1, min(CANDIDATES, len(cached))).astype(np.int64)
-    masks = cached.targets_of(candidates)
+    masks = cached.gather_targets(candidates)
     assert masks is not None  # `validation_images` saw to it
-    indices = candidates[spread_choice(masks, card.classes)]
-    pixels, truth = cached.gather(indices), cached.targets_of(indices)
+    indices = candidates[choose_diverse_images(masks, card.classes)]
+    pixels, truth = cached.gather(indices), cached.gather_targets(indices)
     assert truth is not None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
     answers = {}
@@ -60,7 +60,7 @@ def answered(cached: Cached, models: Mapping[str, nn.Module], card: Card) -> Ove
     return Overlays(pixels, truth.astype(np.uint8), answers, names)
 
 
-def spread_choice(masks: np.ndarray, classes: int, rows: int = ROWS) -> list[int]:
+def choose_diverse_images(masks: np.ndarray, classes: int, rows: int = ROWS) -> list[int]:
     """Indices of up to `rows` of the masks [n, h, w], one from each stretch of the set, together with all classes.
 
     At every turn the image that adds most classes to those already seen, of a stretch that has none yet; where

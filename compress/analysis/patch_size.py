@@ -13,56 +13,56 @@ from pathlib import Path
 from torch import nn
 
 from compress import config
-from compress.data.batches import in_order
-from compress.data.cache import Cached
-from compress.data.statistics import BATCH_PIXELS, answers, highest_entropy
-from compress.discrepancy import images_for, spread
-from compress.engine.player import resting
-from compress.engine.taps import last_batchnorm
+from compress.data.batches import iter_batches
+from compress.data.cache import ImageCache
+from compress.data.predictions import PIXELS_PER_BATCH, predict, select_highest_entropy
+from compress.analysis.fid import sample_size, subsample
+from compress.engine.hooks import capture_last_batchnorm
+from compress.engine.trainable import eval_mode
 from compress.errors import CompressError
 from compress.methods.mosaic import MosaicKD
-from compress.models.discriminators import PATCHES
-from compress.plan import RECIPE, Prepared
-from compress.sources import training_images
+from compress.models.discriminators import PATCH_LAYERS
+from compress.training.setup import RECIPE, TrainingSetup
+from compress.training.data import load_training_images
 
 AUTO = "auto"
 #: (shift in nats a channel up to which, patch size): Table 4's best sizes in the order of its data sets (CIFAR-10,
 #: Places365, SVHN), at shifts guessed from those that embedded teachers see: their own images 0.00, the same turned or
 #: on other grounds 0.1 to 0.3, other pictures 0.2 to 0.5, noise 0.8, blank images 1.1
-RULE = ((0.1, 18), (0.6, 8), (math.inf, 4))
+PATCH_SIZE_BY_SHIFT = ((0.1, 18), (0.6, 8), (math.inf, 4))
 #: the paper's size, at most 0.22 points below the best for every data set of Table 4
-DEFAULT = 8
+DEFAULT_PATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class Choice:
+class PatchSizeChoice:
     """A patch size, and why, in a sentence."""
 
-    patch: int
-    why: str
+    patch_size: int
+    reason: str
 
 
-def rule(shift: float, side: int) -> int:
+def patch_size_for_shift(shift: float, side: int) -> int:
     """The patch size for images of `side` pixels at this shift: the larger the shift, the smaller; below `side`."""
-    wanted = next(patch for limit, patch in RULE if shift <= limit)
-    return max(patch for patch in PATCHES if patch <= wanted and patch < side)
+    wanted = next(patch for limit, patch in PATCH_SIZE_BY_SHIFT if shift <= limit)
+    return max(patch for patch in PATCH_LAYERS if patch <= wanted and patch < side)
 
 
-def choice(shift: float | None, side: int) -> Choice:
+def choice_for_shift(shift: float | None, side: int) -> PatchSizeChoice:
     """What `rule` says of a shift, None for a teacher that has none to measure.
 
     Without one the paper's size is taken and not the run refused: it is what a run without auto would take.
     """
     if shift is None:
-        patch = min(DEFAULT, rule(0.0, side))
-        return Choice(
+        patch = min(DEFAULT_PATCH_SIZE, patch_size_for_shift(0.0, side))
+        return PatchSizeChoice(
             patch,
             f"patch size {patch}, not chosen but the default: the teacher has no BatchNorm that remembers its own "
             "images, so auto cannot tell how far these are.",
         )
-    patch = rule(shift, side)
-    steps = ", ".join(f"above: {size}" if limit == math.inf else f"up to {limit:g}: {size}" for limit, size in RULE)
-    return Choice(
+    patch = patch_size_for_shift(shift, side)
+    steps = ", ".join(f"above: {size}" if limit == math.inf else f"up to {limit:g}: {size}" for limit, size in PATCH_SIZE_BY_SHIFT)
+    return PatchSizeChoice(
         patch,
         f"patch size {patch}: the images are {shift:.2f} nats a channel from what the teacher's last BatchNorm "
         f"remembers, and the farther they are, the smaller the patches that look alike ({steps}; a rule from few "
@@ -70,54 +70,54 @@ def choice(shift: float | None, side: int) -> Choice:
     )
 
 
-def shift_of(net: nn.Module, cached: Cached, most: int) -> float | None:
+def measure_shift(net: nn.Module, cached: ImageCache, most: int) -> float | None:
     """How far at most `most` of the images are at the last BatchNorm of `net`, as `compress inspect --ood` says it.
 
     None for a network without one. Raises CompressError where what reaches it is not finite.
     """
     height, width = cached.pixels.shape[1:3]
-    with resting(net), last_batchnorm(net) as seen:
+    with eval_mode(net), capture_last_batchnorm(net) as seen:
         if seen is None:
             return None
-        for images, _ in in_order(spread(cached, most), max(1, min(64, BATCH_PIXELS // (height * width)))):
+        for images, _ in iter_batches(subsample(cached, most), max(1, min(64, PIXELS_PER_BATCH // (height * width)))):
             net(images.float() / 255)
-    shift = seen.shift()
+    shift = seen.kl_divergence()
     if not math.isfinite(shift):
         raise CompressError(f"{cached.name}: what the teacher makes of them is not finite; is its checkpoint whole?")
     return shift
 
 
-def settle(ready: Prepared, folder: Path, *, resume: bool | None, say: Callable[[str], None]) -> Choice | None:
+def choose_patch_size(ready: TrainingSetup, folder: Path, *, resume: bool | None, say: Callable[[str], None]) -> PatchSizeChoice | None:
     """Put a number into the plan where `method.patch` is auto, and say why; None where it is a number already.
 
     A run that `folder` holds keeps the number it began with, unless it is begun anew (`resume` False).
     """
     method = ready.method
-    if not isinstance(method, MosaicKD) or method.patch != AUTO:
+    if not isinstance(method, MosaicKD) or method.patch_size != AUTO:
         return None
-    held = None if resume is False else began_with(folder)
+    held = None if resume is False else recorded_patch_size(folder)
     if held is not None:
-        found = Choice(held, f"patch size {held}: as the run in {folder} has it, which goes on.")
+        found = PatchSizeChoice(held, f"patch size {held}: as the run in {folder} has it, which goes on.")
     elif not method.local:
-        found = Choice(DEFAULT, f"patch size {DEFAULT}, without meaning: method.local is 0, so nobody judges patches.")
+        found = PatchSizeChoice(DEFAULT_PATCH_SIZE, f"patch size {DEFAULT_PATCH_SIZE}, without meaning: method.local is 0, so nobody judges patches.")
     else:
-        found = measured(ready, say)
-    method.patch = ready.plan.method["patch"] = found.patch
-    say(found.why)
+        found = measure_patch_size(ready, say)
+    method.patch_size = ready.config.method["patch"] = found.patch_size
+    say(found.reason)
     return found
 
 
-def began_with(folder: Path) -> int | None:
+def recorded_patch_size(folder: Path) -> int | None:
     """The patch size of the recipe in `folder`, if there is one."""
     path = folder / RECIPE
-    found = config.read_yaml(path).get("method.patch") if path.exists() else None
+    found = config.load_yaml(path).get("method.patch") if path.exists() else None
     return found if isinstance(found, int) else None
 
 
-def measured(ready: Prepared, say: Callable[[str], None]) -> Choice:
+def measure_patch_size(ready: TrainingSetup, say: Callable[[str], None]) -> PatchSizeChoice:
     """The choice for the images that the run will read: the very ones, decoded into its cache."""
-    (net, card), data = ready.teachers[0], ready.plan.data
-    cached = training_images(data, ready.card, "unlabelled", seed=ready.plan.pace.seed, say=say)
+    (net, card), data = ready.teachers[0], ready.config.data
+    cached = load_training_images(data, ready.card, "unlabeled", seed=ready.config.training.seed, say=say)
     if data.subset is not None:
-        cached = cached.subset(highest_entropy(answers(cached, net), data.subset))
-    return choice(shift_of(net, cached, images_for(card)), min(card.image_size))
+        cached = cached.subset(select_highest_entropy(predict(cached, net), data.subset))
+    return choice_for_shift(measure_shift(net, cached, sample_size(card)), min(card.image_size))

@@ -13,77 +13,77 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.output import say
+from compress.cli.output import print_status
 from compress.errors import UsageError
-from compress.files import write_failed
+from compress.files import write_error
 
 if TYPE_CHECKING:
     from compress.engine.method import Method
-    from compress.engine.place import Place
+    from compress.engine.accelerator import Accelerator
     from compress.engine.run import Run
-    from compress.plan import Plan, Prepared
+    from compress.training.setup import TrainConfig, TrainingSetup
 
 LOCK = ".lock"
 
 
-def carry_out(
-    plan: Plan, method: Method, out: Path | None, *, devices: int, resume: bool | None, dry_run: bool,
+def run_training(
+    plan: TrainConfig, method: Method, out: Path | None, *, devices: int, resume: bool | None, dry_run: bool,
     exported: str | None, reported: bool,
 ) -> tuple[dict[str, Any], str] | None:  # fmt: skip
     """A plan from its networks to what came of it, for machines and for people; its estimate with `dry_run`.
 
     None in the processes that only help.
     """
-    from compress.cli.opening import say_what_was_chosen
-    from compress.cli.results import finished, rehearsed
-    from compress.patch_size import settle
-    from compress.plan import prepare
+    from compress.training.results import summarize_estimate, summarize_run
+    from compress.analysis.patch_size import choose_patch_size
+    from compress.training.setup import prepare_training
+    from compress.predictor import announce_architecture
 
-    given = plan.pace.batch_size
-    ready = prepare(plan, method)
+    given = plan.training.batch_size
+    ready = prepare_training(plan, method)
     first = int(os.environ.get("RANK", "0")) == 0
-    if first and given is None and plan.pace.batch_size != method.batch_size:
-        say(
-            f"Assumed: batch size {plan.pace.batch_size} (the method's {method.batch_size} is for small images). "
+    if first and given is None and plan.training.batch_size != method.batch_size:
+        print_status(
+            f"Assumed: batch size {plan.training.batch_size} (the method's {method.batch_size} is for small images). "
             "If wrong: --batch-size."
         )
     for teacher, (_, card) in zip(plan.teachers, ready.teachers, strict=True) if first else ():
-        say_what_was_chosen(teacher.model, card)
-    if first and plan.data.unlabelled is not None and "unlabelled" not in method.needs:
-        say(f"{plan.data.unlabelled}: not used, as method {plan.method['name']} draws no images.")
-    settle(ready, folder_of(ready, out), resume=resume, say=say if first else lambda _: None)
+        announce_architecture(teacher.model, card, print_status)
+    if first and plan.data.unlabeled is not None and "unlabeled" not in method.needs:
+        print_status(f"{plan.data.unlabeled}: not used, as method {plan.method['name']} draws no images.")
+    choose_patch_size(ready, default_run_dir(ready, out), resume=resume, say=print_status if first else lambda _: None)
     if dry_run:
-        return rehearsed(ready)
-    run = train_run(ready, out, devices=devices, resume=resume)
-    return None if run is None else finished(run, ready, exported=exported, reported=reported)
+        return summarize_estimate(ready)
+    run = train_in_dir(ready, out, devices=devices, resume=resume)
+    return None if run is None else summarize_run(run, ready, exported=exported, reported=reported)
 
 
-def folder_of(ready: Prepared, out: Path | None) -> Path:
+def default_run_dir(ready: TrainingSetup, out: Path | None) -> Path:
     """The folder of the run: the one given, or one named after method and student."""
-    return out or Path("runs") / f"{ready.plan.method['name']}-{ready.plan.student.model}".replace("/", "-")
+    return out or Path("runs") / f"{ready.config.method['name']}-{ready.config.student.model}".replace("/", "-")
 
 
-def train_run(ready: Prepared, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:
+def train_in_dir(ready: TrainingSetup, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:
     """Play the plan to its end in its folder. None in the processes that only help, and in the one that starts them."""
-    from compress.engine.play import play
-    from compress.plan import check_folder, open_run
-    from profiles.memory import peak
+    from compress.engine.trainer import train
+    from compress.training.setup import create_run, validate_run_dir
+    from profiles.latency.tensor_memory import peak_memory
 
-    folder = folder_of(ready, out)
+    folder = default_run_dir(ready, out)
     if devices > 1 and "WORLD_SIZE" not in os.environ:
-        check_folder(folder, ready.plan, resume=resume)
-        sys.exit(launch(devices, settled(ready)))
-    with locked(folder):
-        run = open_run(ready, folder, resume=resume)
-        run.peak_bytes = peak(partial(play, ready.method, run), run.place.device)
-        first = run.place.rank == 0
-        run.place = parted(run.place)
+        validate_run_dir(folder, ready.config, resume=resume)
+        sys.exit(launch_distributed(devices, resolved_overrides(ready)))
+    with run_dir_lock(folder):
+        run = create_run(ready, folder, resume=resume)
+        run.peak_memory_bytes = peak_memory(partial(train, ready.method, run), run.accelerator.device)
+        first = run.accelerator.rank == 0
+        run.accelerator = leave_process_group(run.accelerator)
     return run if first else None
 
 
-def parted(place: Place) -> Place:
+def leave_process_group(place: Accelerator) -> Accelerator:
     """The place of a process whose run is done: from here on nobody waits for anybody."""
-    if place.world == 1:
+    if place.world_size == 1:
         return place
     from torch import distributed
 
@@ -92,13 +92,13 @@ def parted(place: Place) -> Place:
     return replace(place, rank=0, world=1)
 
 
-def settled(ready: Prepared) -> list[str]:
+def resolved_overrides(ready: TrainingSetup) -> list[str]:
     """Options that tell the processes to come what this one has chosen from the data, so that it is chosen once."""
-    patch = ready.plan.method.get("patch")
+    patch = ready.config.method.get("patch")
     return ["--set", f"method.patch={patch}"] if isinstance(patch, int) else []
 
 
-def launch(devices: int, more: Sequence[str] = ()) -> int:
+def launch_distributed(devices: int, more: Sequence[str] = ()) -> int:
     """This same command, with `more`, as `devices` processes, as torchrun does it; the exit code of the first to fail.
 
     The first process speaks for all; with --debug every one does.
@@ -133,13 +133,13 @@ def launch(devices: int, more: Sequence[str] = ()) -> int:
             if spoken is not None and spoken.exitcode > 0:
                 return spoken.exitcode
             if rank > 0 and not loud:
-                say(f"Error: process {rank} failed first; run again with --debug to see what every process says.")
+                print_status(f"Error: process {rank} failed first; run again with --debug to see what every process says.")
             return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     return 0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def run_dir_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` against a second run. Raises UsageError naming who holds it, CompressError if it is read-only."""
     if int(os.environ.get("RANK", "0")) > 0:
         yield
@@ -149,7 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise write_failed(folder, error) from error
+        raise write_error(folder, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,135 @@
+"""Images from a trained model alone, or from the generator of a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from compress.errors import UsageError
+from compress.training.recipes import build_document
+
+if TYPE_CHECKING:
+    from compress.engine.synthesis import Synthesizer
+    from compress.training.setup import TrainingSetup
+
+DEFAULT_METHOD = "cmi"
+#: settings of terms that need a student -> the value that turns them off
+STUDENT_SETTINGS = {"adv": 0.0, "student_steps": 1}
+#: arguments that the run of a generator decides
+RUN_SETTINGS = ("teacher", "teacher_arch", "classes", "method", "recipe", "settings", "precision")
+
+
+@dataclass(frozen=True)
+class SynthesisResult:
+    """Images that were generated."""
+
+    output_dir: Path  #: run directory
+    pool: Path  #: directory of the images, one directory per class
+    preview: Path  #: contact sheet, one class per row
+    method: str  #: method that made the images
+    teacher: str  #: teacher, as given
+    images: int  #: number of images
+    classes: int  #: number of classes of the teacher
+    by_class: dict[str, int]  #: images per class
+    is_from_generator: bool  #: whether the images come from the generator of a run
+    syntheses: int  #: batches that were made
+    seconds: float  #: total time of all sessions
+
+
+def synthesize(
+    *, count: int, run: str | Path | None, output_dir: str | Path | None, settings: Mapping[str, Any] | Sequence[str],
+    devices: int, restarts: int, resume: bool | None, progress: Callable[[str], None], **arguments: Any,
+) -> SynthesisResult | None:  # fmt: skip
+    """Generate images; the implementation of `compress.synthesize`. None in helper processes of torchrun."""
+    if run is not None:
+        arguments["settings"] = settings
+        return sample_generator(Path(run), count, output_dir, arguments, progress)
+    from compress.training.launch import train_in_dir
+
+    setup, method = prepare_synthesis(count, settings, arguments)
+    name = setup.config.method["name"]
+    run_dir = Path(output_dir or Path("runs") / f"{name}-images")
+    stats = train_in_dir(
+        setup, run_dir, devices=devices, restarts=restarts, resume=resume, image_count=count, progress=progress
+    )
+    if stats is None:
+        return None
+    result = describe_pool(
+        run_dir, name, setup.config.teachers[0].model, setup.card, syntheses=stats.steps, seconds=stats.seconds
+    )
+    if result.images < count:
+        raise UsageError(
+            f"{run_dir}: found a finished run with {result.images} images, expected {count}; choose another --out, or "
+            "--fresh to replace it."
+        )
+    return result
+
+
+def sample_generator(
+    run: Path, count: int, output_dir: str | Path | None, arguments: Mapping[str, Any], progress: Callable[[str], None]
+) -> SynthesisResult:
+    """Sample from the generator of a run. Raises UsageError for arguments that the run decides."""
+    from compress.analysis.generator_samples import save_generator_samples
+
+    start = time.monotonic()
+    given = [name for name in sorted(RUN_SETTINGS) if arguments.get(name)]
+    if given:
+        raise UsageError(f"--run: {run} decides --{given[0].replace('_', '-')}; remove one of them.")
+    target = Path(output_dir or run.with_name(f"{run.name}-images"))
+    samples = save_generator_samples(
+        run, count, target, device=arguments["device"] or "auto", seed=arguments["seed"] or 0, progress=progress
+    )
+    seconds = round(time.monotonic() - start, 2)
+    result = describe_pool(
+        target, samples.method, samples.teacher, samples.card, syntheses=samples.batches, seconds=seconds
+    )
+    return replace(result, is_from_generator=True)
+
+
+def prepare_synthesis(
+    count: int, settings: Mapping[str, Any] | Sequence[str], arguments: Mapping[str, Any]
+) -> tuple[TrainingSetup, Synthesizer]:
+    """Return the checked setup for `count` images. Raises UsageError for a method that keeps no images."""
+    from compress.engine.synthesis import synthesizes
+    from compress.methods import METHODS, find_method
+    from compress.training.config import StudentConfig
+    from compress.training.setup import load_config, prepare_training
+
+    for name in STUDENT_SETTINGS:
+        if any(one.partition("=")[0].strip() == f"method.{name}" for one in settings):
+            raise UsageError(f"--set method.{name}: has no effect without a student; remove it.")
+    document = build_document(settings=settings, **{**arguments, "steps": 1})
+    name = str(document.get("method.name", DEFAULT_METHOD))
+    if not synthesizes(find_method(name)):
+        able = [name for name, kind in METHODS.items() if synthesizes(kind)]
+        raise UsageError(f"--method: found {name}, which keeps no images; expected one of {', '.join(able)}.")
+    config, checked = load_config(document.merge({"method": {"name": name}}, where=""))
+    method = cast("Any", checked)
+    for name, value in STUDENT_SETTINGS.items():
+        setattr(method, name, value)
+    config.method |= asdict(method)
+    config.student, config.data.validation = StudentConfig(), None
+    config.training = replace(
+        config.training, steps=math.ceil(count / method.images), batch_size=method.images, evaluate_every=None,
+        save_every=None, ema_decay=0.0,
+    )  # fmt: skip
+    return prepare_training(config, method), method
+
+
+def describe_pool(
+    run_dir: Path, method: str, teacher: str, card: Any, *, syntheses: int, seconds: float
+) -> SynthesisResult:
+    """Count the images in the pool of a run."""
+    pool = run_dir / "pool"
+    directories = sorted(path for path in pool.iterdir() if path.is_dir())
+    names = card.class_names or [str(i) for i in range(card.classes)]
+    names = names if len(directories) == len(names) else [path.name for path in directories]
+    counts = [len(list(path.glob("*.png"))) for path in directories]
+    return SynthesisResult(
+        run_dir, pool, run_dir / "pool.png", method, teacher, sum(counts), card.classes,
+        dict(zip(names, counts, strict=True)), is_from_generator=False, syntheses=syntheses, seconds=round(seconds, 2),
+    )  # fmt: skip
