@@ -1,134 +1,256 @@
-"""Whether two networks answer alike."""
+"""Whether two networks give the same outputs: on which images they are compared, how, and within which tolerance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-Answers = Float[np.ndarray, "n c"]
-Answering = Callable[[NDArray[Any]], NDArray[Any]]
+from exporters.errors import ExportError, RejectedError, first_line
+from exporters.runtimes.base import to_uint8_images
+
+#: images -> outputs
+PredictFunction = Callable[[NDArray[Any]], NDArray[Any]]
+#: batch sizes of the comparison; none is the traced batch size, so that a hard-coded size shows
+BATCH_SIZES = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest allowed differences between an exported file and the network."""
+
+    max_rel: float | None  #: largest difference of a logit, relative to the largest |logit|; None: unlimited
+    max_disagreement: float | None  #: largest share of predictions (images or pixels) that differ; None: unlimited
+    min_cosine: float = -1.0  #: smallest cosine similarity of all logits
+
+
+#: Default tolerance of each precision. fp32 with another order of summation stays below 1e-5 of the largest logit, so a
+#: hundred times that is an error. Near ties may flip, so fp32 predictions count only in maps, where there are many.
+#: fp16 rounds to 2^-11 and bf16 to 2^-8 in every layer, which random errors of some dozen layers raise about fivefold.
+#: int8 changes single logits by tenths, so it is judged by its predictions.
+TOLERANCES = {
+    "fp32": Tolerance(max_rel=1e-3, max_disagreement=None),
+    "fp16": Tolerance(max_rel=1e-2, max_disagreement=0.02, min_cosine=0.9999),
+    "bf16": Tolerance(max_rel=1e-1, max_disagreement=0.05, min_cosine=0.999),
+    "int8": Tolerance(max_rel=None, max_disagreement=0.1, min_cosine=0.97),
+}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a candidate's answers are from the reference's, over all images compared."""
+    """Differences between the outputs of a candidate and of a reference. Fields of logits are None for labels."""
 
-    images: int
-    max_abs: float | None  #: greatest difference of one logit; infinite for NaN or infinity; None if it answers labels
-    max_rel: float | None  #: max_abs over the greatest |logit| of the reference; None if it answers labels
-    mean_abs: float | None  #: mean difference of a logit; as max_abs
-    cosine: float | None  #: similarity of all logits as one vector, in [-1, 1]; None if it answers labels
-    top1_agreement: float  #: share of decisions (images, or pixels of a map) of the same class, in [0, 1]
-    miou: float | None = None  #: of the candidate's label maps against the reference's; None where there are no maps
+    images: int  #: number of images compared
+    max_abs: float | None  #: largest difference of a logit; infinite if the candidate returns NaN or infinity
+    max_rel: float | None  #: max_abs relative to the largest |logit| of the reference
+    mean_abs: float | None  #: mean difference of a logit
+    cosine: float | None  #: cosine similarity of all logits as one vector, in [-1, 1]
+    top1_agreement: float  #: share of equal predictions (images, or pixels of a map), in [0, 1]
+    miou: float | None = None  #: mIoU of the candidate's label maps with the reference's; None without maps
 
 
-def compare(reference: Answering, candidate: Answering, batches: Iterable[NDArray[Any]]) -> Parity:
-    """Run both on `batches` of images, as both take them, and compare their logits [n, classes, ...].
+def compare_outputs(reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]]) -> Parity:
+    """Run two models on the same images and compare their outputs.
 
-    A candidate that answers with whole numbers answers labels [n, ...]: compared with the reference's largest logits.
-    Raises ValueError for answers of different shapes, for a reference that is not finite, and for no images.
+    Args:
+        reference: Returns logits [n, classes, ...].
+        candidate: Returns logits of the same shape, or integer labels [n, ...].
+        batches: Images as both models take them.
+
+    Raises:
+        ValueError: Shapes differ, the reference is not finite, or there are no images.
     """
-    parts = [difference(np.asarray(reference(x), np.float64), np.asarray(candidate(x))) for x in batches]
+    parts = [compare_batch(np.asarray(reference(x), np.float64), np.asarray(candidate(x))) for x in batches]
     if sum(part.images for part in parts) == 0:
-        raise ValueError("compare: no images to compare on.")
-    return join(parts)
+        raise ValueError("compare_outputs: found no images, expected at least one.")
+    return merge_batches(parts)
+
+
+def verify_parity(
+    reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]], tolerance: Tolerance
+) -> Parity:
+    """Compare outputs as `compare_outputs` does. Raise RejectedError if they differ more than the tolerance allows."""
+    parity = compare_outputs(reference, candidate, batches)
+    check_tolerance(parity, tolerance)
+    return parity
+
+
+def check_tolerance(parity: Parity, tolerance: Tolerance) -> None:
+    """Raise RejectedError if the differences exceed the tolerance."""
+    images, agreement = f"on {parity.images} images", f"top-1 agreement {parity.top1_agreement:.1%}"
+    if parity.max_rel is not None and tolerance.max_rel is not None and not parity.max_rel <= tolerance.max_rel:
+        raise RejectedError(
+            f"logits differ by {parity.max_rel:.1e} of the largest {images} ({agreement}), expected at most "
+            f"{tolerance.max_rel:.1e}"
+        )
+    if parity.cosine is not None and not parity.cosine >= tolerance.min_cosine:
+        raise RejectedError(
+            f"logits have cosine similarity {parity.cosine:.4f} {images} ({agreement}), expected at least "
+            f"{tolerance.min_cosine:g}"
+        )
+    allowed = tolerance.max_disagreement
+    if allowed is None and (parity.miou is not None or parity.max_rel is None):
+        allowed = tolerance.max_rel
+    if allowed is not None and 1 - parity.top1_agreement > allowed:
+        raise RejectedError(
+            f"{1 - parity.top1_agreement:.2%} of the predictions differ {images}, expected at most {allowed:.1e}"
+        )
 
 
 @dataclass(frozen=True)
-class Gap:
-    """Between the logits of one batch: what adds up over batches."""
+class LogitError:
+    """Sums over the logits of one batch."""
 
-    greatest: float  #: |difference|
-    total: float  #: sum of |difference|
+    max_abs: float
+    sum_abs: float
     count: int
     dot: float
-    squares: tuple[float, float]  #: sums of the squares of both
+    squares: tuple[float, float]  #: sums of squares of reference and candidate
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of one batch."""
+class BatchComparison:
+    """Comparison of one batch."""
 
     images: int
-    decisions: int
-    same: int
-    gap: Gap | None  #: of the logits; None for labels
-    scale: float
-    confusion: NDArray[np.int64] | None  #: [classes, classes] of pixels, rows the reference; None without maps
+    predictions: int
+    agreements: int
+    error: LogitError | None  #: None for labels
+    scale: float  #: largest |logit| of the reference
+    confusion: NDArray[np.int64] | None  #: [classes, classes] of pixels, rows are the reference; None without maps
 
 
-def difference(reference: NDArray[np.float64], candidate: NDArray[Any]) -> Difference:
-    labels = np.issubdtype(candidate.dtype, np.integer)
-    expected = (reference.shape[0], *reference.shape[2:]) if labels else reference.shape
+def compare_batch(reference: NDArray[np.float64], candidate: NDArray[Any]) -> BatchComparison:
+    has_labels = np.issubdtype(candidate.dtype, np.integer)
+    expected = (reference.shape[0], *reference.shape[2:]) if has_labels else reference.shape
     if expected != candidate.shape:
-        raise ValueError(f"compare: found answers {list(candidate.shape)}, expected {list(expected)}.")
+        raise ValueError(f"compare_outputs: found outputs {list(candidate.shape)}, expected {list(expected)}.")
     if not np.isfinite(reference).all():
-        raise ValueError("compare: the reference answers NaN or infinity, so nothing can be compared with it.")
-    gap = None if labels else gap_of(reference, candidate.astype(np.float64))
-    right, said = reference.argmax(1), candidate.astype(np.int64) if labels else candidate.argmax(1)
-    same = right == said
-    confusion = confusion_of(right, said, reference.shape[1]) if reference.ndim > 2 else None
-    return Difference(
-        len(reference), same.size, int(same.sum()), gap, float(np.abs(reference).max(initial=0.0)), confusion
-    )
+        raise ValueError("compare_outputs: the reference returns NaN or infinity; check the network.")
+    error = None if has_labels else logit_error(reference, candidate.astype(np.float64))
+    right, labels = reference.argmax(1), candidate.astype(np.int64) if has_labels else candidate.argmax(1)
+    is_equal = right == labels
+    confusion = confusion_matrix(right, labels, reference.shape[1]) if reference.ndim > 2 else None
+    scale = float(np.abs(reference).max(initial=0.0))
+    return BatchComparison(len(reference), is_equal.size, int(is_equal.sum()), error, scale, confusion)
 
 
-def gap_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Gap:
+def logit_error(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> LogitError:
     if not np.isfinite(candidate).all():
-        return Gap(np.inf, np.inf, reference.size, -np.inf, (1.0, 1.0))
-    apart = np.abs(reference - candidate)
+        return LogitError(np.inf, np.inf, reference.size, -np.inf, (1.0, 1.0))
+    error = np.abs(reference - candidate)
     squares = float((reference**2).sum()), float((candidate**2).sum())
-    return Gap(
-        float(apart.max(initial=0.0)), float(apart.sum()), apart.size, float((reference * candidate).sum()), squares
-    )
+    dot = float((reference * candidate).sum())
+    return LogitError(float(error.max(initial=0.0)), float(error.sum()), error.size, dot, squares)
 
 
-def confusion_of(right: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts of pixels, rows `right`, columns `said`. Raises ValueError for a label that is no class."""
-    if said.size and (said.min() < 0 or said.max() >= classes):
-        raise ValueError(f"compare: found label {said.max() if said.min() >= 0 else said.min()} of {classes} classes.")
-    return np.bincount((right * classes + said).ravel(), minlength=classes * classes).reshape(classes, classes)
+def confusion_matrix(right: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Count pixels by reference label (rows) and candidate label. Raise ValueError for a label that is no class."""
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        label = labels.max() if labels.min() >= 0 else labels.min()
+        raise ValueError(f"compare_outputs: found label {label}, expected 0 to {classes - 1}.")
+    return np.bincount((right * classes + labels).ravel(), minlength=classes * classes).reshape(classes, classes)
 
 
-def join(parts: list[Difference]) -> Parity:
-    gaps, scale = [part.gap for part in parts if part.gap is not None], max(part.scale for part in parts)
-    max_abs = max(gap.greatest for gap in gaps) if gaps else None
-    agreement = sum(part.same for part in parts) / sum(part.decisions for part in parts)
+def merge_batches(parts: list[BatchComparison]) -> Parity:
+    errors, scale = [part.error for part in parts if part.error is not None], max(part.scale for part in parts)
+    max_abs = max(error.max_abs for error in errors) if errors else None
+    agreement = sum(part.agreements for part in parts) / sum(part.predictions for part in parts)
     maps = [part.confusion for part in parts if part.confusion is not None]
     return Parity(
         images=sum(part.images for part in parts),
         max_abs=max_abs,
-        max_rel=share(max_abs, scale),
-        mean_abs=sum(gap.total for gap in gaps) / sum(gap.count for gap in gaps) if gaps else None,
-        cosine=cosine(gaps) if gaps else None,
+        max_rel=relative_error(max_abs, scale),
+        mean_abs=sum(error.sum_abs for error in errors) / sum(error.count for error in errors) if errors else None,
+        cosine=cosine_similarity(errors) if errors else None,
         top1_agreement=agreement,
         miou=mean_iou(np.sum(maps, 0)) if maps else None,
     )
 
 
-def cosine(gaps: list[Gap]) -> float:
-    """Of all logits of all batches; 1 for zeros against zeros, -1 where a logit is not finite."""
-    dot, ours, theirs = (sum(part) for part in zip(*((gap.dot, *gap.squares) for gap in gaps), strict=True))
+def cosine_similarity(errors: list[LogitError]) -> float:
+    """Return the similarity over all batches: 1 for zeros and zeros, -1 if a logit is not finite."""
+    sums = zip(*((error.dot, *error.squares) for error in errors), strict=True)
+    dot, reference, candidate = (sum(part) for part in sums)
     if not np.isfinite(dot):
         return -1.0
-    norms = float(np.sqrt(ours) * np.sqrt(theirs))
-    return float(np.clip(dot / norms, -1, 1)) if norms > 0 else float(ours == theirs)
+    norms = float(np.sqrt(reference) * np.sqrt(candidate))
+    return float(np.clip(dot / norms, -1, 1)) if norms > 0 else float(reference == candidate)
 
 
-def share(max_abs: float | None, scale: float) -> float | None:
+def relative_error(max_abs: float | None, scale: float) -> float | None:
     if max_abs is None:
         return None
     return float(max_abs / scale if scale > 0 else (0.0 if max_abs == 0 else np.inf))
 
 
 def mean_iou(confusion: NDArray[np.int64]) -> float:
-    """Mean over the classes that either side knows."""
-    both = confusion.diagonal()
-    either = confusion.sum(0) + confusion.sum(1) - both
-    known = either > 0
-    return float((both[known] / either[known]).mean()) if known.any() else 1.0
+    """Return the mean IoU over the classes that occur on either side."""
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    occurs = union > 0
+    return float((intersection[occurs] / union[occurs]).mean()) if occurs.any() else 1.0
+
+
+def split_batches(images: Tensor, example: Tensor, dynamic_batch: bool, *, is_noise: bool) -> list[NDArray[np.float32]]:
+    """Split images into batches of BATCH_SIZES in turn, or of the example's size; repeat them if there are too few."""
+    sizes: Sequence[int] = BATCH_SIZES if dynamic_batch else (len(example),)
+    if images.shape[1:] != example.shape[1:]:
+        expected = ", ".join(map(str, example.shape[1:]))
+        raise ExportError(f"images: found {list(images.shape)}, expected [n, {expected}].")
+    if is_noise:
+        images = torch.rand(sum(sizes), *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    array = images.detach().float().cpu().numpy()
+    if len(array) == 0:
+        raise ExportError("images: found none, expected at least one.")
+    cycle = itertools.cycle(sizes)
+    batches: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(array) or len(batches) < len(sizes):
+        size = next(cycle)
+        if len(batches) >= len(sizes) and dynamic_batch:
+            size = min(size, len(array) - start)
+        batches.append(array[np.arange(start, start + size) % len(array)])
+        start += size
+    return batches
+
+
+def odd_sized_batches(network: nn.Module, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Resize images to sizes without common divisors, such as 65x97 and 49x61 for 64x64.
+
+    Raises:
+        ExportError: The network itself does not take them.
+    """
+    height, width = batch.shape[2:]
+    images = torch.from_numpy(batch)
+    batches = []
+    for size in ((height + 1, 3 * width // 2 + 1), (3 * height // 4 + 1, width - 3)):
+        resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        try:
+            with torch.no_grad():
+                network(resized)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            raise ExportError(
+                f"the network does not take images of {size[0]}x{size[1]} ({first_line(error)}); export it for one "
+                "size, without --input-size dynamic."
+            ) from error
+        batches.append(resized.numpy())
+    return batches
+
+
+def as_uint8_images(batches: list[NDArray[np.float32]]) -> list[NDArray[np.uint8]]:
+    """Convert batches to uint8 images [n, h, w, 3]: original size, wider, higher and smaller in turn."""
+    scales = [(1.0, 1.0), (1.37, 2.11), (2.3, 1.2), (0.7, 0.9)]
+    converted = []
+    for batch, (vertical, horizontal) in zip(batches, itertools.cycle(scales), strict=False):
+        size = round(batch.shape[2] * vertical), round(batch.shape[3] * horizontal)
+        resized = F.interpolate(torch.from_numpy(batch), size=size, mode="bilinear", align_corners=False)
+        converted.append(to_uint8_images(resized))
+    return converted

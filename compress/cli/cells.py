@@ -20,8 +20,8 @@ from compress.errors import CompressError
 from compress.files import write_json
 
 if TYPE_CHECKING:
-    from compress.sweep import SweepPlan
-    from profiles.record import Record
+    from compress.experiments.config import SweepPlan
+    from profiles.records import Record
 
 #: in the folder of a run: what became of its files; how it was stopped early
 OUTCOME, STOPPED = "files.json", "stopped.json"
@@ -103,9 +103,9 @@ class Model:
 
     def record(self) -> Record | None:
         """Of the network in PyTorch; None where there is none yet. Raises RecordError."""
-        from profiles.record import records_in
+        from profiles.records import read_existing_records
 
-        return next((record for record in records_in(self.folder) if not record.format and record.metrics), None)
+        return next((record for record in read_existing_records(self.folder) if not record.format and record.metrics), None)
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ def make_files(model: Model, hand: Hand) -> None:
 
 def exported(model: Model, pairs: Sequence[Pair], hand: Hand) -> dict[str, Any]:
     """What came of one order: `artefacts`, and those `rejected` with the reason. Raises as `Hand.ask`."""
-    from compress.cli.artefacts import file_name
+    from exporters.api import artifact_name
 
     found = hand.ask(export_words(model, pairs))
     for one in found["rejected"]:
-        path = model.folder / "files" / file_name(one["format"], one["precision"])
+        path = model.folder / "files" / artifact_name(one["format"], one["precision"])
         one["reason"] = one["reason"].removeprefix(f"{path}: ")
     return found
 
@@ -185,12 +185,12 @@ def orders(model: Model, outcome: Mapping[str, Any]) -> list[list[Pair]]:
 
 def export_words(model: Model, pairs: Sequence[Pair]) -> list[str]:
     """The command that makes some files of a model."""
-    from compress.cli.artefacts import file_name
+    from exporters.api import artifact_name
 
     formats, precisions = (list(dict.fromkeys(pair[i] for pair in pairs)) for i in (0, 1))
     out = model.folder / "files"
     if len(pairs) == 1:
-        out /= file_name(*pairs[0])  # pyright: ignore[reportArgumentType]
+        out /= artifact_name(*pairs[0])  # pyright: ignore[reportArgumentType]
     words = ["export", *model.words, "--format", ",".join(formats), "--precision", ",".join(precisions)]
     if "int8" in precisions:
         assert model.calibration is not None
@@ -213,14 +213,14 @@ def entry(artefact: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def write_down(model: Model, made: Mapping[str, Any]) -> None:
     """Add the record of a file to those of its model."""
-    from profiles.record import append_records, without_course
+    from profiles.records import append_records, without_history
 
     whole = model.record()
     assert whole is not None  # the model's own record comes first
     export = {key: value for key, value in made.items() if key not in ("metrics", "not_run", "file", "measured")}
     append_records(model.folder, [replace(
         whole, format=made["format"], precision=made["precision"], metrics=made["metrics"],
-        size_bytes=made["bytes"], export=export, latencies=[], run=without_course(whole.run), pictures={}, at="",
+        size_bytes=made["bytes"], export=export, latencies=[], run=without_history(whole.run), images={}, at="",
     )])  # fmt: skip
 
 
@@ -242,14 +242,14 @@ class Teacher:
 
     def make(self, hand: Hand) -> None:
         """Score it, count it, make its files. Raises as `make_files`."""
-        from compress.cli.results import model_record
-        from profiles.record import append_records
+        from compress.training.results import create_model_record
+        from profiles.records import append_records
 
         plan = self.model.plan
         if self.model.record() is None:
             words = ["eval", *self.model.words, "--data", plan.val, *root(plan), "--json"]
             metrics = hand.ask(words)["metrics"]
-            counted = model_record(self.net, self.card, name=self.name, role="teacher")
+            counted = create_model_record(self.net, self.card, name=self.name, role="teacher")
             run = {"teacher": plan.teacher, "val": plan.val}
             append_records(self.model.folder, [replace(counted, metrics=metrics, run=run)])
         make_files(self.model, hand)

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from exporters.shapes import Shapes
-from exporters.tensorrt import Built, Options, build
+from exporters.tensorrt.options import ShapeRanges
+from exporters.tensorrt.build import EngineBuildResult, build_engine
+from exporters.tensorrt.options import BuildOptions
 
 SIZE = (8, 10)
 BATCH = (1, 8, 64)
-SHAPES = Shapes(BATCH)
+SHAPES = ShapeRanges(BATCH)
 RTX: Any = "tensorrt-rtx"
 
 
@@ -185,7 +186,7 @@ def plug_in(monkeypatch: Any, name: str = "NVIDIA A10", capability: tuple[int, i
 def run_on_host(monkeypatch: Any) -> None:
     """The host's memory in the place of a GPU's."""
     stream = SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
-    monkeypatch.setattr("exporters.engines.DEVICE", "cpu")
+    monkeypatch.setattr("exporters.runtimes.tensorrt.DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda one: contextlib.nullcontext())
@@ -238,10 +239,10 @@ def runtime(context: Any) -> type:
     return Runtime
 
 
-def engine_of(source: Path, shapes: Shapes = SHAPES, kind: Any = RTX, **options: Any) -> tuple[Path, Built]:
+def engine_of(source: Path, shapes: ShapeRanges = SHAPES, kind: Any = RTX, **options: Any) -> tuple[Path, EngineBuildResult]:
     """The engine beside its source, built."""
     engine = source.with_suffix(".engine")
-    return engine, build(source, engine, kind=kind, shapes=shapes, options=Options(**options))
+    return engine, build_engine(source, engine, kind=kind, shapes=shapes, options=BuildOptions(**options))
 
 
 def described(engine: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compress.data import open_images
 from compress.data.cache import build_cache
 from compress.models.loading import load_model
-from exporters.onnx import export
+from exporters.onnx_export import export_onnx
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
@@ -26,7 +26,7 @@ def garments(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.in
     found = open_images("embedded/fashion", split=split)
     with tempfile.TemporaryDirectory() as folder:
         cached = build_cache(found, image_size=(32, 32), resize=32, folder=Path(folder), limit=count)
-        pixels, labels = cached.gather(np.arange(count)), cached.targets_of(np.arange(count))
+        pixels, labels = cached.gather(np.arange(count)), cached.gather_targets(np.arange(count))
     assert labels is not None
     return pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255), labels
 
@@ -37,7 +37,7 @@ def teacher() -> torch.nn.Module:
 
 def exported(net: torch.nn.Module, path: Path, **options) -> Path:
     options = {"metadata": {"task": "classification"}, "exporter": "torchscript", **options}
-    export(net, EXAMPLE, path, **options)
+    export_onnx(net, EXAMPLE, path, **options)
     return path
 
 

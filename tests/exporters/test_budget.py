@@ -13,12 +13,12 @@ from garments import accuracy, answers, exported, garments, in_batches, teacher
 from numpy.typing import NDArray
 from torch import nn
 
-from exporters import budget
-from exporters.budget import Budgeted, within_budget
-from exporters.failure import ExportError
-from exporters.graph import Signature, torchscript, write
-from exporters.int8 import calibrated
-from exporters.precision import Typing
+from exporters.quantization import mixed_precision
+from exporters.quantization.mixed_precision import MixedPrecisionResult, quantize_within_budget
+from exporters.errors import ExportError
+from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
+from exporters.quantization.static import calibrated_session
+from exporters.quantization.float16 import Float16Session
 
 SORE = "/body/block2/block2.1/conv2/Conv"
 COUNT = 120  #: test images of a score
@@ -58,7 +58,7 @@ def stack(tmp_path_factory) -> Path:
     for layer in layers:
         nn.init.kaiming_normal_(layer[0].weight)  # so that values do not fade on their way
     path = tmp_path_factory.mktemp("budget") / "stack.onnx"
-    write(torchscript(net, torch.zeros(2, 3, 8, 8), 18, Signature()), path)
+    save_model(export_torchscript(net, torch.zeros(2, 3, 8, 8), 18, GraphSignature()), path)
     return path
 
 
@@ -73,18 +73,18 @@ class Passes:
         yield np.random.default_rng(0).random((8, 3, 8, 8), dtype=np.float32)
 
 
-def bytes_within(source: Path, draft: Path, batches, *budget, target="ort-cpu") -> Budgeted:
-    with calibrated(source, batches, target=target, calibrator="minmax") as subject:
-        return within_budget(subject, draft, batches, *budget)
+def bytes_within(source: Path, draft: Path, batches, *budget, target="ort-cpu") -> MixedPrecisionResult:
+    with calibrated_session(source, batches, target=target, calibrator="minmax") as subject:
+        return quantize_within_budget(subject, draft, batches, *mixed_precision)
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
 def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, tmp_path: Path, target) -> None:
     batches = in_batches(garments("train", 32)[0])
     found = bytes_within(source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target)
-    assert found.written.kept == (SORE,)
-    assert found.written.layers == 16
-    assert [attempt.kept for attempt in found.attempts] == [(), (SORE,)]
+    assert found.result.kept_fp32 == (SORE,)
+    assert found.result.layers == 16
+    assert [attempt.kept_fp32 for attempt in found.attempts] == [(), (SORE,)]
     assert found.attempts[0].score < fp32 - 10
     assert found.score == found.attempts[1].score == score(tmp_path / "a.onnx") >= fp32 - 1
     assert max(found.sensitivity, key=found.sensitivity.__getitem__) == SORE
@@ -94,7 +94,7 @@ def test_exactly_the_layer_that_hurts_stays_in_fp32(source: Path, fp32: float, t
 
 def test_nothing_is_kept_nor_ranked_where_int8_is_good_enough(stack: Path, tmp_path: Path) -> None:
     found = bytes_within(stack, tmp_path / "a.onnx", Passes(), lambda _: 0.5, 0.6, 0.2)
-    assert (found.written.kept, found.sensitivity, len(found.attempts)) == ((), {}, 1)
+    assert (found.result.kept_fp32, found.sensitivity, len(found.attempts)) == ((), {}, 1)
 
 
 def layers_in_int8(path: Path) -> int:
@@ -108,11 +108,11 @@ def test_as_few_as_possible_are_kept_in_few_attempts_with_one_calibration(stack:
     """A score that holds with at most so many layers in int8."""
     passes = Passes()
     found = bytes_within(stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5)
-    assert found.written.layers == layers_in_int8(tmp_path / "a.onnx") == most
+    assert found.result.layers == layers_in_int8(tmp_path / "a.onnx") == most
     assert passes.count == 2, "once for the ranges, and once for the images that layers are ranked on"
     assert len(found.attempts) <= 2 * np.log2(DEPTH) + 1
     kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
-    assert set(found.written.kept) == set(kept)
+    assert set(found.result.kept_fp32) == set(kept)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -124,19 +124,19 @@ def test_typed_files_keep_as_few_layers_as_possible_too(stack: Path, tmp_path: P
         nodes = onnx.load(path).graph.node
         return sum(one.op_type in ("Conv", "Gemm") and one.input[1].endswith(f"_{precision}") for one in nodes)
 
-    subject = Typing(stack, precision, {}, emulate=precision == "bf16")
-    found = within_budget(subject, tmp_path / "a.onnx", Passes(), lambda path: float(low(path) <= most), 1.0, 0.5)
+    subject = Float16Session(stack, precision, {}, emulate=precision == "bf16")
+    found = quantize_within_budget(subject, tmp_path / "a.onnx", Passes(), lambda path: float(low(path) <= most), 1.0, 0.5)
     assert low(tmp_path / "a.onnx") == most
     kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
-    assert set(found.kept) == set(kept)
+    assert set(found.kept_fp32) == set(kept)
 
 
 def test_neighbours_are_ranked_together_where_there_are_many(stack: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(budget, "RANKED", 5)
+    monkeypatch.setattr(mixed_precision, "RANKED", 5)
     found = bytes_within(stack, tmp_path / "a.onnx", Passes(), lambda path: float(layers_in_int8(path) <= 15), 1.0, 0.0)
     assert len(set(found.sensitivity.values())) == 5
     assert len(found.sensitivity) == DEPTH
-    assert found.written.layers == 15
+    assert found.result.layers == 15
 
 
 @pytest.mark.parametrize("answer", [0.125, float("nan")])
@@ -161,5 +161,5 @@ def test_the_file_is_the_one_that_was_scored(stack: Path, tmp_path: Path) -> Non
         return float(layers_in_int8(path) <= 14)
 
     found = bytes_within(stack, tmp_path / "a.onnx", Passes(), remember, 1.0, 0.0)
-    right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept == found.written.kept)
+    right = next(i for i, attempt in enumerate(found.attempts) if attempt.kept_fp32 == found.result.kept_fp32)
     np.testing.assert_array_equal(answers(tmp_path / "a.onnx", images), seen[right])

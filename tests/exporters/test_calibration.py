@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.calibration import CALIBRATERS, Reference, calibrate
-from exporters.failure import ExportError
+from exporters.quantization.calibration import CALIBRATORS, ReferenceOutputs, calibrate
+from exporters.errors import ExportError
 
 METHODS = ("minmax", "percentile", "entropy")
 
@@ -182,11 +182,11 @@ def test_calibrators_say_nothing_and_leave_the_batches_their_voice(file: Path, c
 
 def test_departure_is_the_error_as_a_share_of_the_answer(file: Path, tmp_path: Path) -> None:
     images = [pictures(3), pictures(2, 11)]
-    reference = Reference(file, lambda: images, 4)
-    assert reference.departure(file) == 0
-    assert reference.departure(network(tmp_path / "louder.onnx", gain=1.25)) == pytest.approx(0.25, rel=1e-5)
-    assert reference.departure(network(tmp_path / "infinite.onnx", gain=np.inf)) == np.inf
-    assert [len(batch) for batch in Reference(file, lambda: images, 3).asked] == [3]
+    reference = ReferenceOutputs(file, lambda: images, 4)
+    assert reference.relative_error(file) == 0
+    assert reference.relative_error(network(tmp_path / "louder.onnx", gain=1.25)) == pytest.approx(0.25, rel=1e-5)
+    assert reference.relative_error(network(tmp_path / "infinite.onnx", gain=np.inf)) == np.inf
+    assert [len(batch) for batch in ReferenceOutputs(file, lambda: images, 3).batches] == [3]
 
 
 def test_departure_of_labels_is_the_share_that_differs(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_departure_of_labels_is_the_share_that_differs(tmp_path: Path) -> None:
     means = np.maximum(mixed(right, images), 0).mean((2, 3)), np.maximum(-mixed(right, images), 0).mean((2, 3))
     expected = (means[0].argmax(1) != means[1].argmax(1)).mean()
     assert 0 < expected < 1 or expected == 1
-    assert Reference(right, lambda: [images], 16).departure(wrong) == pytest.approx(expected)
+    assert ReferenceOutputs(right, lambda: [images], 16).relative_error(wrong) == pytest.approx(expected)
 
 
 def test_every_calibrator_has_a_name_that_can_be_asked_for() -> None:
-    assert set(CALIBRATERS) == set(METHODS)
+    assert set(CALIBRATORS) == set(METHODS)

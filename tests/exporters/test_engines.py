@@ -17,13 +17,15 @@ import tensorrt_rtx
 import torch
 from engine_cases import SHAPES, described, engine_of, sentence
 
-from exporters.engines import EngineRunner
-from exporters.failure import MissingFileError, RunnerError
-from exporters.nvidia import Gpu, logger_of
-from exporters.runtime import load
-from exporters.shapes import Shapes
-from exporters.sidecar import obstacle, read_engine
-from exporters.tensorrt import Built, Options, build
+from exporters.runtimes.tensorrt import TensorRTRunner
+from exporters.errors import MissingFileError, RunnerError
+from exporters.cuda import Gpu
+from exporters.tensorrt.libraries import get_logger
+from exporters.loading import load
+from exporters.tensorrt.options import ShapeRanges
+from exporters.tensorrt.metadata import incompatibility_reason, read_engine
+from exporters.tensorrt.build import EngineBuildResult, build_engine
+from exporters.tensorrt.options import BuildOptions
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +34,12 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path) -> tuple[Path, Built]:
+def made(source: Path) -> tuple[Path, EngineBuildResult]:
     return engine_of(source)
 
 
 @pytest.fixture
-def engine(made: tuple[Path, Built], tmp_path: Path) -> Path:
+def engine(made: tuple[Path, EngineBuildResult], tmp_path: Path) -> Path:
     """A copy to spoil."""
     for part in made[0].parent.glob("net.engine*"):
         (tmp_path / part.name).write_bytes(part.read_bytes())
@@ -143,7 +145,7 @@ def test_what_the_library_says_of_a_gpu_that_it_cannot_use_is_in_the_sentence(en
 def test_an_engine_that_the_library_cannot_load_is_refused_with_its_reason(engine: Path, monkeypatch) -> None:
     cases.plug_in(monkeypatch)
     cases.run_on_host(monkeypatch)
-    monkeypatch.setattr("exporters.engines.obstacle", lambda *_: None)
+    monkeypatch.setattr("exporters.runtimes.tensorrt.obstacle", lambda *_: None)
     with pytest.raises(RunnerError, match=r"net\.engine: cannot be loaded \(TensorRT-RTX says: .*driver") as caught:
         load(engine)
     sentence(caught)
@@ -161,7 +163,7 @@ def test_what_a_gpu_lacks_is_said_in_words(engine: Path) -> None:
             return tensorrt_rtx.EngineValidity.INVALID, 2 | 4
 
     trt = SimpleNamespace(**{**vars(tensorrt_rtx), "Runtime": Runtime})
-    reason = obstacle(description, content, trt, Gpu("NVIDIA T4", "7.5"))
+    reason = incompatibility_reason(description, content, trt, Gpu("NVIDIA T4", "7.5"))
     assert reason is not None
     assert "found NVIDIA T4 (7.5)" in reason
     assert "unsupported cc; old cuda driver" in reason
@@ -181,7 +183,7 @@ def test_what_a_gpu_lacks_is_said_in_words(engine: Path) -> None:
 )
 def test_an_engine_of_tensorrt_runs_on_the_gpus_it_was_built_for(engine: Path, level, name, capability, said) -> None:
     description = of_tensorrt(engine, hardware_compatible=level)
-    reason = obstacle(description, b"", SimpleNamespace(__version__="10.13.3.9"), Gpu(name, capability))
+    reason = incompatibility_reason(description, b"", SimpleNamespace(__version__="10.13.3.9"), Gpu(name, capability))
     assert reason is None if said is None else said in str(reason)
 
 
@@ -191,13 +193,13 @@ def test_an_engine_of_tensorrt_runs_on_the_gpus_it_was_built_for(engine: Path, l
 )
 def test_a_version_compatible_engine_runs_in_later_versions_only(engine: Path, compatible, installed, runs) -> None:
     description = of_tensorrt(engine, version_compatible=compatible)
-    reason = obstacle(description, b"", SimpleNamespace(__version__=installed), description.gpu)
+    reason = incompatibility_reason(description, b"", SimpleNamespace(__version__=installed), description.gpu)
     assert (reason is None) == runs
 
 
 def test_an_engine_of_tensorrt_stays_on_its_system(engine: Path) -> None:
     description = replace(of_tensorrt(engine), platform="Windows AMD64")
-    reason = obstacle(description, b"", SimpleNamespace(__version__="10.13.3.9"), description.gpu)
+    reason = incompatibility_reason(description, b"", SimpleNamespace(__version__="10.13.3.9"), description.gpu)
     assert reason is not None
     assert reason.startswith("built on Windows AMD64, found ")
 
@@ -211,20 +213,20 @@ def of_tensorrt(engine: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
-def runner(engine: Path, source: Path, monkeypatch) -> EngineRunner:
+def runner(engine: Path, source: Path, monkeypatch) -> TensorRTRunner:
     """The engine of `source`, over the host's memory."""
     return hosted(engine, cases.Context(source), monkeypatch)
 
 
-def hosted(engine: Path, context: Any, monkeypatch, *, trusted: bool = False) -> EngineRunner:
+def hosted(engine: Path, context: Any, monkeypatch, *, trusted: bool = False) -> TensorRTRunner:
     cases.plug_in(monkeypatch)
     cases.run_on_host(monkeypatch)
     monkeypatch.setattr(tensorrt_rtx, "Runtime", cases.runtime(context))
-    monkeypatch.setattr("exporters.engines.obstacle", lambda *_: None)
-    return EngineRunner(engine, trusted=trusted)
+    monkeypatch.setattr("exporters.runtimes.tensorrt.obstacle", lambda *_: None)
+    return TensorRTRunner(engine, trusted=trusted)
 
 
-def test_a_runner_answers_at_every_batch_size_as_onnx_runtime_does(runner: EngineRunner, source: Path) -> None:
+def test_a_runner_answers_at_every_batch_size_as_onnx_runtime_does(runner: TensorRTRunner, source: Path) -> None:
     reference = load(source, threads=1)
     for size in (1, 5, 64):
         images = cases.noise(size, 3, *cases.SIZE)
@@ -234,7 +236,7 @@ def test_a_runner_answers_at_every_batch_size_as_onnx_runtime_does(runner: Engin
     runner.close()
 
 
-def test_images_on_the_device_are_read_where_they_are(runner: EngineRunner) -> None:
+def test_images_on_the_device_are_read_where_they_are(runner: TensorRTRunner) -> None:
     images = torch.from_numpy(cases.noise(2, 3, *cases.SIZE))
     runner(images)
     assert runner.context.addresses["images"] == images.data_ptr()
@@ -242,7 +244,7 @@ def test_images_on_the_device_are_read_where_they_are(runner: EngineRunner) -> N
     np.testing.assert_array_equal(runner(turned), runner(images))
 
 
-def test_images_that_may_not_be_written_to_are_read_without_a_warning(runner: EngineRunner) -> None:
+def test_images_that_may_not_be_written_to_are_read_without_a_warning(runner: TensorRTRunner) -> None:
     images = cases.noise(2, 3, *cases.SIZE)
     expected = runner(images)
     images.flags.writeable = False
@@ -250,17 +252,17 @@ def test_images_that_may_not_be_written_to_are_read_without_a_warning(runner: En
 
 
 @pytest.mark.parametrize("shape", [(65, 3, 8, 10), (0, 3, 8, 10), (1, 3, 8, 11), (1, 1, 8, 10), (3, 8, 10)])
-def test_images_outside_the_ranges_are_refused_naming_both(runner: EngineRunner, shape: tuple[int, ...]) -> None:
+def test_images_outside_the_ranges_are_refused_naming_both(runner: TensorRTRunner, shape: tuple[int, ...]) -> None:
     with pytest.raises(RunnerError, match=r"expected \[1 to 64, 3, 8, 10\]") as caught:
         runner(np.zeros(shape, np.float32))
     assert str(list(shape)) in sentence(caught)
 
 
-def test_a_runner_knows_what_the_description_says(runner: EngineRunner) -> None:
+def test_a_runner_knows_what_the_description_says(runner: TensorRTRunner) -> None:
     assert (runner.runtime, runner.provider, runner.precision) == ("tensorrt-rtx", "cuda", "fp32")
     assert (runner.input_size, runner.channels, runner.classes) == (cases.SIZE, 3, 4)
-    assert (runner.batch_size, runner.batches) == (None, (1, 64))
-    assert (runner.labels, runner.dense, runner.takes_bytes) == (False, False, False)
+    assert (runner.batch_size, runner.batch_range) == (None, (1, 64))
+    assert (runner.returns_labels, runner.predicts_maps, runner.takes_bytes) == (False, False, False)
     assert runner.metadata["classes"] == "4"
     assert runner.inputs == {"images": ["batch", 3, 8, 10]}
     assert runner.outputs == {"logits": ["batch", 4]}
@@ -268,7 +270,7 @@ def test_a_runner_knows_what_the_description_says(runner: EngineRunner) -> None:
 
 def test_a_runner_of_bytes_gives_labels_and_all_that_comes_out(tmp_path: Path, monkeypatch) -> None:
     source = cases.labeller(tmp_path / "labels.onnx")
-    engine, _ = engine_of(source, Shapes((3, 3, 3), (12, 16)))
+    engine, _ = engine_of(source, ShapeRanges((3, 3, 3), (12, 16)))
     runner = hosted(engine, cases.Context(source), monkeypatch)
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3), np.uint8)
     expected = load(source, threads=1).run(images)
@@ -277,8 +279,8 @@ def test_a_runner_of_bytes_gives_labels_and_all_that_comes_out(tmp_path: Path, m
     for name, answer in expected.items():
         np.testing.assert_array_equal(found[name], answer)
         assert found[name].dtype == answer.dtype
-    assert (runner.labels, runner.dense, runner.takes_bytes, runner.classes) == (True, True, True, None)
-    assert (runner.input_size, runner.batch_size, runner.batches) == ((12, 16), 3, (3, 3))
+    assert (runner.returns_labels, runner.predicts_maps, runner.takes_bytes, runner.classes) == (True, True, True, None)
+    assert (runner.input_size, runner.batch_size, runner.batch_range) == ((12, 16), 3, (3, 3))
     with pytest.raises(RunnerError, match="expected uint8"):
         runner(torch.zeros(3, 12, 16, 3))
 
@@ -286,7 +288,7 @@ def test_a_runner_of_bytes_gives_labels_and_all_that_comes_out(tmp_path: Path, m
 def test_an_engine_that_fails_at_work_is_said_with_its_reason(engine: Path, source: Path, monkeypatch) -> None:
     class Failing(cases.Context):
         def execute_async_v3(self, stream: int) -> bool:
-            logger_of(tensorrt_rtx.ILogger).log(tensorrt_rtx.ILogger.Severity.ERROR, "out of\nmemory")
+            get_logger(tensorrt_rtx.ILogger).log(tensorrt_rtx.ILogger.Severity.ERROR, "out of\nmemory")
             return False
 
     runner = hosted(engine, Failing(source), monkeypatch)
@@ -340,7 +342,7 @@ KINDS = [
 def test_an_engine_answers_as_onnx_runtime_does(tmp_path: Path, kind: Any, graph: Any, tolerance: float) -> None:
     source = graph(tmp_path / "net.onnx")
     engine, built = engine_of(source, kind=kind)
-    assert built.runs_here, built.why_not
+    assert built.runs_here, built.incompatibility
     reference = load(source, threads=1)
     with load(engine, runtime=kind) as runner:
         for size in (1, 5, 64):
@@ -354,8 +356,8 @@ def test_an_engine_answers_as_onnx_runtime_does(tmp_path: Path, kind: Any, graph
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_engine_answers_with_labels_at_several_sizes(tmp_path: Path, kind: Any) -> None:
     source = cases.labeller(tmp_path / "labels.onnx")
-    engine, built = engine_of(source, Shapes((1, 2, 4), ((8, 8), (16, 16), (32, 48))), kind)
-    assert built.runs_here, built.why_not
+    engine, built = engine_of(source, ShapeRanges((1, 2, 4), ((8, 8), (16, 16), (32, 48))), kind)
+    assert built.runs_here, built.incompatibility
     reference = load(source, threads=1)
     with load(engine) as runner:
         for shape in ((1, 8, 9, 3), (4, 32, 47, 3)):
@@ -369,9 +371,9 @@ def test_an_engine_answers_with_labels_at_several_sizes(tmp_path: Path, kind: An
 @pytest.mark.gpu
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is None, reason="tensorrt is an extra of its own")
 def test_a_timing_cache_of_tensorrt_is_written_and_read(source: Path, tmp_path: Path) -> None:
-    options = Options(timing_cache=tmp_path / "timing.cache")
+    options = BuildOptions(timing_cache=tmp_path / "timing.cache")
     said = [
-        build(source, tmp_path / "net.engine", kind="tensorrt", shapes=SHAPES, options=options).timing_cache
+        build_engine(source, tmp_path / "net.engine", kind="tensorrt", shapes=SHAPES, options=options).timing_cache
         for _ in range(2)
     ]
     assert said == ["new", "read"]

@@ -15,10 +15,10 @@ from garments import accuracy, answers, exported, garments, in_batches, session,
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
 
-from exporters.calibration import Reference
-from exporters.failure import ExportError, RunnerError
-from exporters.graph import Signature, torchscript, write
-from exporters.int8 import SCHEMES, Quantised, Target, calibrated, quantise
+from exporters.quantization.calibration import ReferenceOutputs
+from exporters.errors import ExportError, RunnerError
+from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
+from exporters.quantization.static import SCHEMES, QuantizationResult, Target, calibrated_session, quantize_static
 
 LAYERS = 17  #: of WRN-16-2: 16 convolutions and the head
 
@@ -29,13 +29,13 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path) -> dict[str, tuple[Path, Quantised]]:
+def made(source: Path) -> dict[str, tuple[Path, QuantizationResult]]:
     """The teacher for two kinds of targets, calibrated on 64 images."""
     images, _ = garments("train", 64)
     targets: tuple[Target, Target] = ("ort-cpu", "tensorrt")
     paths = {target: source.with_name(f"{target}.onnx") for target in targets}
     return {
-        target: (paths[target], quantise(source, paths[target], in_batches(images), target=target))
+        target: (paths[target], quantize_static(source, paths[target], in_batches(images), target=target))
         for target in targets
     }
 
@@ -70,8 +70,8 @@ def optimised(path: Path) -> Counter[str]:
 def small(body: nn.Module, path: Path, shape: tuple[int, ...] = (3, 3, 12, 12), **signature) -> Path:
     torch.manual_seed(0)
     example = torch.zeros(*shape, dtype=torch.uint8) if shape[-1] == 3 else torch.zeros(*shape)
-    model = torchscript(body.eval(), example, 18, Signature(**signature))
-    write(model, path)
+    model = export_torchscript(body.eval(), example, 18, GraphSignature(**signature))
+    save_model(model, path)
     return path
 
 
@@ -92,7 +92,7 @@ def test_the_calibrator_taken_is_the_one_that_came_closest(source: Path, made) -
     for path, record in made.values():
         assert set(record.tried) == {"minmax", "percentile"}
         assert record.calibrator == min(record.tried, key=record.tried.__getitem__)
-        again = Reference(source, in_batches(images), 32).departure(path)
+        again = ReferenceOutputs(source, in_batches(images), 32).relative_error(path)
         assert again == pytest.approx(record.tried[record.calibrator], rel=0.05)
 
 
@@ -175,7 +175,7 @@ def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
 
 def test_every_target_has_its_scheme() -> None:
     assert set(SCHEMES) == set(get_args(Target))
-    assert [target for target, scheme in SCHEMES.items() if scheme.signed] == ["ort-cuda", "tensorrt", "tensorrt-rtx"]
+    assert [target for target, scheme in SCHEMES.items() if scheme.is_signed] == ["ort-cuda", "tensorrt", "tensorrt-rtx"]
     assert [target for target, scheme in SCHEMES.items() if scheme.weight_bits == 7] == ["ort-cpu", "openvino"]
 
 
@@ -184,35 +184,35 @@ def test_whichever_layers_are_kept_the_network_stays_the_same(source: Path, tmp_
     """A ReLU lost between int8 and fp32, or a layer fed with another's values, would be an error of tens of percent."""
     images, _ = garments("train", 16)
     rng = np.random.default_rng(0)
-    with calibrated(source, in_batches(images), target=target, calibrator="minmax") as subject:
-        reference = Reference(source, in_batches(images), 16)
+    with calibrated_session(source, in_batches(images), target=target, calibrator="minmax") as subject:
+        reference = ReferenceOutputs(source, in_batches(images), 16)
         for share in (0.1, 0.3, 0.5, 0.7, 0.9):
             keep = [name for name in subject.layers[1:] if rng.random() < share]
             record = subject.write(tmp_path / "some.onnx", keep)
-            assert (record.kept, record.layers) == (tuple(keep), LAYERS - len(keep))
-            assert reference.departure(tmp_path / "some.onnx") < 0.05
+            assert (record.kept_fp32, record.layers) == (tuple(keep), LAYERS - len(keep))
+            assert reference.relative_error(tmp_path / "some.onnx") < 0.05
 
 
 def test_a_layer_that_is_kept_reads_and_weighs_in_fp32(source: Path, tmp_path: Path) -> None:
     images, _ = garments("train", 8)
     for target in ("ort-cpu", "tensorrt"):
         name = "/body/block2/block2.1/conv1/Conv"
-        record = quantise(
+        record = quantize_static(
             source, tmp_path / "a.onnx", in_batches(images), target=target, calibrator="minmax", keep=[name]
         )
         wired = Wired(tmp_path / "a.onnx")
         node = next(node for node in wired.nodes if node.name == name)
         assert (wired.source(node.input[0]), wired.source(node.input[1])) == ("Relu", "constant")
         assert wired.values[node.input[1]].dtype == np.float32
-        assert (record.kept, record.layers) == ((name,), LAYERS - 1)
+        assert (record.kept_fp32, record.layers) == ((name,), LAYERS - 1)
 
 
 def test_a_layer_to_keep_that_is_none_is_refused_with_the_nearest(source: Path, tmp_path: Path) -> None:
     batches = in_batches(garments("train", 4)[0])
     with pytest.raises(ExportError, match=r"/body/fc/Gem is no layer .* one is /body/fc/Gemm\."):
-        quantise(source, tmp_path / "a.onnx", batches, calibrator="minmax", keep=["/body/fc/Gem"])
+        quantize_static(source, tmp_path / "a.onnx", batches, calibrator="minmax", keep=["/body/fc/Gem"])
     with (
-        calibrated(source, batches, target="ort-cpu", calibrator="minmax") as subject,
+        calibrated_session(source, batches, target="ort-cpu", calibrator="minmax") as subject,
         pytest.raises(ExportError, match="no layer is left to quantise"),
     ):
         subject.write(tmp_path / "a.onnx", subject.layers)
@@ -238,7 +238,7 @@ class Camera(nn.Module):
 def test_the_preparation_and_the_decision_stay_as_they_are(tmp_path: Path, target) -> None:
     source = small(Camera(), tmp_path / "a.onnx", (3, 12, 12, 3), outputs=("probabilities", "labels"))
     images = [np.random.default_rng(i).integers(0, 256, (n, 12, 12, 3), np.uint8) for i, n in enumerate((1, 4, 7))]
-    record = quantise(source, tmp_path / "b.onnx", lambda: images, target=target)
+    record = quantize_static(source, tmp_path / "b.onnx", lambda: images, target=target)
     wired = Wired(tmp_path / "b.onnx")
     assert wired.model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert (record.layers, record.images) == (2, 12)
@@ -279,7 +279,7 @@ def test_any_height_and_width_goes_through_as_before(tmp_path: Path) -> None:
     sizes = ((2, 16, 24), (1, 33, 17), (3, 21, 40))
     batches = [np.random.default_rng(n).random((n, 3, h, w), dtype=np.float32) for n, h, w in sizes]
     for target in ("ort-cpu", "tensorrt"):
-        assert quantise(source, tmp_path / "b.onnx", lambda: batches, target=target).layers == 4
+        assert quantize_static(source, tmp_path / "b.onnx", lambda: batches, target=target).layers == 4
         for n, h, w in (*sizes, (5, 49, 61)):
             images = np.random.default_rng(h).random((n, 3, h, w), dtype=np.float32)
             right, said = answers(source, images), answers(tmp_path / "b.onnx", images)
@@ -291,7 +291,7 @@ def test_any_height_and_width_goes_through_as_before(tmp_path: Path) -> None:
 
 def test_joins_between_layers_stay_in_int8_for_onnx_runtime(tmp_path: Path) -> None:
     source = small(Maps(), tmp_path / "a.onnx")
-    quantise(source, tmp_path / "b.onnx", noise(2, 3, 12, 12), calibrator="minmax")
+    quantize_static(source, tmp_path / "b.onnx", noise(2, 3, 12, 12), calibrator="minmax")
     kinds = optimised(tmp_path / "b.onnx")
     assert kinds["QLinearConv"] == 4
     assert kinds["QLinearAdd"] == kinds["QLinearMul"] == kinds["QLinearConcat"] == 1
@@ -315,9 +315,9 @@ class Tokens(nn.Module):
 def test_products_with_weights_are_layers_and_those_of_activations_are_not(tmp_path: Path) -> None:
     source = small(Tokens(), tmp_path / "a.onnx")
     for target in ("ort-cpu", "tensorrt"):
-        record = quantise(source, tmp_path / "b.onnx", noise(4, 3, 12, 12), target=target)
+        record = quantize_static(source, tmp_path / "b.onnx", noise(4, 3, 12, 12), target=target)
         assert record.layers == 4
-        assert min(record.tried.values()) < 0.05
+        assert min(record.calibrator_errors.values()) < 0.05
         wired = Wired(tmp_path / "b.onnx")
         weighted = [node for node in wired.of("MatMul") if wired.source(node.input[1]) == "DequantizeLinear"]
         weighted = [node for node in weighted if wired.producer[node.input[1]].input[0] in wired.values]
@@ -332,23 +332,23 @@ def test_products_with_weights_are_layers_and_those_of_activations_are_not(tmp_p
 def test_files_that_int8_cannot_be_made_of_are_refused_in_one_sentence(source: Path, made, tmp_path: Path) -> None:
     batches, path = noise(1, 3, 32, 32), tmp_path / "b.onnx"
     with pytest.raises(ExportError, match="is quantised already; give the fp32 file"):
-        quantise(made["ort-cpu"][0], path, batches)
+        quantize_static(made["ort-cpu"][0], path, batches)
     pooled = small(nn.Sequential(nn.AvgPool2d(4)), tmp_path / "pooled.onnx")
     with pytest.raises(ExportError, match=r"pooled\.onnx: found no convolution or product with float32 weights"):
-        quantise(pooled, path, batches)
+        quantize_static(pooled, path, batches)
     old = onnx.version_converter.convert_version(onnx.load(pooled), 18)
     old.opset_import[0].version = 12
     onnx.save(old, tmp_path / "old.onnx")
     with pytest.raises(ExportError, match=r"old\.onnx: has opset 12; int8 needs 13 or more"):
-        quantise(tmp_path / "old.onnx", path, batches)
+        quantize_static(tmp_path / "old.onnx", path, batches)
     (tmp_path / "cut.onnx").write_bytes(source.read_bytes()[:1000])
     with pytest.raises(RunnerError, match=r"cut\.onnx: cannot be loaded as ONNX"):
-        quantise(tmp_path / "cut.onnx", path, batches)
+        quantize_static(tmp_path / "cut.onnx", path, batches)
     for calibrator in ("auto", "minmax"):
         with pytest.raises(ExportError, match="does not run on the calibration images"):
-            quantise(source, path, noise(1, 5, 32, 32), calibrator=calibrator)
+            quantize_static(source, path, noise(1, 5, 32, 32), calibrator=calibrator)
         with pytest.raises(ExportError, match="found no images to calibrate on"):
-            quantise(source, path, noise(1, 3, 32, 32, batches=0), calibrator=calibrator)
+            quantize_static(source, path, noise(1, 3, 32, 32, batches=0), calibrator=calibrator)
     assert not path.exists()
 
 
@@ -356,8 +356,8 @@ def test_weights_beside_the_source_end_up_in_the_one_file(source: Path, tmp_path
     onnx.save_model(onnx.load(source), tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data")
     (tmp_path / "out").mkdir()
     batches = in_batches(garments("train", 16)[0])
-    whole = quantise(source, tmp_path / "c.onnx", batches, calibrator="minmax")
-    parts = quantise(tmp_path / "a.onnx", tmp_path / "out" / "b.onnx", batches, calibrator="minmax")
+    whole = quantize_static(source, tmp_path / "c.onnx", batches, calibrator="minmax")
+    parts = quantize_static(tmp_path / "a.onnx", tmp_path / "out" / "b.onnx", batches, calibrator="minmax")
     assert replace(parts) == replace(whole)
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["b.onnx"]
     assert (tmp_path / "c.onnx").read_bytes() == (tmp_path / "out" / "b.onnx").read_bytes()
@@ -384,7 +384,7 @@ def test_tensorrt_rtx_builds_its_own_graph_and_refuses_that_for_onnx_runtime(mad
 def test_openvino_runs_every_layer_of_its_graph_in_int8(source: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     images, _ = garments("train", 32)
-    quantise(source, tmp_path / "a.onnx", in_batches(images), target="openvino", calibrator="minmax")
+    quantize_static(source, tmp_path / "a.onnx", in_batches(images), target="openvino", calibrator="minmax")
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(str(tmp_path / "a.onnx"), "CPU", hints)
     ran = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from exporters import lowering
-from exporters.comparison import TOLERANCES
-from exporters.failure import ExportError, RejectedError
-from exporters.lowering import Budget, Int8, Settings, make
-from exporters.onnx import Question, source, write_onnx
-from exporters.runtime import load
-from exporters.tensorrt import Shapes
+from exporters import artifacts
+from exporters.parity import TOLERANCES
+from exporters.errors import ExportError, RejectedError
+from exporters.artifacts import AccuracyBudget, Int8Options, ExportSettings, export_artifact
+from exporters.onnx_export import ReferenceModel, create_reference, write_onnx
+from exporters.loading import load
+from exporters.tensorrt.options import ShapeRanges
 
 IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-SHAPES = Shapes((1, 2, 8))
+SHAPES = ShapeRanges((1, 2, 8))
 
 
 def net() -> nn.Module:
@@ -34,8 +34,8 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def question() -> Question:
-    return source(net(), IMAGES[:1], images=IMAGES)
+def question() -> ReferenceModel:
+    return create_reference(net(), IMAGES[:1], images=IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def batches() -> Iterator[np.ndarray]:
     yield from IMAGES.numpy().reshape(3, 4, 3, 16, 16)
 
 
-INT8 = Int8(batches, calibrator="minmax")
+INT8 = Int8Options(batches, calibrator="minmax")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("format", ["onnx", "openvino", "tensorrt-rtx"])
 def test_every_artefact_is_compared_and_says_where(question, base, tmp_path, format, precision) -> None:
-    path = tmp_path / f"net{lowering.SUFFIX[format]}"
-    found = make(question, base, path, format, precision, Settings(int8=INT8, shapes=SHAPES))
+    path = tmp_path / f"net{artifacts.SUFFIX[format]}"
+    found = export_artifact(question, base, path, format, precision, ExportSettings(int8=INT8, shapes=SHAPES))
     assert (found.format, found.precision, found.path) == (format, precision, str(path))
     assert found.bytes == sum(part.stat().st_size for part in tmp_path.iterdir())
     assert found.parity.images == len(IMAGES)
@@ -72,7 +72,7 @@ def test_every_artefact_is_compared_and_says_where(question, base, tmp_path, for
 def test_what_departs_is_refused_with_its_first_operator_and_leaves_nothing(
     question, base, tmp_path, monkeypatch
 ) -> None:
-    right = lowering.retype
+    right = artifacts.convert_float16
 
     def spoilt(origin: Path, draft: Path, precision, **more):
         found = right(origin, draft, precision, **more)
@@ -83,13 +83,13 @@ def test_what_departs_is_refused_with_its_first_operator_and_leaves_nothing(
         onnx.save(model, draft)
         return found
 
-    monkeypatch.setattr(lowering, "retype", spoilt)
+    monkeypatch.setattr(artifacts, "retype", spoilt)
     path = tmp_path / "net.onnx"
     path.write_bytes(b"what was there")
     with pytest.raises(
         ExportError, match=r"net\.onnx: fp16 rejected: .*first operator to depart is .*\(Conv\)"
     ) as error:
-        make(question, base, path, "onnx", "fp16")
+        export_artifact(question, base, path, "onnx", "fp16")
     assert error.value.exit_code == 1
     assert path.read_bytes() == b"what was there"
     assert os.listdir(tmp_path) == ["net.onnx"]
@@ -103,19 +103,19 @@ def test_a_rejection_says_so_and_leaves_nothing(question, base, tmp_path) -> Non
 
     wish = replace(INT8, accept=slower)
     with pytest.raises(ExportError, match=r"net\.onnx: int8 rejected: slower"):
-        make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(int8=wish))
+        export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=wish))
     assert os.listdir(tmp_path) == []
     # for another place nobody is asked: it is not this machine's speed that counts
-    make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(int8=replace(wish, target="tensorrt")))
-    make(question, base, tmp_path / "net32.onnx", "onnx", "fp32", Settings(int8=wish))
+    export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=replace(wish, target="tensorrt")))
+    export_artifact(question, base, tmp_path / "net32.onnx", "onnx", "fp32", ExportSettings(int8=wish))
 
 
 def test_int8_without_images_and_a_tolerance_that_cannot_be_kept_are_refused(question, base, tmp_path) -> None:
     with pytest.raises(ExportError, match="no calibration data"):
-        make(question, base, tmp_path / "net.onnx", "onnx", "int8")
+        export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8")
     strict = {**TOLERANCES, "int8": replace(TOLERANCES["int8"], max_rel=1e-6)}
     with pytest.raises(ExportError, match=r"int8 rejected: differs by .*tolerance 1\.0e-06"):
-        make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(tolerances=strict, int8=INT8))
+        export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(tolerances=strict, int8=INT8))
     assert os.listdir(tmp_path) == []
 
 
@@ -126,24 +126,24 @@ def test_a_budget_is_kept_by_the_score_that_is_given(question, base, tmp_path) -
         asked.append(runner.precision)
         return 1.0 if runner.precision == "fp32" else 0.97
 
-    found = make(question, base, tmp_path / "net.onnx", "onnx", "int8", Settings(int8=INT8, budget=Budget(0.05, score)))
+    found = export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=INT8, budget=AccuracyBudget(0.05, score)))
     assert asked[:2] == ["fp32", "int8"]
     assert found.details["int8"]
     with pytest.raises(ExportError, match="rejected"):
-        make(question, base, tmp_path / "b.onnx", "onnx", "int8", Settings(int8=INT8, budget=Budget(0.01, score)))
+        export_artifact(question, base, tmp_path / "b.onnx", "onnx", "int8", ExportSettings(int8=INT8, budget=AccuracyBudget(0.01, score)))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_budget_keeps_layers_of_typed_files_in_fp32_until_the_tolerance_holds_too(
     question, base, tmp_path, precision
 ) -> None:
-    whole = make(question, base, tmp_path / "whole.onnx", "onnx", precision)
+    whole = export_artifact(question, base, tmp_path / "whole.onnx", "onnx", precision)
     assert whole.parity.max_rel is not None
     strict = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=0.7 * whole.parity.max_rel)}
-    settings = Settings(tolerances=strict)
+    settings = ExportSettings(tolerances=strict)
     with pytest.raises(ExportError, match=f"{precision} rejected: differs"):
-        make(question, base, tmp_path / "net.onnx", "onnx", precision, settings)
-    found = make(question, base, tmp_path / "net.onnx", "onnx", precision, replace(settings, budget=Budget(0.05)))
+        export_artifact(question, base, tmp_path / "net.onnx", "onnx", precision, settings)
+    found = export_artifact(question, base, tmp_path / "net.onnx", "onnx", precision, replace(settings, budget=AccuracyBudget(0.05)))
     assert found.parity.max_rel is not None
     assert found.parity.max_rel <= 0.7 * whole.parity.max_rel
     details = found.details[precision]
@@ -152,9 +152,9 @@ def test_a_budget_keeps_layers_of_typed_files_in_fp32_until_the_tolerance_holds_
     assert len(low) + len(details["kept"]) == len(details["sensitivity"])
     assert not {*low} & {*details["kept"]}
     hopeless = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=1e-9)}
-    settings = Settings(tolerances=hopeless, budget=Budget(0.05))
+    settings = ExportSettings(tolerances=hopeless, budget=AccuracyBudget(0.05))
     with pytest.raises(ExportError, match=rf"rejected: accuracy: fp32 scores 1, {precision} nothing \(beyond its tol"):
-        make(question, base, tmp_path / "b.onnx", "onnx", precision, settings)
+        export_artifact(question, base, tmp_path / "b.onnx", "onnx", precision, settings)
     assert not (tmp_path / "b.onnx").exists()
 
 
@@ -166,6 +166,6 @@ def low_layer(node: onnx.NodeProto, precision: str) -> bool:
 def test_an_openvino_file_that_departs_is_refused_in_one_sentence(question, base, tmp_path, precision) -> None:
     strict = {**TOLERANCES, precision: replace(TOLERANCES[precision], max_rel=1e-9)}
     with pytest.raises(ExportError, match=rf"net\.xml: {precision} rejected: differs by .*(depart|adds up)") as caught:
-        make(question, base, tmp_path / "net.xml", "openvino", precision, Settings(tolerances=strict))
+        export_artifact(question, base, tmp_path / "net.xml", "openvino", precision, ExportSettings(tolerances=strict))
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.cli.opening import open_architecture
-from compress.data.embedded import fashion, fashion_scenes
-from compress.models.wishes import Wishes
-from exporters.lowering import SUFFIX, Int8, Settings, make
-from exporters.onnx import Question, source, write_onnx
-from exporters.tensorrt import Shapes
+from compress.predictor import untrained_predictor
+from compress.data.embedded import fashion_images, fashion_scene_images
+from compress.models.overrides import ModelOverrides
+from exporters.artifacts import SUFFIX, Int8Options, ExportSettings, export_artifact
+from exporters.onnx_export import ReferenceModel, create_reference, write_onnx
+from exporters.tensorrt.options import ShapeRanges
 
 ARTEFACTS = [
     (format, precision)
@@ -57,12 +57,12 @@ CASES = [
 
 def images_of(case: Case) -> tuple[Tensor, Tensor]:
     """Real images [n, 3, h, w] in [0, 1] and what is right."""
-    found = fashion_scenes("train") if case.dense else fashion("train")
+    found = fashion_scene_images("train") if case.dense else fashion_images("train")
     chosen = range(IMAGES // 4 if case.dense else IMAGES)
-    pixels = np.stack([np.asarray(found.read(i).resize((case.size, case.size))) for i in chosen])
+    pixels = np.stack([np.asarray(found.read_image(i).resize((case.size, case.size))) for i in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     if case.dense:
-        masks = torch.from_numpy(np.stack([np.asarray(found.mask(i)) for i in chosen]).astype(np.int64))
+        masks = torch.from_numpy(np.stack([np.asarray(found.read_mask(i)) for i in chosen]).astype(np.int64))
         return images, F.interpolate(masks[:, None].float(), size=case.size, mode="nearest")[:, 0].long()
     assert found.labels is not None
     return images, torch.from_numpy(found.labels[: len(chosen)])
@@ -73,7 +73,7 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     images, right = images_of(case)
     classes = int(right.max()) + 1
-    net = open_architecture(case.name, Wishes(classes=classes, image_size=(case.size, case.size))).network.train()
+    net = untrained_predictor(case.name, ModelOverrides(classes=classes, image_size=(case.size, case.size))).network.train()
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 0.1  # some remember a hundred steps, of which there are not so many
@@ -94,9 +94,9 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
 
 
 @cache
-def asked(case: Case, folder: Path) -> tuple[Question, Path]:
+def asked(case: Case, folder: Path) -> tuple[ReferenceModel, Path]:
     net, images = trained(case)
-    question = source(net, images[:1], images=images[-COMPARED:], dynamic_size=case.dense)
+    question = create_reference(net, images[:1], images=images[-COMPARED:], dynamic_size=case.dense)
     base = folder / f"{case.name.replace('/', '-')}.onnx"
     write_onnx(question, base, metadata={"precision": "fp32"})
     return question, base
@@ -124,8 +124,8 @@ def test_it_exports_and_verifies(case: Case, format, precision, folder: Path, tm
     shapes = {batch.shape[2:] for batch in question.batches}
     assert len(shapes) == (3 if case.dense else 1)
     sizes = ((32, 32), (case.size, case.size), (128, 128)) if case.dense else None
-    settings = Settings(int8=Int8(calibration(case), calibrator="minmax"), shapes=Shapes((1, 1, 8), sizes))
-    found = make(question, base, tmp_path / f"net{SUFFIX[format]}", format, precision, settings)
+    settings = ExportSettings(int8=Int8Options(calibration(case), calibrator="minmax"), shapes=ShapeRanges((1, 1, 8), sizes))
+    found = export_artifact(question, base, tmp_path / f"net{SUFFIX[format]}", format, precision, settings)
     assert found.parity.images >= COMPARED
     assert found.parity.top1_agreement >= (1.0 if precision == "fp32" else 0.9)
     assert (found.unverified is None) == (format != "tensorrt-rtx" or torch.cuda.is_available())

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from exporters.failure import ExportError
-from exporters.onnx import BATCHES, export
+from exporters.errors import ExportError
+from exporters.onnx_export import export_onnx
+from exporters.parity import BATCH_SIZES
 
 
 class Small(nn.Module):
@@ -69,7 +70,7 @@ EXAMPLE = torch.zeros(1, 3, 16, 16)
 def test_an_independent_session_answers_as_pytorch_at_every_batch_size(tmp_path: Path, exporter) -> None:
     torch.manual_seed(0)
     net = Small()
-    found = export(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter)
+    found = export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter)
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
     net.eval()
     for n in (1, 2, 5, 7):
@@ -77,13 +78,13 @@ def test_an_independent_session_answers_as_pytorch_at_every_batch_size(tmp_path:
         (answer,) = session.run(["logits"], {"images": x.numpy()})
         np.testing.assert_allclose(answer, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
     assert found.exporter == exporter
-    assert found.batch_sizes == BATCHES
+    assert found.batch_sizes == BATCH_SIZES
     assert found.parity.top1_agreement == 1.0
     assert found.parity.max_rel < 1e-5
 
 
 def test_the_record_describes_the_file_and_nothing_else_is_left(tmp_path: Path) -> None:
-    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    found = export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
     content = (tmp_path / "a.onnx").read_bytes()
     assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert os.listdir(tmp_path) == ["a.onnx"]
@@ -94,7 +95,7 @@ def test_the_mode_of_every_part_is_restored_and_train_mode_does_not_leak_into_th
     wrapped = Wrapper(Small().eval())
     wrapped.inner.features.train()
     modes = [part.training for part in wrapped.modules()]
-    found = export(wrapped, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    found = export_onnx(wrapped, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
     assert [part.training for part in wrapped.modules()] == modes
     x = torch.rand(4, 3, 16, 16)
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
@@ -107,34 +108,34 @@ def test_a_batch_size_baked_in_is_refused_and_the_file_before_is_untouched(tmp_p
     path = tmp_path / "a.onnx"
     path.write_bytes(b"what was here before")
     with pytest.raises(ExportError, match="answers as PyTorch does"):
-        export(Baked(), EXAMPLE, path, exporter="torchscript")
+        export_onnx(Baked(), EXAMPLE, path, exporter="torchscript")
     assert path.read_bytes() == b"what was here before"
     assert os.listdir(tmp_path) == ["a.onnx"]
 
 
 def test_a_network_that_no_export_can_match_is_refused_by_both_exporters(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"dynamo: .*torchscript: ") as caught:
-        export(Sampling(), EXAMPLE, tmp_path / "a.onnx")
+        export_onnx(Sampling(), EXAMPLE, tmp_path / "a.onnx")
     assert caught.value.exit_code == 1
     assert os.listdir(tmp_path) == []
 
 
 def test_the_second_exporter_is_taken_where_the_first_fails_and_the_record_says_so(tmp_path: Path, monkeypatch) -> None:
-    from exporters import graph as module
+    from exporters import torch_exporters as module
 
     def failing(*_):
         raise RuntimeError("cannot be exported\nat all")
 
     monkeypatch.setitem(module.WRITERS, "dynamo", failing)
-    found = export(Small(), EXAMPLE, tmp_path / "a.onnx")
+    found = export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx")
     assert found.exporter == "torchscript"
-    assert found.refused == {"dynamo": "cannot be exported"}
+    assert found.failed_exporters == {"dynamo": "cannot be exported"}
 
 
 def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch) -> None:
-    from exporters import graph as module
+    from exporters import torch_exporters as module
 
-    right = module.torchscript
+    right = module.export_torchscript
 
     def wrong(network, *arguments):
         model = right(network, *arguments)
@@ -145,25 +146,25 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch) 
 
     monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
     with pytest.raises(ExportError, match="top-1 agreement"):
-        export(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+        export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
     assert os.listdir(tmp_path) == []
 
 
 def test_every_image_given_is_compared(tmp_path: Path) -> None:
     images = torch.rand(23, 3, 16, 16)
-    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", images=images, exporter="torchscript")
+    found = export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", images=images, exporter="torchscript")
     assert (found.parity.images, found.real_images) == (23, True)
-    found = export(Small(), EXAMPLE, tmp_path / "a.onnx", images=images[:2], exporter="torchscript")
-    assert found.parity.images == sum(BATCHES)
+    found = export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", images=images[:2], exporter="torchscript")
+    assert found.parity.images == sum(BATCH_SIZES)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"found images \[2, 3, 8, 8\]"):
-        export(Small(), EXAMPLE, tmp_path / "a.onnx", images=torch.rand(2, 3, 8, 8))
+        export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", images=torch.rand(2, 3, 8, 8))
 
 
 def test_a_static_batch_is_fixed(tmp_path: Path) -> None:
-    found = export(
+    found = export_onnx(
         Small(),
         EXAMPLE,
         tmp_path / "a.onnx",
@@ -177,7 +178,7 @@ def test_a_static_batch_is_fixed(tmp_path: Path) -> None:
 
 
 def test_metadata_is_in_the_file_and_no_folder_of_this_machine(tmp_path: Path) -> None:
-    export(Small(), EXAMPLE, tmp_path / "a.onnx", metadata={"class_names": '["a", "ü"]'}, exporter="dynamo")
+    export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", metadata={"class_names": '["a", "ü"]'}, exporter="dynamo")
     model = onnx.load(tmp_path / "a.onnx")
     assert {entry.key: entry.value for entry in model.metadata_props} == {"class_names": '["a", "ü"]'}
     assert b"site-packages" not in (tmp_path / "a.onnx").read_bytes()
@@ -186,15 +187,15 @@ def test_metadata_is_in_the_file_and_no_folder_of_this_machine(tmp_path: Path) -
 
 def test_an_opset_below_18_and_an_unwritable_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="opset 17"):
-        export(Small(), EXAMPLE, tmp_path / "a.onnx", opset=17)
+        export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", opset=17)
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
-        export(Small(), EXAMPLE, tmp_path / "file" / "a.onnx", exporter="torchscript")
+        export_onnx(Small(), EXAMPLE, tmp_path / "file" / "a.onnx", exporter="torchscript")
 
 
 @pytest.mark.parametrize("opset", [18, 20])
 def test_the_opset_asked_for_is_the_one_written(tmp_path: Path, opset) -> None:
-    export(Small(), EXAMPLE, tmp_path / "a.onnx", opset=opset, exporter="torchscript")
+    export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", opset=opset, exporter="torchscript")
     model = onnx.load(tmp_path / "a.onnx")
     assert next(entry.version for entry in model.opset_import if entry.domain == "") == opset
 
@@ -204,7 +205,7 @@ def test_a_library_network_passes(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     net = shufflenet_v2_x0_5(weights=None, num_classes=7)
-    found = export(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx")
+    found = export_onnx(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx")
     assert found.exporter == "dynamo"
     assert found.parity.max_rel < 1e-4
 
@@ -212,23 +213,23 @@ def test_a_library_network_passes(tmp_path: Path) -> None:
 def test_a_timm_network_passes(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=7)
-    assert export(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-4
+    assert export_onnx(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_programs_are_exported_too(tmp_path: Path) -> None:
     net = Small().eval()
     script = Wrapper(torch.jit.trace(net, EXAMPLE))
-    assert export(script, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-5
+    assert export_onnx(script, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-5
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(net, (torch.rand(2, 3, 16, 16),), dynamic_shapes=shapes).module(check_guards=False)
     wrapped = Wrapper(program)
     wrapped.train = lambda mode=True: wrapped  # exported programs refuse a change of mode
-    assert export(wrapped, EXAMPLE, tmp_path / "b.onnx", exporter="dynamo").parity.max_rel < 1e-5
+    assert export_onnx(wrapped, EXAMPLE, tmp_path / "b.onnx", exporter="dynamo").parity.max_rel < 1e-5
 
 
 def test_what_caused_an_error_is_named_without_colours() -> None:
-    from exporters.failure import first_line
+    from exporters.errors import first_line
 
     error = RuntimeError("\x1b[96mFailed\x1b[0m to export\nstep 1")
     assert first_line(error) == "Failed to export"
@@ -237,14 +238,14 @@ def test_what_caused_an_error_is_named_without_colours() -> None:
 
 
 def test_weights_too_large_for_one_file_stand_beside_it_and_go_with_it(tmp_path: Path, monkeypatch) -> None:
-    from exporters import graph
-    from exporters.failure import RunnerError
-    from exporters.runtime import load
+    from exporters import torch_exporters
+    from exporters.errors import RunnerError
+    from exporters.loading import load
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
-    monkeypatch.setattr(graph, "LARGE", 10_000)
-    found = export(net, EXAMPLE, tmp_path / "a.onnx", metadata={"classes": "5"})
+    monkeypatch.setattr(torch_exporters, "LARGE", 10_000)
+    found = export_onnx(net, EXAMPLE, tmp_path / "a.onnx", metadata={"classes": "5"})
     assert sorted(os.listdir(tmp_path)) == ["a.onnx", "a.onnx.data"]
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert (tmp_path / "a.onnx").stat().st_size < 10_000
@@ -266,7 +267,7 @@ def test_an_operator_that_onnx_does_not_have_is_named_in_one_sentence(tmp_path: 
             return torch.linalg.eigvalsh(x.mean(1) + x.mean(1).transpose(1, 2))
 
     with pytest.raises(ExportError, match="linalg_eigh") as caught:
-        export(Spectral(), EXAMPLE, tmp_path / "a.onnx")
+        export_onnx(Spectral(), EXAMPLE, tmp_path / "a.onnx")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert os.listdir(tmp_path) == []

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exporters.failure import ExportError
-from exporters.onnx import export
-from exporters.parity import compare
-from exporters.runtime import load
-from exporters.wrapping import Answering
+from exporters.errors import ExportError
+from exporters.onnx_export import export_onnx
+from exporters.parity import compare_outputs
+from exporters.loading import load
+from exporters.pre_post import WithPostprocessing
 
 EXAMPLE = torch.zeros(1, 3, 16, 24)
 
@@ -59,7 +59,7 @@ def answer(path: Path, x: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_one_file_answers_at_every_batch_size_height_and_width(tmp_path: Path, net, exporter) -> None:
-    found = export(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter, dynamic_size=True)
+    found = export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter, dynamic_size=True)
     for shape in ((1, 16, 24), (2, 65, 97), (3, 33, 17), (1, 128, 40)):
         x = torch.rand(shape[0], 3, *shape[1:])
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_one_file_answers_at_every_batch_size_height_and_width(tmp_path: Path, n
 @pytest.mark.parametrize("size", [(16, 24), (21, 30)])
 def test_labels_of_uint8_come_out_where_argmax_is_baked_in(tmp_path: Path, net, size) -> None:
     example = torch.zeros(1, 3, *size)
-    found = export(net, example, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
+    found = export_onnx(net, example, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
     x = torch.rand(4, 3, *size)
     labels = answer(tmp_path / "a.onnx", x)
     with torch.no_grad():
@@ -81,34 +81,34 @@ def test_labels_of_uint8_come_out_where_argmax_is_baked_in(tmp_path: Path, net, 
     assert (found.postprocess, found.parity.max_abs, found.parity.max_rel) == ("argmax", None, None)
     assert found.parity.miou > 0.999
     runner = load(tmp_path / "a.onnx")
-    assert (runner.labels, runner.dense, runner.classes) == (True, True, None)
+    assert (runner.returns_labels, runner.predicts_maps, runner.classes) == (True, True, None)
     assert [o.name for o in onnx.load(tmp_path / "a.onnx").graph.output] == ["labels"]
 
 
 def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, net, monkeypatch) -> None:
-    from exporters import graph as module
+    from exporters import torch_exporters as module
 
-    right = module.torchscript
+    right = module.export_torchscript
 
     def wrong(network, *arguments):
         other = Strided().eval()
-        return right(Answering(other, "argmax", 3), *arguments)
+        return right(WithPostprocessing(other, "argmax", 3), *arguments)
 
     monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
     with pytest.raises(ExportError, match="of the labels otherwise"):
-        export(net, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
+        export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_takes_even_sizes_only_says_so_in_one_sentence(tmp_path: Path) -> None:
-    export(Halving(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
+    export_onnx(Halving(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
     with pytest.raises(ExportError, match=r"does not take images of 17x37 .*without --input-size dynamic"):
-        export(Halving(), EXAMPLE, tmp_path / "b.onnx", dynamic_size=True)
+        export_onnx(Halving(), EXAMPLE, tmp_path / "b.onnx", dynamic_size=True)
 
 
 def test_more_classes_than_a_byte_holds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="300 classes do not fit"):
-        export(Strided(300), EXAMPLE, tmp_path / "a.onnx", postprocess="argmax")
+        export_onnx(Strided(300), EXAMPLE, tmp_path / "a.onnx", postprocess="argmax")
 
 
 def test_agreement_and_miou_of_maps_are_those_worked_out_by_hand() -> None:
@@ -116,11 +116,11 @@ def test_agreement_and_miou_of_maps_are_those_worked_out_by_hand() -> None:
     said = np.array([[[0, 1], [1, 1]]], np.uint8)
     logits = np.eye(3)[right].transpose(0, 3, 1, 2) * 4
     batch = [np.zeros((1, 3, 2, 2), np.float32)]
-    found = compare(lambda x: logits, lambda x: said, batch)
+    found = compare_outputs(lambda x: logits, lambda x: said, batch)
     assert (found.max_abs, found.max_rel, found.top1_agreement) == (None, None, 0.75)
     assert found.miou == pytest.approx((1 / 2 + 2 / 3) / 2)
     other = np.eye(3)[said].transpose(0, 3, 1, 2) * 4
-    again = compare(lambda x: logits, lambda x: other, batch)
+    again = compare_outputs(lambda x: logits, lambda x: other, batch)
     assert (again.max_abs, again.max_rel, again.miou) == (4.0, 1.0, found.miou)
     with pytest.raises(ValueError, match="found label 9 of 3 classes"):
-        compare(lambda x: logits, lambda x: said + 8, batch)
+        compare_outputs(lambda x: logits, lambda x: said + 8, batch)

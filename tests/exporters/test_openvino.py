@@ -16,10 +16,10 @@ from graphs import WEIGHTS, expected, mean, properties, quantised, small, writte
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from exporters.failure import ExportError, MissingFileError, RunnerError
-from exporters.onnx import export
-from exporters.openvino import OpenVinoRunner, convert
-from exporters.runtime import load
+from exporters.errors import ExportError, MissingFileError, RunnerError
+from exporters.onnx_export import export_onnx
+from exporters.runtimes.openvino import OpenVINORunner, convert_to_openvino
+from exporters.loading import load
 
 METADATA = {"classes": "6", "compress.card": '{"a": [1.0, "ü\\n"]}', "1.5": "1.50", "a b": ' <&"> ', "empty": ""}
 
@@ -43,14 +43,14 @@ def onnx_answer(path: Path, x: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("source") / "net.onnx"
-    export(net(), torch.zeros(1, 3, 8, 10), path, metadata=METADATA, exporter="torchscript")
+    export_onnx(net(), torch.zeros(1, 3, 8, 10), path, metadata=METADATA, exporter="torchscript")
     return path
 
 
 @pytest.fixture(scope="module")
 def file(source: Path, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("openvino") / "net.xml"
-    convert(source, path)
+    convert_to_openvino(source, path)
     return path
 
 
@@ -69,7 +69,7 @@ def test_an_onnx_file_runs_in_openvino_too(source: Path) -> None:
 
 
 def test_the_record_says_what_was_written(source: Path, tmp_path: Path) -> None:
-    found = convert(source, tmp_path / "a.xml")
+    found = convert_to_openvino(source, tmp_path / "a.xml")
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.xml"]
     assert found.precision == "fp32"
     assert openvino.__version__.startswith(found.version)
@@ -96,16 +96,16 @@ def test_the_files_can_be_moved_together(file: Path, tmp_path: Path) -> None:
 def test_a_runner_knows_what_the_file_says(file: Path) -> None:
     runner = load(file, threads=1)
     assert (runner.input_size, runner.classes, runner.batch_size, runner.channels) == ((8, 10), 6, None, 3)
-    assert (runner.provider, runner.threads, runner.takes_bytes) == ("cpu", 1, False)
-    assert (runner.labels, runner.dense, runner.batches) == (False, False, (1, None))
+    assert (runner.provider, runner.threads, runner.expects_uint8) == ("cpu", 1, False)
+    assert (runner.returns_labels, runner.predicts_maps, runner.batch_range) == (False, False, (1, None))
     assert (runner.inputs, runner.outputs) == ({"images": ["?", 3, 8, 10]}, {"logits": ["?", 6]})
 
 
 def test_a_file_of_one_batch_size_says_so_and_refuses_others(tmp_path: Path) -> None:
     written(tmp_path / "a.onnx", small(shape=(2, 3, 4, 4)))
-    convert(tmp_path / "a.onnx", tmp_path / "a.xml")
+    convert_to_openvino(tmp_path / "a.onnx", tmp_path / "a.xml")
     runner = load(tmp_path / "a.xml", threads=1)
-    assert (runner.batch_size, runner.batches) == (2, (2, 2))
+    assert (runner.batch_size, runner.batch_range) == (2, (2, 2))
     np.testing.assert_allclose(runner(images(2, 4, 4)), expected(images(2, 4, 4)), rtol=1e-5)
     with pytest.raises(RunnerError, match=r"images \[1, 3, 4, 4\] do not run, expected \[2, 3, 4, 4\]"):
         runner(images(1, 4, 4))
@@ -122,12 +122,12 @@ def test_maps_of_any_size_and_labels_come_out_as_they_are(tmp_path: Path) -> Non
     dense = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 1))
     for postprocess in ("none", "argmax"):
         path = tmp_path / f"{postprocess}.onnx"
-        export(
+        export_onnx(
             dense, torch.zeros(1, 3, 16, 16), path, exporter="torchscript", dynamic_size=True, postprocess=postprocess
         )
-        convert(path, path.with_suffix(".xml"))
+        convert_to_openvino(path, path.with_suffix(".xml"))
         runner = load(path.with_suffix(".xml"), threads=1)
-        assert (runner.dense, runner.labels, runner.input_size) == (True, postprocess == "argmax", None)
+        assert (runner.predicts_maps, runner.returns_labels, runner.input_size) == (True, postprocess == "argmax", None)
         for height, width in ((16, 16), (17, 23)):
             found, right = runner(images(2, height, width)), onnx_answer(path, images(2, height, width))
             assert found.dtype == right.dtype
@@ -144,9 +144,9 @@ def test_a_file_that_prepares_bytes_takes_bytes(tmp_path: Path) -> None:
     ]
     most = numpy_helper.from_array(np.float32(255), "most")
     model = small(nodes, shape=("n", "h", "w", 3), initializers=[most], kind=TensorProto.UINT8)
-    convert(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
+    convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
     runner = load(tmp_path / "a.xml", threads=1)
-    assert (runner.takes_bytes, runner.input_size, runner.channels) == (True, None, 3)
+    assert (runner.expects_uint8, runner.input_size, runner.channels) == (True, None, 3)
     x = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
     np.testing.assert_allclose(runner(x), expected(x.transpose(0, 3, 1, 2) / 255), rtol=1e-5)
     with pytest.raises(RunnerError, match="expected uint8"):
@@ -156,7 +156,7 @@ def test_a_file_that_prepares_bytes_takes_bytes(tmp_path: Path) -> None:
 def test_all_outputs_come_by_name_in_the_file_s_order(tmp_path: Path) -> None:
     model = small([helper.make_node("Conv", ["x", "w"], ["c"]), mean("c"), helper.make_node("Relu", ["c"], ["a"])])
     model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 4, 4, 4]))
-    convert(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
+    convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
     runner = load(tmp_path / "a.xml", threads=1)
     answers = runner.run(images(1, 4, 4))
     assert list(answers) == ["y", "a"]
@@ -169,15 +169,15 @@ def test_all_outputs_come_by_name_in_the_file_s_order(tmp_path: Path) -> None:
 def claiming(path: Path, precision: str) -> Path:
     """A graph of float32 that says it is of another precision."""
     torch.manual_seed(0)
-    export(net(), torch.zeros(1, 3, 8, 10), path, metadata={"precision": precision}, exporter="torchscript")
+    export_onnx(net(), torch.zeros(1, 3, 8, 10), path, metadata={"precision": precision}, exporter="torchscript")
     return path
 
 
 def test_float32_runs_in_float32_even_where_the_processor_prefers_bfloat16(file: Path, source: Path) -> None:
     runner = load(file, threads=1)
-    assert isinstance(runner, OpenVinoRunner)
+    assert isinstance(runner, OpenVINORunner)
     assert runner.precision == "fp32"
-    assert set(runner.layers) == {"fp32"}
+    assert set(runner.layer_precisions) == {"fp32"}
     exact = net().double().eval()(torch.from_numpy(images(5)).double()).detach().numpy()
     assert np.abs(runner(images(5)) - exact).max() < 1e-6
 
@@ -186,7 +186,7 @@ def test_float32_runs_in_float32_even_where_the_processor_prefers_bfloat16(file:
 def test_half_precision_runs_where_the_processor_has_it_and_else_says_float32(
     tmp_path: Path, precision: str, capability: str
 ) -> None:
-    runner = OpenVinoRunner(claiming(tmp_path / "a.onnx", precision), threads=1)
+    runner = OpenVINORunner(claiming(tmp_path / "a.onnx", precision), threads=1)
     has = capability in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert runner.precision == (precision if has else "fp32")
     exact = net().double().eval()(torch.from_numpy(images(5)).double()).detach().numpy()
@@ -202,7 +202,7 @@ def test_weights_of_an_fp16_graph_stay_of_two_bytes(tmp_path: Path) -> None:
         mean("d"),
     ]
     model = small(nodes, initializers=[weights], metadata={"precision": "fp16"})
-    found = convert(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
+    found = convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
     assert found.precision == "fp16"
     assert (tmp_path / "a.bin").stat().st_size < WEIGHTS.nbytes
     np.testing.assert_allclose(
@@ -227,11 +227,11 @@ def test_int8_is_seen_in_the_compiled_layers(source: Path, tmp_path: Path) -> No
     model = onnx.load(path)
     helper.set_model_props(model, {"precision": "int8"})
     onnx.save(model, path)
-    convert(path, tmp_path / "int8.xml")
+    convert_to_openvino(path, tmp_path / "int8.xml")
     runner = load(tmp_path / "int8.xml", threads=1)
-    assert isinstance(runner, OpenVinoRunner)
+    assert isinstance(runner, OpenVINORunner)
     assert runner.precision == "int8"
-    assert runner.layers["int8"] == 3  # two convolutions and a product
+    assert runner.layer_precisions["int8"] == 3  # two convolutions and a product
     assert np.abs(runner(images(5)) - onnx_answer(path, images(5))).max() < 0.02
 
 
@@ -240,7 +240,7 @@ def test_int8_that_does_not_reach_the_convolutions_is_not_called_int8(tmp_path: 
     rounding, scales = quantised("x")
     nodes = [*rounding, helper.make_node("Conv", ["x_low", "w"], ["c"]), mean("c")]
     path = written(tmp_path / "a.onnx", small(nodes, initializers=scales, metadata={"precision": "int8"}))
-    convert(path, tmp_path / "a.xml")
+    convert_to_openvino(path, tmp_path / "a.xml")
     for found in (path, tmp_path / "a.xml"):
         runner = load(found, runtime="openvino", threads=1)
         assert (runner.precision, runner.metadata["precision"]) == ("fp32", "int8")
@@ -303,7 +303,7 @@ def test_a_source_that_openvino_does_not_take_leaves_nothing(tmp_path: Path) -> 
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), mean("c", "m"), answer]
     path = written(tmp_path / "a.onnx", small(nodes, domains=["com.microsoft"]))
     with pytest.raises(ExportError, match=r"a\.onnx: OpenVINO does not take it \(.*com\.microsoft\.CDist\)"):
-        convert(path, tmp_path / "a.xml")
+        convert_to_openvino(path, tmp_path / "a.xml")
     assert os.listdir(tmp_path) == ["a.onnx"]
 
 
@@ -312,13 +312,13 @@ def test_a_graph_that_reads_no_images_is_refused(tmp_path: Path) -> None:
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [vector], [answer])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    convert(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
+    convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
     assert "expected one float input" in refused(tmp_path / "a.xml")
 
 
 def test_without_the_package_the_extra_is_named(file: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    for call in (lambda: load(file), lambda: convert(source, file)):
+    for call in (lambda: load(file), lambda: convert_to_openvino(source, file)):
         with pytest.raises(RunnerError, match=r"pip install 'compress\[openvino\]'"):
             call()
 

@@ -12,10 +12,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from exporters.bisection import departures, first_departure, ranges
-from exporters.failure import ExportError
-from exporters.onnx import Framing, export
-from exporters.precision import MOST, retype
+from exporters.divergence import operator_divergences, first_divergent_operator, max_magnitudes
+from exporters.errors import ExportError
+from exporters.onnx_export import export_onnx
+from exporters.pre_post import Preprocessing
+from exporters.quantization.float16 import FP16_LIMIT, convert_float16
 
 TYPES = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
 
@@ -42,7 +43,7 @@ IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("precision") / "net.onnx"
-    export(Small(), IMAGES[:1], path, metadata={"precision": "fp32", "task": "classification"})
+    export_onnx(Small(), IMAGES[:1], path, metadata={"precision": "fp32", "task": "classification"})
     return path
 
 
@@ -60,7 +61,7 @@ def types(path: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize(("precision", "emulate"), [("fp16", False), ("fp16", True), ("bf16", True)])
 def test_answers_are_those_of_pytorch_in_that_precision(source: Path, tmp_path: Path, precision, emulate) -> None:
-    found = retype(source, tmp_path / "low.onnx", precision, emulate=emulate)
+    found = convert_float16(source, tmp_path / "low.onnx", precision, emulate=emulate)
     kind = TYPES[precision][1]
     with torch.no_grad():
         exact = Small()(IMAGES).numpy()
@@ -68,11 +69,11 @@ def test_answers_are_those_of_pytorch_in_that_precision(source: Path, tmp_path: 
     ours = np.abs(answer(tmp_path / "low.onnx") - exact).max()
     theirs = np.abs(half - exact).max()
     assert 0 < ours < 2 * theirs  # rounds, and no worse than PyTorch, which has its inputs and sums rounded too
-    assert found.low >= 5
+    assert found.converted >= 5
 
 
 def test_weights_and_what_lies_between_are_low_and_the_ends_are_not(source: Path, tmp_path: Path) -> None:
-    found = retype(source, tmp_path / "low.onnx", "fp16")
+    found = convert_float16(source, tmp_path / "low.onnx", "fp16")
     model = onnx.load(tmp_path / "low.onnx")
     assert {one.data_type for one in model.graph.initializer if one.dims and len(one.dims) == 4} == {
         TensorProto.FLOAT16
@@ -82,7 +83,7 @@ def test_weights_and_what_lies_between_are_low_and_the_ends_are_not(source: Path
     seen = types(tmp_path / "low.onnx")
     assert (seen["Conv"], seen["Relu"], seen["Gemm"]) == (TensorProto.FLOAT16,) * 3
     assert (seen["Sub"], seen["ReduceMean"]) == (TensorProto.FLOAT, TensorProto.FLOAT)
-    assert any("ReduceMean" in why for why in found.kept.values())
+    assert any("ReduceMean" in why for why in found.kept_fp32.values())
     props = {entry.key: entry.value for entry in model.metadata_props}
     assert props == {"precision": "fp16", "task": "classification"}
     sizes = [path.stat().st_size for path in (tmp_path / "low.onnx", source)]
@@ -90,7 +91,7 @@ def test_weights_and_what_lies_between_are_low_and_the_ends_are_not(source: Path
 
 
 def test_a_bf16_graph_passes_the_checker_at_an_opset_that_knows_its_types(source: Path, tmp_path: Path) -> None:
-    retype(source, tmp_path / "low.onnx", "bf16")
+    convert_float16(source, tmp_path / "low.onnx", "bf16")
     model = onnx.load(tmp_path / "low.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version >= 22
@@ -98,8 +99,8 @@ def test_a_bf16_graph_passes_the_checker_at_an_opset_that_knows_its_types(source
 
 
 def test_what_prepares_pictures_stays_whole(tmp_path: Path) -> None:
-    export(Small(), IMAGES[:1], tmp_path / "bytes.onnx", framing=Framing((16, 16)))
-    retype(tmp_path / "bytes.onnx", tmp_path / "low.onnx", "fp16")
+    export_onnx(Small(), IMAGES[:1], tmp_path / "bytes.onnx", preprocessing=Preprocessing((16, 16)))
+    convert_float16(tmp_path / "bytes.onnx", tmp_path / "low.onnx", "fp16")
     model = onnx.load(tmp_path / "low.onnx")
     begun = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Conv")
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
@@ -116,21 +117,21 @@ def test_operators_that_overflow_fp16_stay_whole(tmp_path: Path) -> None:
     with torch.no_grad():
         net.second.weight.mul_(1e6)
         net.head.weight.div_(1e6)
-    export(net, IMAGES[:1], tmp_path / "loud.onnx")
+    export_onnx(net, IMAGES[:1], tmp_path / "loud.onnx")
     right = answer(tmp_path / "loud.onnx")
-    seen = ranges(tmp_path / "loud.onnx", IMAGES.numpy())
-    assert max(seen.values()) > MOST
-    found = retype(tmp_path / "loud.onnx", tmp_path / "low.onnx", "fp16", ranges=seen)
-    assert sum("beyond half of what fp16 holds" in why for why in found.kept.values()) >= 2
+    seen = max_magnitudes(tmp_path / "loud.onnx", IMAGES.numpy())
+    assert max(seen.values()) > FP16_LIMIT
+    found = convert_float16(tmp_path / "loud.onnx", tmp_path / "low.onnx", "fp16", ranges=seen)
+    assert sum("beyond half of what fp16 holds" in why for why in found.kept_fp32.values()) >= 2
     np.testing.assert_allclose(answer(tmp_path / "low.onnx"), right, rtol=2e-2, atol=2e-2)
-    retype(tmp_path / "loud.onnx", tmp_path / "naive.onnx", "fp16")
+    convert_float16(tmp_path / "loud.onnx", tmp_path / "naive.onnx", "fp16")
     assert not np.allclose(answer(tmp_path / "naive.onnx"), right, rtol=2e-2, atol=2e-2, equal_nan=False)
 
 
 def test_operators_named_stay_whole(source: Path, tmp_path: Path) -> None:
     convolutions = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
-    found = retype(source, tmp_path / "low.onnx", "fp16", keep=convolutions)
-    assert {name for name, why in found.kept.items() if why == "asked for"} == set(convolutions)
+    found = convert_float16(source, tmp_path / "low.onnx", "fp16", keep=convolutions)
+    assert {name for name, why in found.kept_fp32.items() if why == "asked for"} == set(convolutions)
     assert types(tmp_path / "low.onnx")["Conv"] == TensorProto.FLOAT
 
 
@@ -150,20 +151,20 @@ def test_graphs_with_branches_and_without_weights_are_refused(tmp_path: Path) ->
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "a.onnx"
         )
         with pytest.raises(ExportError, match=why):
-            retype(tmp_path / "a.onnx", tmp_path / "low.onnx", "fp16")
+            convert_float16(tmp_path / "a.onnx", tmp_path / "low.onnx", "fp16")
 
 
 def test_the_first_operator_that_departs_is_the_one_that_was_spoilt(source: Path, tmp_path: Path) -> None:
-    retype(source, tmp_path / "low.onnx", "fp16")
-    assert first_departure(source, tmp_path / "low.onnx", IMAGES.numpy()) is None
+    convert_float16(source, tmp_path / "low.onnx", "fp16")
+    assert first_divergent_operator(source, tmp_path / "low.onnx", IMAGES.numpy()) is None
     model = onnx.load(tmp_path / "low.onnx")
     second = [node for node in model.graph.node if node.op_type == "Conv"][1]
     (weight,) = [one for one in model.graph.initializer if one.name == second.input[1]]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(1.5), weight.name))
     onnx.save(model, tmp_path / "low.onnx")
-    found = first_departure(source, tmp_path / "low.onnx", IMAGES.numpy())
+    found = first_divergent_operator(source, tmp_path / "low.onnx", IMAGES.numpy())
     assert found is not None
     assert found.operator == f"{second.name} (Conv)"
-    every = list(departures(source, tmp_path / "low.onnx", IMAGES.numpy()))
+    every = list(operator_divergences(source, tmp_path / "low.onnx", IMAGES.numpy()))
     spoilt = [one.operator for one in every].index(found.operator)
     assert all(one.signal_to_noise_db > 50 for one in every[:spoilt])

@@ -12,9 +12,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from exporters.failure import MissingFileError, RunnerError
-from exporters.onnx import export
-from exporters.runtime import PACKAGES, PROVIDERS, OnnxRunner, Provider, load
+from exporters.errors import MissingFileError, RunnerError
+from exporters.onnx_export import export_onnx
+from exporters.loading import load
+from exporters.runtimes import Provider
+from exporters.runtimes.onnxruntime import PROVIDER_PACKAGES, PROVIDERS, OnnxRuntimeRunner
 
 
 def net() -> nn.Module:
@@ -25,7 +27,7 @@ def net() -> nn.Module:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
-    export(net(), torch.zeros(1, 3, 8, 10), path, metadata={"classes": "6"}, exporter="torchscript")
+    export_onnx(net(), torch.zeros(1, 3, 8, 10), path, metadata={"classes": "6"}, exporter="torchscript")
     return path
 
 
@@ -41,7 +43,7 @@ def test_both_runtimes_give_the_same_call(file: Path) -> None:
 def test_images_that_are_bound_where_they_lie_have_the_same_answers(file: Path) -> None:
     """What images on a GPU take; the processor's memory can be bound as well."""
     runner = load(file, threads=1)
-    assert isinstance(runner, OnnxRunner)
+    assert isinstance(runner, OnnxRuntimeRunner)
     x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     (expected,) = runner.run(x).values()
     strided = x.to(memory_format=torch.channels_last)
@@ -122,7 +124,7 @@ def test_a_provider_that_is_not_installed_is_an_error_that_names_its_package(
     file: Path, provider: Provider, monkeypatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RunnerError, match=f"{PROVIDERS[provider]} is not in .* install {PACKAGES[provider]}"):
+    with pytest.raises(RunnerError, match=f"{PROVIDERS[provider]} is not in .* install {PROVIDER_PACKAGES[provider]}"):
         load(file, provider=provider)
 
 

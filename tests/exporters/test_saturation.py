@@ -10,14 +10,16 @@ import pytest
 from garments import exported, garments, in_batches, teacher
 from saturating import count_saturated_sums, dot_in_pairs
 
-from exporters import lowering, saturation
-from exporters.failure import ExportError
-from exporters.int8 import Target, quantise
-from exporters.lowering import Int8, Settings, make
-from exporters.onnx import source as question_of
-from exporters.openvino import convert
-from exporters.runtime import load
-from exporters.saturation import SAFE_WEIGHT, has_exact_int8, list_unsafe_weights
+from exporters.quantization import saturation
+from exporters import artifacts
+from exporters.errors import ExportError
+from exporters.quantization.static import Target, quantize_static
+from exporters.artifacts import Int8Options, ExportSettings, export_artifact
+from exporters.onnx_export import create_reference as question_of
+from exporters.runtimes.openvino import convert_to_openvino
+from exporters.loading import load
+from exporters.cpu import SAFE_WEIGHT, has_exact_int8
+from exporters.quantization.saturation import list_unsafe_weights
 
 PORTABLE: tuple[Target, ...] = ("ort-cpu", "openvino")
 EIGHT_BITS: tuple[Target, ...] = ("ort-cpu-vnni", "openvino-vnni", "tensorrt")
@@ -31,7 +33,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     batches = in_batches(garments("train", 32)[0])
     for target in (*PORTABLE, *EIGHT_BITS):
         made[target] = folder / f"{target}.onnx"
-        quantise(made["fp32"], made[target], batches, target=target, calibrator="minmax")
+        quantize_static(made["fp32"], made[target], batches, target=target, calibrator="minmax")
     return made
 
 
@@ -94,20 +96,20 @@ def test_runner_warns_without_vnni(files, tmp_path: Path, processor, runtime) ->
         processor(flags)
         for name, file in files.items():
             with load(file, runtime=runtime) as runner:
-                assert (runner.caution is not None) is (name in EIGHT_BITS and not has_vnni)
+                assert (runner.warning is not None) is (name in EIGHT_BITS and not has_vnni)
 
 
 def test_openvino_file_warns_too(files, tmp_path: Path, processor) -> None:
     pytest.importorskip("openvino")
     processor("avx2")
     for target in ("openvino", "openvino-vnni"):
-        convert(files[target], tmp_path / f"{target}.xml")
+        convert_to_openvino(files[target], tmp_path / f"{target}.xml")
         with load(tmp_path / f"{target}.xml") as runner:
-            assert (runner.caution is not None) is (target == "openvino-vnni")
+            assert (runner.warning is not None) is (target == "openvino-vnni")
 
 
-def settings(target: Target) -> Settings:
-    return Settings(int8=Int8(in_batches(garments("train", 16)[0]), target, "minmax"))
+def settings(target: Target) -> ExportSettings:
+    return ExportSettings(int8=Int8Options(in_batches(garments("train", 16)[0]), target, "minmax"))
 
 
 @pytest.mark.parametrize("flags", ["avx2", "avx2 avx512_vnni"])
@@ -119,10 +121,10 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
     question, path = question_of(teacher(), images[:1], images=images), tmp_path / "a.onnx"
     if flags == "avx2":
         with pytest.raises(ExportError, match="ort-cpu"):
-            make(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
+            export_artifact(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
         assert not path.exists()
         return
-    made = make(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
+    made = export_artifact(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
     assert made.details["int8"]["target"] == "ort-cpu-vnni"
     assert load(path).metadata["int8.weight_bits"] == "8"
 
@@ -130,10 +132,10 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
 def test_gate_refuses_unsafe_weights(files, tmp_path: Path, monkeypatch) -> None:
     import torch
 
-    monkeypatch.setattr(lowering, "PORTABLE", ("ort-cpu-vnni",))
-    monkeypatch.setattr(lowering, "VNNI", {})
+    monkeypatch.setattr(artifacts, "PORTABLE", ("ort-cpu-vnni",))
+    monkeypatch.setattr(artifacts, "VNNI", {})
     images = torch.from_numpy(garments("val", 16)[0])
     question = question_of(teacher(), images[:1], images=images)
     with pytest.raises(ExportError, match=f"17 .* {SAFE_WEIGHT} "):
-        make(question, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))
+        export_artifact(question, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))
     assert not (tmp_path / "a.onnx").exists()

@@ -18,12 +18,14 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from exporters.failure import ExportError, MissingFileError
-from exporters.nvidia import Gpu, hearing
-from exporters.onnx import export
-from exporters.shapes import Shapes
-from exporters.tensorrt import Built, Options, build
-from exporters.wrapping import Framing
+from exporters.errors import ExportError, MissingFileError
+from exporters.cuda import Gpu
+from exporters.tensorrt.libraries import capture_messages
+from exporters.onnx_export import export_onnx
+from exporters.tensorrt.options import ShapeRanges
+from exporters.tensorrt.build import EngineBuildResult, build_engine
+from exporters.tensorrt.options import BuildOptions
+from exporters.pre_post import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path) -> tuple[Path, Built]:
+def made(source: Path) -> tuple[Path, EngineBuildResult]:
     return engine_of(source)
 
 
@@ -95,48 +97,48 @@ def test_an_int8_graph_with_its_scales_becomes_an_engine(source: Path, tmp_path:
 
 
 def test_an_engine_takes_a_range_of_sizes(tmp_path: Path) -> None:
-    engine, built = engine_of(cases.segmenter(tmp_path / "maps.onnx"), Shapes((1, 2, 4), ((8, 9), (16, 17), (32, 48))))
-    assert built.profile.least == (1, 3, 8, 9)
-    assert built.profile.best == (2, 3, 16, 17)
-    assert built.profile.most == (4, 3, 32, 48)
+    engine, built = engine_of(cases.segmenter(tmp_path / "maps.onnx"), ShapeRanges((1, 2, 4), ((8, 9), (16, 17), (32, 48))))
+    assert built.profile.min == (1, 3, 8, 9)
+    assert built.profile.opt == (2, 3, 16, 17)
+    assert built.profile.max == (4, 3, 32, 48)
     assert described(engine)["outputs"]["logits"]["shape"] == ["batch", 4, "height", "width"]
 
 
 def test_bytes_go_in_with_their_channels_last_and_labels_come_out(tmp_path: Path) -> None:
-    engine, built = engine_of(cases.labeller(tmp_path / "labels.onnx"), Shapes((1, 2, 4), (12, 16)))
-    assert built.profile.most == (4, 12, 16, 3)
+    engine, built = engine_of(cases.labeller(tmp_path / "labels.onnx"), ShapeRanges((1, 2, 4), (12, 16)))
+    assert built.profile.max == (4, 12, 16, 3)
     assert described(engine)["inputs"]["images"] == {"shape": ["batch", "height", "width", 3], "type": "uint8"}
     assert described(engine)["outputs"]["labels"]["type"] == "uint8"
 
 
 def test_a_file_of_fixed_shape_needs_no_ranges(tmp_path: Path) -> None:
-    _, built = engine_of(cases.classifier(tmp_path / "fixed.onnx", batch=2), Shapes((2, 2, 2), cases.SIZE))
-    assert built.profile.least == built.profile.most == (2, 3, 8, 10)
+    _, built = engine_of(cases.classifier(tmp_path / "fixed.onnx", batch=2), ShapeRanges((2, 2, 2), cases.SIZE))
+    assert built.profile.min == built.profile.max == (2, 3, 8, 10)
 
 
 def test_the_same_file_gives_the_same_engine(source: Path, made, tmp_path: Path) -> None:
-    again = build(source, tmp_path / "again.engine", kind="tensorrt-rtx", shapes=SHAPES)
+    again = build_engine(source, tmp_path / "again.engine", kind="tensorrt-rtx", shapes=SHAPES)
     assert again.sha256 == made[1].sha256
 
 
 def test_compute_capabilities_are_built_for(source: Path, made, tmp_path: Path) -> None:
     wanted = ("7.5", "8.0", "8.6", "8.9", "12.0")
-    options = Options(compute_capabilities=wanted)
-    built = build(source, tmp_path / "all.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
+    options = BuildOptions(compute_capabilities=wanted)
+    built = build_engine(source, tmp_path / "all.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
     assert built.compute_capabilities == tuple(described(tmp_path / "all.engine")["compute_capabilities"]) == wanted
     assert built.bytes > made[1].bytes  # Turing needs code of its own
 
 
 def test_float32_is_multiplied_as_float32_unless_tf32_is_wanted(source: Path, made, tmp_path: Path) -> None:
-    options = Options(tf32=True)
-    other = build(source, tmp_path / "other.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
+    options = BuildOptions(tf32=True)
+    other = build_engine(source, tmp_path / "other.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
     assert other.sha256 != made[1].sha256
 
 
 def test_a_workspace_that_no_layer_can_work_in_is_said(source: Path, tmp_path: Path) -> None:
     draft = tmp_path / "small.engine"
     with pytest.raises(ExportError, match=r"builds no engine from it: .*workspace") as caught:
-        build(source, draft, kind="tensorrt-rtx", shapes=SHAPES, options=Options(workspace_bytes=1 << 20))
+        build_engine(source, draft, kind="tensorrt-rtx", shapes=SHAPES, options=BuildOptions(workspace_bytes=1 << 20))
     sentence(caught)
     assert list(tmp_path.iterdir()) == []
 
@@ -265,7 +267,7 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_missing(
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(ExportError, match="TensorRT is installed, but does not load here") as caught:
         engine_of(source, kind="tensorrt")
-    assert r'pip install "compress[tensorrt]"' in sentence(caught)
+    assert r'pip install "compress-distill[tensorrt]"' in sentence(caught)
 
 
 # --- TensorRT, by the installed library under its name
@@ -282,11 +284,11 @@ def test_tensorrt_10_is_asked_for_strong_types_and_builds_for_its_gpu(
 ) -> None:
     trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
     engine = tmp_path / "a10.engine"
-    built = build(source, engine, kind="tensorrt", shapes=SHAPES)
+    built = build_engine(source, engine, kind="tensorrt", shapes=SHAPES)
     assert trt.told.network == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert (built.kind, built.version, built.gpu) == ("tensorrt", "10.13.3.9", Gpu("NVIDIA A10", "8.6"))
     assert built.compute_capabilities == ("8.6",)
-    assert (built.runs_here, built.why_not) == (True, None)
+    assert (built.runs_here, built.incompatibility) == (True, None)
     assert described(engine)["gpu"] == {"name": "NVIDIA A10", "capability": "8.6"}
     assert not trt.told.config.real.get_flag(trt.BuilderFlag.TF32)
 
@@ -295,7 +297,7 @@ def test_tensorrt_10_is_asked_for_strong_types_and_builds_for_its_gpu(
 def test_tensorrt_11_without_that_flag_is_asked_for_nothing(source: Path, tmp_path: Path, monkeypatch) -> None:
     flags = SimpleNamespace(__members__={})
     trt: Any = cases.install(monkeypatch, cases.stand_in("11.4.1.2", NetworkDefinitionCreationFlag=flags))
-    build(source, tmp_path / "a10.engine", kind="tensorrt", shapes=SHAPES)
+    build_engine(source, tmp_path / "a10.engine", kind="tensorrt", shapes=SHAPES)
     assert trt.told.network == 0
 
 
@@ -303,14 +305,14 @@ def test_tensorrt_11_without_that_flag_is_asked_for_nothing(source: Path, tmp_pa
 def test_options_are_handed_on_to_tensorrt(source: Path, tmp_path: Path, monkeypatch) -> None:
     trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
     engine = tmp_path / "a10.engine"
-    options = Options(
+    options = BuildOptions(
         workspace_bytes=1 << 28,
         version_compatible=True,
         hardware_compatible="ampere+",
-        optimisation_level=5,
+        optimization_level=5,
         tf32=True,
     )
-    built = build(source, engine, kind="tensorrt", shapes=SHAPES, options=options)
+    built = build_engine(source, engine, kind="tensorrt", shapes=SHAPES, options=options)
     config = trt.told.config
     assert config.flags == ["VERSION_COMPATIBLE"]
     assert config.noted == {
@@ -334,7 +336,7 @@ def test_what_this_tensorrt_does_not_have_is_refused(source: Path, monkeypatch) 
         engine_of(source, kind="tensorrt", compute_capabilities=("8.0",))
     sentence(caught)
     with pytest.raises(ExportError, match="optimisation_level: found 6, expected 0 to 5"):
-        engine_of(source, kind="tensorrt", optimisation_level=6)
+        engine_of(source, kind="tensorrt", optimization_level=6)
     cases.install(monkeypatch, cases.stand_in("8.6.1"))
     with pytest.raises(ExportError, match=r"found TensorRT 8\.6\.1, expected 10 or newer") as caught:
         engine_of(source, kind="tensorrt")
@@ -348,9 +350,9 @@ def test_timings_are_kept_read_again_and_replaced_if_they_are_of_another_version
     trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
     cache = tmp_path / "caches" / "timing.cache"
 
-    def again() -> Built:
-        options = Options(timing_cache=cache)
-        return build(source, tmp_path / "a10.engine", kind="tensorrt", shapes=SHAPES, options=options)
+    def again() -> EngineBuildResult:
+        options = BuildOptions(timing_cache=cache)
+        return build_engine(source, tmp_path / "a10.engine", kind="tensorrt", shapes=SHAPES, options=options)
 
     assert again().timing_cache == "new"
     assert cache.read_bytes() == b"timed"
@@ -376,7 +378,7 @@ def test_what_the_library_warns_of_stands_in_the_record(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_heard_while_another_engine_lives(source: Path, tmp_path: Path) -> None:
     """The library goes on with the first logger it was given, as long as anything made with it is there."""
-    with hearing(tensorrt_rtx) as (logger, _):
+    with capture_messages(tensorrt_rtx) as (logger, _):
         alive = tensorrt_rtx.Builder(logger)
     with pytest.raises(ExportError, match="workspace"):
         engine_of(source, workspace_bytes=1 << 20)
@@ -387,7 +389,7 @@ def test_what_is_wrong_is_heard_while_another_engine_lives(source: Path, tmp_pat
 def test_an_export_with_its_preparation_becomes_an_engine(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
     path = tmp_path / "whole.onnx"
-    export(network, torch.zeros(1, 3, 16, 16), path, framing=Framing((16, 16)), postprocess="topk")
-    engine, built = engine_of(path, Shapes((1, 2, 4), ((8, 9), (20, 20), (64, 48))))
-    assert built.profile.most == (4, 64, 48, 3)
+    export_onnx(network, torch.zeros(1, 3, 16, 16), path, preprocessing=Preprocessing((16, 16)), postprocess="topk")
+    engine, built = engine_of(path, ShapeRanges((1, 2, 4), ((8, 9), (20, 20), (64, 48))))
+    assert built.profile.max == (4, 64, 48, 3)
     assert list(described(engine)["outputs"]) == ["labels", "probabilities"]

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import nn
 
 from compress.data.decoding import View
-from compress.data.embedded import photos
-from exporters.failure import ExportError
-from exporters.onnx import export
-from exporters.wrapping import Framing, Prepared
+from compress.data.embedded import photo_images
+from exporters.errors import ExportError
+from exporters.onnx_export import export_onnx
+from exporters.pre_post import Preprocessing, WithPreprocessing
 
 
 def net(classes: int = 7) -> nn.Module:
@@ -36,21 +36,21 @@ class Seeing(nn.Module):
     ("size", "resize"), [((32, 32), None), ((24, 40), None), ((64, 64), 73), ((256, 200), None)], ids=str
 )
 def test_photographs_are_prepared_as_the_training_data_were(size, resize) -> None:
-    images = photos("train")
+    images = photo_images("train")
     for i in (0, 3, 6):
-        picture = images.read(i)
-        rows, _ = View(size, resize).rows(picture, 0, range(1))
-        seen = Prepared(Seeing(), Framing(size, resize))(torch.from_numpy(np.array(picture))[None])
+        picture = images.read_image(i)
+        rows, _ = View(size, resize).make_rows(picture, 0, range(1))
+        seen = WithPreprocessing(Seeing(), Preprocessing(size, resize))(torch.from_numpy(np.array(picture))[None])
         apart = np.abs(seen[0].permute(1, 2, 0).numpy() - rows[0].astype(float))
-        assert apart.max() <= 2, images.item(i)  # Pillow rounds its weights too
+        assert apart.max() <= 2, images.name_of(i)  # Pillow rounds its weights too
         assert (apart > 0).mean() < 0.1
 
 
 def test_one_file_takes_pictures_of_every_size_as_bytes(tmp_path: Path) -> None:
     network = net()
     images = torch.rand(20, 3, 32, 32)
-    found = export(
-        network, torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", images=images, framing=Framing((32, 32), 36)
+    found = export_onnx(
+        network, torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", images=images, preprocessing=Preprocessing((32, 32), 36)
     )
     assert (found.preprocess, found.parity.max_rel < 1e-3) == (True, True)
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
@@ -60,7 +60,7 @@ def test_one_file_takes_pictures_of_every_size_as_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for shape in [(1, 50, 70), (3, 33, 32), (2, 200, 90)]:
         pictures = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-        rows = [View((32, 32), 36).rows(Image.fromarray(one), 0, range(1))[0][0] for one in pictures]
+        rows = [View((32, 32), 36).make_rows(Image.fromarray(one), 0, range(1))[0][0] for one in pictures]
         with torch.no_grad():
             right = network(torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) / 255)
         (answer,) = session.run(None, {"images": pictures})
@@ -72,12 +72,12 @@ def test_probabilities_and_the_best_labels_are_those_of_the_logits(tmp_path: Pat
     with torch.no_grad():
         logits = network(images).double().numpy()
     right = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    export(network, images[:1], tmp_path / "soft.onnx", postprocess="softmax", exporter="torchscript")
+    export_onnx(network, images[:1], tmp_path / "soft.onnx", postprocess="softmax", exporter="torchscript")
     (found,) = onnxruntime.InferenceSession(str(tmp_path / "soft.onnx")).run(
         ["probabilities"], {"images": images.numpy()}
     )
     np.testing.assert_allclose(found, right, atol=1e-5)
-    record = export(network, images[:1], tmp_path / "top.onnx", postprocess="topk", exporter="torchscript")
+    record = export_onnx(network, images[:1], tmp_path / "top.onnx", postprocess="topk", exporter="torchscript")
     session = onnxruntime.InferenceSession(str(tmp_path / "top.onnx"))
     labels, best = session.run(["labels", "probabilities"], {"images": images.numpy()})
     np.testing.assert_array_equal(labels, np.argsort(-right, axis=1)[:, :5])
@@ -87,21 +87,21 @@ def test_probabilities_and_the_best_labels_are_those_of_the_logits(tmp_path: Pat
 
 
 def test_the_best_labels_of_few_classes_are_all_of_them_and_maps_have_none(tmp_path: Path) -> None:
-    export(net(3), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", postprocess="topk", exporter="torchscript")
+    export_onnx(net(3), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", postprocess="topk", exporter="torchscript")
     labels, _ = onnxruntime.InferenceSession(str(tmp_path / "a.onnx")).run(
         None, {"images": np.zeros((2, 3, 32, 32), np.float32)}
     )
     assert labels.shape == (2, 3)
     with pytest.raises(ExportError, match="answers with maps"):
-        export(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "b.onnx", postprocess="topk")
+        export_onnx(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "b.onnx", postprocess="topk")
 
 
 def test_the_tracer_is_not_asked_for_pictures_of_any_size(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="take dynamo"):
-        export(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", framing=Framing((32, 32)), exporter="torchscript")
+        export_onnx(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", preprocessing=Preprocessing((32, 32)), exporter="torchscript")
     assert not list(tmp_path.iterdir())
 
 
 def test_pictures_of_any_size_and_images_of_any_size_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="choose one"):
-        export(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", framing=Framing((32, 32)), dynamic_size=True)
+        export_onnx(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", preprocessing=Preprocessing((32, 32)), dynamic_size=True)
