@@ -275,6 +275,7 @@ def estimate_training(
 
 
 #: arguments of a training that are not settings
+EXPERIMENT_OPTIONS = ("output_dir", "workers", "on", "command", "progress")
 RUN_OPTIONS = ("output_dir", "resume", "devices", "restarts", "export", "report", "command", "progress")
 
 
@@ -379,7 +380,7 @@ def compare(
     trust_pickle: bool = False,
     data_root: Path | None = None,
     output_dir: str | Path = "runs/compare",
-    workers: int = 1,
+    workers: int | None = None,
     on: str | None = None,
     command: str = "",
     progress: Progress = ignore,
@@ -402,7 +403,7 @@ def compare(
         batch_size: Images per step; None: the default of each method.
         settings: Settings of one method ("mosaic.bn=10") or of all runs ("data.views=1").
         output_dir: Directory of the runs; run N of a method is METHOD-N.
-        workers: Number of runs at a time.
+        workers: Number of runs at a time; None: 1, or as many as fit on a cluster.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
         precision, device, teacher_arch, classes, trust_pickle, data_root, command, progress: See `distill`.
 
@@ -423,9 +424,10 @@ def compare(
         print([(method.name, method.mean) for method in result.methods])
     """
     arguments = dict(locals())
-    from compress.experiments.compare import compare
+    from compress.experiments import resolve_comparison_config, run_comparison
 
-    return compare(**arguments)
+    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
+    return run_comparison(resolve_comparison_config(**_register_objects(arguments)), **options)
 
 
 def plan_comparison(teacher: str, **arguments: Any) -> ComparisonPlan:
@@ -447,9 +449,12 @@ def plan_comparison(teacher: str, **arguments: Any) -> ComparisonPlan:
         )
         print(plan.runs, plan.seconds)
     """
-    from compress.experiments.compare import plan_comparison
+    from compress.experiments import plan_comparison, resolve_comparison_config
 
-    return plan_comparison(teacher, **arguments)
+    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS if key in arguments}
+    config = resolve_comparison_config(**_register_objects({"teacher": teacher, "methods": "all", **arguments}))
+    output_dir = options.get("output_dir", "runs/compare")
+    return plan_comparison(config, output_dir=output_dir, workers=options.get("workers"))
 
 
 def sweep(
@@ -475,7 +480,7 @@ def sweep(
     max_energy: float | None = None,
     data_root: Path | None = None,
     output_dir: str | Path = "runs/sweep",
-    workers: int = 1,
+    workers: int | None = None,
     on: str | None = None,
     command: str = "",
     progress: Progress = ignore,
@@ -500,7 +505,7 @@ def sweep(
         prune: "none", "median" or "asha": how runs that are worse than others are stopped.
         max_latency, max_gflop, max_size, max_energy: Limits of the recommended model, see `report`.
         output_dir: Directory of the sweep.
-        workers: Number of runs at a time.
+        workers: Number of runs at a time; None: 1, or as many as fit on a cluster.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
         device, settings, data_root, command, progress: See `distill`.
 
@@ -520,9 +525,11 @@ def sweep(
         print(result.best, [cell.score for cell in result.cells])
     """
     arguments = dict(locals())
-    from compress.experiments.sweep import sweep
+    from compress.experiments import resolve_sweep_config, run_sweep
 
-    return sweep(**arguments)
+    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
+    config = resolve_sweep_config(output_dir=output_dir, **_register_objects(arguments))
+    return run_sweep(config, **options)
 
 
 def plan_sweep(recipe: str | Path | None = None, **arguments: Any) -> SweepPlan:
@@ -541,9 +548,12 @@ def plan_sweep(recipe: str | Path | None = None, **arguments: Any) -> SweepPlan:
         plan = compress.plan_sweep("sweep-fashion", time_limit=60)
         print(plan.trainings, plan.seconds)
     """
-    from compress.experiments.sweep import plan_sweep
+    from compress.experiments import plan_sweep, resolve_sweep_config
 
-    return plan_sweep(recipe, **arguments)
+    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS if key in arguments}
+    output_dir = options.get("output_dir", "runs/sweep")
+    config = resolve_sweep_config(recipe, output_dir=output_dir, **_register_objects(arguments))
+    return plan_sweep(config, output_dir=output_dir, workers=options.get("workers"))
 
 
 # One model.
@@ -880,14 +890,16 @@ def report(
         result = compress.report("runs/profiled")
         print(result.summary, result.html)
     """
-    from profiles.report.build import Limits, build_report
+    from profiles.report.build import write_run_report
+    from profiles.report.recommendation import Limits
 
     dirs = [Path(one) for one in ([run_dirs] if isinstance(run_dirs, str | Path) else run_dirs)]
     if output_dir is None:
         only = dirs[0] if len(dirs) == 1 else None
         output_dir = Path("report") if only is None else only if only.is_dir() else only.parent
     limits = Limits(max_latency, max_gflop, None if max_size is None else max_size / 1e6, max_energy)
-    return build_report(Path(output_dir), dirs, title=title, limits=limits, progress=progress)
+    named = {} if title is None else {"title": title}
+    return write_run_report(Path(output_dir), dirs, limits=limits, progress=progress, **named)
 
 
 def run_demo(

@@ -216,6 +216,6 @@ common_options = add_options(
 
 #: how many runs at a time, and on which machines
 worker_options = add_options(
-    click.option("--workers", type=COUNT, default=1, show_default=True, help="Number of runs at a time."),
+    click.option("--workers", type=COUNT, help="Number of runs at a time.  [default: 1; on a cluster as many as fit]"),
     click.option("--on", metavar="auto|HOST:PORT", help="Ray cluster to run on.  [default: this machine]"),
 )

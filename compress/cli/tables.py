@@ -118,10 +118,25 @@ def synthesis_result(result: api.SynthesisResult) -> str:
 
 
 def comparison(result: api.ComparisonResult) -> str:
-    lines = [format_table(result.table.rows, result.table.header) if result.table else "no run has finished", ""]
-    lines += [result.summary, *(f"not compared: {one.name}: {one.reason}" for one in result.left_out)]
+    rows = [
+        [
+            one.name, format_mean(one.mean, one.std), format_mean(one.best_mean, one.best_std), str(one.seeds),
+            "-" if one.steps is None else f"{one.steps:.0f}",
+            "-" if one.seconds is None else format_duration(one.seconds),
+            "-" if one.images_per_s is None else f"{one.images_per_s:.0f}",
+            "-" if one.peak_bytes is None else format_megabytes(one.peak_bytes), ", ".join(one.learns_from),
+        ]
+        for one in result.methods
+    ]  # fmt: skip
+    header = ["method", result.metric, "best", "seeds", "steps", "training", "images/s", "memory", "learns from"]
+    lines = [format_table(rows, header) if rows else "no run has finished", "", result.summary]
+    lines += [f"skipped: {one.name}: {one.reason}" for one in result.skipped]
     lines += [f"failed: {one.name}, seed {one.seed}: {one.error}" for one in result.failed]
     return "\n".join([*lines, str(result.files["html"])])
+
+
+def format_mean(mean: float, std: float | None) -> str:
+    return f"{mean:.2%}" if std is None else f"{mean:.2%} ± {std:.2%}"
 
 
 def comparison_plan(plan: api.ComparisonPlan) -> str:
@@ -131,13 +146,13 @@ def comparison_plan(plan: api.ComparisonPlan) -> str:
     ]  # fmt: skip
     header = ["method", "runs", "per run", "total", "learns from"]
     lines = [format_table(rows, header) if rows else "no method can run here", ""]
-    lines += [f"not compared: {one.name}: {one.reason}" for one in plan.left_out]
+    lines += [f"skipped: {one.name}: {one.reason}" for one in plan.skipped]
     total = format_duration(plan.seconds)
     return "\n".join([*lines, f"{plan.runs} runs, {total} of training (without decoding and process start)"])
 
 
 def sweep_result(result: api.SweepResult) -> str:
-    pairs = list(dict.fromkeys((file.format, file.precision) for cell in result.cells for file in cell.files))
+    pairs = list(dict.fromkeys((one.format, one.precision) for cell in result.cells for one in cell.files))
     rows = [
         [
             cell.student, cell.name, str(cell.seed), cell.state,
@@ -150,7 +165,7 @@ def sweep_result(result: api.SweepResult) -> str:
     ]  # fmt: skip
     header = ["student", "method", "seed", "state", "score", "steps", "training", *(" ".join(pair) for pair in pairs)]
     lines = [format_table(rows, header), ""]
-    lines += [f"not run: {one.student} by {one.name}: {one.reason}" for one in result.left_out]
+    lines += [f"skipped: {one.name}: {one.reason}" for one in result.skipped]
     lines += [f"failed: {name}: {error}" for name, error in result.failed.items()]
     if result.report:
         lines += [result.summary or "", "", str(result.report["html"])]
@@ -162,8 +177,8 @@ def format_file_score(cell: Any, format: str, precision: str) -> str:
     for file in cell.files:
         if (file.format, file.precision) == (format, precision):
             return next((f"{score:.1%}" for score in file.metrics.values()), "not run")
-    rejected = any((one.format, one.precision) == (format, precision) for one in cell.left_out)
-    return "left out" if rejected else "-"
+    is_rejected = any((one.format, one.precision) == (format, precision) for one in cell.rejected)
+    return "rejected" if is_rejected else "-"
 
 
 def sweep_plan(plan: api.SweepPlan) -> str:
@@ -172,7 +187,7 @@ def sweep_plan(plan: api.SweepPlan) -> str:
         for cell in plan.cells
     ]
     lines = [format_table(rows, ["cell", "student", "method", "seed", "state", "training"]), ""]
-    lines += [f"not run: {one.student} by {one.name}: {one.reason}" for one in plan.left_out]
+    lines += [f"skipped: {one.name}: {one.reason}" for one in plan.skipped]
     work = f"{plan.trainings} trainings, {plan.artifacts} files of {len(plan.cells)} cells"
     time = f"{format_duration(plan.seconds)} of training with {plan.workers} at a time"
     return "\n".join([*lines, f"{work}; {time} (without decoding, process start and measuring)"])
@@ -328,7 +343,7 @@ def single_artifact(result: api.ExportSummary) -> str:
     parity, sizes = one.parity, ", ".join(map(str, one.batch_sizes))
     lines = [
         f"{one.path}: {one.format} {one.precision}, {format_megabytes(one.bytes, 2)}",
-        f"compared with PyTorch on {parity.images} images of {result.images}, batch sizes {sizes}, in {one.verified_in}",
+        f"compared with PyTorch in {one.verified_in}: {parity.images} images of {result.images}, batch sizes {sizes}",
     ]
     if parity.max_abs is not None:
         limit = "" if one.tolerance.max_rel is None else f" (tolerance {one.tolerance.max_rel:g})"

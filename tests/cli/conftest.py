@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from invoking import answer, distill
+from invoking import distill, read_result
 from PIL import Image
 
 
@@ -38,16 +38,16 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def clothes(tmp_path_factory) -> Path:
-    """Forty labelled pictures of Fashion-MNIST's ten classes, one folder a class."""
+    """Forty labeled pictures of Fashion-MNIST's ten classes, one folder a class."""
     from compress.data import open_images
 
     folder = tmp_path_factory.mktemp("clothes")
-    images = open_images("embedded/fashion", split="val", labelled=True)
+    images = open_images("embedded/fashion", split="val", labeled=True)
     assert images.labels is not None
     for label in range(10):
         (folder / f"class{label}").mkdir()
         for i in np.flatnonzero(np.asarray(images.labels) == label)[:4]:
-            images.read(int(i)).save(folder / f"class{label}" / f"{i}.png")
+            images.read_image(int(i)).save(folder / f"class{label}" / f"{i}.png")
     return folder
 
 
@@ -55,4 +55,4 @@ def clothes(tmp_path_factory) -> Path:
 def first_run(tmp_path_factory, photos, clothes) -> tuple[Path, dict[str, object]]:
     """A finished run of two steps, with its validation, and what it printed with --json."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    return folder, answer(distill("--val", clothes, "--json", ood=photos, out=folder))
+    return folder, read_result(distill("--val", clothes, "--json", ood=photos, out=folder))

@@ -28,7 +28,7 @@ def distill(
     return run("distill", "--teacher", teacher, "--ood", ood, "--student", student, "--out", out, *TINY, *arguments)
 
 
-def answer(result: Result) -> dict[str, Any]:
+def read_result(result: Result) -> dict[str, Any]:
     """The one JSON object on standard output of a command that went well."""
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -36,7 +36,7 @@ def answer(result: Result) -> dict[str, Any]:
     return found
 
 
-def refusal(result: Result, code: int) -> str:
+def read_error(result: Result, code: int) -> str:
     """The one sentence of a command that failed; before it only talk of decoding, and of what folders are called."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
@@ -49,6 +49,6 @@ def refusal(result: Result, code: int) -> str:
     return last.removeprefix("Error: ")
 
 
-def files(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     """Every file below `folder`, by its path in it."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
