@@ -17,7 +17,7 @@ class Method(Protocol):
     """
 
     teachers: ClassVar[int]  #: number of teachers: 0 or 1
-    needs: ClassVar[tuple[str, ...]]  #: required data: "unlabelled", "labelled"
+    needs: ClassVar[tuple[str, ...]]  #: required data: "unlabeled", "labeled"
     tasks: ClassVar[tuple[str, ...]]  #: supported tasks, as names in TASKS
     batch_size: ClassVar[int]  #: default batch size, from the paper
 

@@ -33,6 +33,8 @@ from compress.engine.trainable import (
 SECONDS_BETWEEN_SAVES = 60.0
 DEFAULT_EVALUATIONS = 10
 LOGGED_IMAGES = 100
+#: stream name -> the text that seeds its order, if different; keeps recorded results reproducible
+ORDER_SEEDS = {"unlabeled": "unlabelled", "labeled": "labelled"}
 
 
 class Stateful(Protocol):
@@ -131,12 +133,12 @@ class Run:
 
         Args:
             name: Unique name; it seeds the order of the images.
-            source: "unlabelled" or "labelled".
+            source: "unlabeled" or "labeled".
             batch_size: Images per batch, summed over processes; default: the run's.
             augment: Applies the source's random crop and flip.
             repeats: How often each image occurs per epoch on average, rounded up or down; 0 excludes it.
         """
-        order = (self.schedule.seed, *name.encode())
+        order = (self.schedule.seed, *ORDER_SEEDS.get(name, name).encode())
         batches = self.sources[source].batches(
             self.per_rank(batch_size or self.batch_size), seed=order, rank=self.accelerator.rank,
             world_size=self.accelerator.world_size, augment=augment, repeats=repeats,
@@ -323,7 +325,7 @@ class Run:
             images = create_images()[:LOGGED_IMAGES]
             with torch.no_grad():
                 groups = [self.task.visualize(images, self.teacher(images))]
-            unlabeled = self.sources.get("unlabelled")
+            unlabeled = self.sources.get("unlabeled")
             if unlabeled is not None:
                 batches = unlabeled.batches(
                     LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False

@@ -35,7 +35,7 @@ class Balanced:
     """The student matches the teacher's softened predictions on images balanced over the predicted classes."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 128
@@ -49,14 +49,14 @@ class Balanced:
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
-        labels = predict_with_teacher(run, "unlabelled").labels
+        labels = predict_with_teacher(run, "unlabeled").labels
         counts = labels.bincount(minlength=run.task.classes)
         repeats = class_repeats(counts, self.max_repeats)
         for message in shortage_messages(counts, repeats, run.task.class_names):
             run.display.print_line(message)
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.add_trainable("S", run.student, optimizer=sgd)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment, repeats=repeats[labels])
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment, repeats=repeats[labels])
 
     def step(self) -> dict[str, Tensor]:
         x = color_jitter(next(self.data)) if self.color_jitter else next(self.data)

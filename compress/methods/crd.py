@@ -38,7 +38,7 @@ class CRD:
     """The student matches the teacher's predictions, and its embedding of an image identifies the teacher's."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 128
@@ -55,7 +55,7 @@ class CRD:
     augment: bool = setting(True, "Random crop (4 pixels) and flip.")
 
     def setup(self, run: Run) -> None:
-        self.T, self.rows, self.images = run.teacher, run.task.rows, len(run.sources["unlabelled"])
+        self.T, self.rows, self.images = run.teacher, run.task.rows, len(run.sources["unlabeled"])
         if self.images < 2:
             raise UsageError(f"data.unlabeled: found {self.images} images, expected two or more.")
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
@@ -67,7 +67,7 @@ class CRD:
         self.M_T, self.M_S = (EmbeddingBank(self.images, self.embedding_dim, run.accelerator) for _ in range(2))
         run.register("bank T", self.M_T)
         run.register("bank S", self.M_S)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment)
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)

@@ -34,7 +34,7 @@ class DFND:
     """The student matches a confident teacher, while a matrix learns the noise of the teacher's labels."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 256
@@ -53,12 +53,12 @@ class DFND:
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows
-        repeats = select_confident(predict_with_teacher(run, "unlabelled").confidence, self.keep_images)
+        repeats = select_confident(predict_with_teacher(run, "unlabeled").confidence, self.keep_images)
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.add_trainable("S", run.student, optimizer=sgd)
         Q = NoiseAdaptation(run.task.classes, self.teacher_accuracy)
         self.Q = run.add_trainable("Q", Q, optimizer=partial(Adam, lr=self.lr_Q), schedule=constant)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment, repeats=repeats)
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment, repeats=repeats)
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)

@@ -30,7 +30,7 @@ class FitNet:
     """The student matches the teacher's predictions and one of its feature maps."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 128
@@ -49,7 +49,7 @@ class FitNet:
         self.layer_T, shape_T = self.find_layer(self.T.net, run)
         self.layer_S, shape_S = self.find_layer(self.S.net, run)
         self.R = run.add_trainable("R", build_regressor(shape_S, shape_T), optimizer=sgd)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment)
 
     def find_layer(self, net: nn.Module, run: Run) -> tuple[str, tuple[int, ...]]:
         """Return path and output shape of the module that ends the stage."""

@@ -28,7 +28,7 @@ class KD:
     """The student matches the teacher's softened predictions on unlabeled images."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 128
@@ -48,10 +48,10 @@ class KD:
         self.rows = run.task.rows
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         self.S = run.add_trainable("S", run.student, optimizer=sgd)
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment)
         self.cache = None
         if self.cache_teacher_logits:
-            self.cache = cache_teacher_logits(run, "unlabelled", is_augmented=self.augment or self.color_jitter)
+            self.cache = cache_teacher_logits(run, "unlabeled", is_augmented=self.augment or self.color_jitter)
 
     def step(self) -> dict[str, Tensor]:
         x = color_jitter(next(self.data)) if self.color_jitter else next(self.data)

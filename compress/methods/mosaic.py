@@ -42,7 +42,7 @@ class MosaicKD:
     """A generator, a patch discriminator and the student learn from the frozen teacher and out-of-domain images."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
     batch_size: ClassVar[int] = 256
 
@@ -125,13 +125,13 @@ class MosaicKD:
                 raise UsageError("method.patch_size: found auto, expected a number; only a training run resolves auto.")
             D = build_discriminator(self.patch_size, square_side(run.task.image_size), width=self.width_D)
             self.D = run.add_trainable("D", D, optimizer=partial(adam, lr=self.lr_D))
-            self.real = run.stream("real", "unlabelled")
+            self.real = run.stream("real", "unlabeled")
         self.S = run.add_trainable("S", run.student, optimizer=sgd)
         ood = round(run.batch_size * self.ood_fraction / (1 - self.ood_fraction))
-        self.ood = run.stream("ood", "unlabelled", batch_size=ood, augment=self.augment) if ood else None
+        self.ood = run.stream("ood", "unlabeled", batch_size=ood, augment=self.augment) if ood else None
         self.cache = None
         if self.cache_teacher_logits and self.ood:
-            self.cache = cache_teacher_logits(run, "unlabelled", is_augmented=self.augment or self.color_jitter)
+            self.cache = cache_teacher_logits(run, "unlabeled", is_augmented=self.augment or self.color_jitter)
         run.log_images("mosaics", partial(self.G.predict, run.fixed_noise(100, self.z_dim)))
 
     def sample_noise(self, n: int) -> Tensor:

@@ -34,7 +34,7 @@ class RKD:
     """The student matches the teacher's predictions, and its distances and angles between images."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     batch_size: ClassVar[int] = 128
 
@@ -66,7 +66,7 @@ class RKD:
         if self.relate == "features":
             self.classifier_T, _ = find_classifier(self.T.net, run.example_input())
             self.classifier_S, _ = find_classifier(self.S.net, run.example_input())
-        self.data = run.stream("unlabelled", "unlabelled", augment=self.augment)
+        self.data = run.stream("unlabeled", "unlabeled", augment=self.augment)
 
     def step(self) -> dict[str, Tensor]:
         x = next(self.data)

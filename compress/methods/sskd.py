@@ -40,7 +40,7 @@ class SSKD:
     """The student also matches predictions on rotated images, and similarities between rotated and original ones."""
 
     teachers: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("unlabelled",)
+    needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 64
@@ -89,7 +89,7 @@ class SSKD:
         self.H_S = run.add_trainable("H_S", projection_head(width_S), optimizer=sgd, schedule=self.stage_2)
         self.stage_state = StageState()
         run.register("stage", self.stage_state)
-        self.data = run.stream("unlabelled", "unlabelled")
+        self.data = run.stream("unlabeled", "unlabeled")
 
     def stage_1(self, progress: float) -> float:
         return cosine(progress / self.head_fraction)

@@ -23,7 +23,7 @@ class Supervised:
     """Cross entropy on labeled images, without a teacher."""
 
     teachers: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("labelled",)
+    needs: ClassVar[tuple[str, ...]] = ("labeled",)
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 256
@@ -35,7 +35,7 @@ class Supervised:
     def setup(self, run: Run) -> None:
         sgd = partial(SGD, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay, nesterov=True)
         self.S = run.add_trainable("S", run.student, optimizer=sgd)
-        self.data = run.stream("labelled", "labelled", augment=self.augment)
+        self.data = run.stream("labeled", "labeled", augment=self.augment)
         self.loss = run.task.supervised_loss
 
     def step(self) -> dict[str, Tensor]:
