@@ -1,36 +1,46 @@
-"""The two ways a command may end badly for a reason the user can mend.
+"""Errors that the user can resolve, and their texts.
 
-Whatever carries an `exit_code` is shown as one sentence without a traceback; all else is a bug of ours.
-`exporters` and `profiles` know nothing of this package: their own errors carry the same attribute.
+Every error with an `exit_code` is shown as one sentence without a traceback. Any other exception is a bug.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+#: escape sequences with which PyTorch's exporter colors its errors
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CompressError(Exception):
-    """The job failed: found, expected, what to do, where. Exit code 1."""
+    """The operation failed. The message says what was found, what was expected and what to do. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(CompressError):
-    """The request itself is wrong (unknown name, bad value, missing file). Exit code 2."""
+    """The request itself is wrong: unknown name, invalid value or missing file. Exit code 2."""
 
     exit_code = 2
 
 
 class Interrupted(CompressError):
-    """The run was asked to stop by a signal and has saved its state. Exit code 128 + signal number."""
+    """A signal stopped the run, which has saved its state. Exit code 128 + signal number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
 
 
-def nearest(name: str, known: Iterable[str], *, n: int = 1) -> str:
+def suggest_nearest(name: str, known: Iterable[str], *, n: int = 1) -> str:
     """ "; did you mean 'x'?" for the known names closest to `name`, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first non-empty line of the text of an error, or of its cause; at most `length` characters."""
+    text = COLOR.sub("", str(error.__cause__ or error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:length]

@@ -1,94 +1,162 @@
-"""Writing files so that a crash, a full disk or a kill never costs the user what was there before."""
+"""Atomic writes, file locks, hashes and terminal-safe text."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from compress.errors import CompressError
 
+#: what a file system without locks answers
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_UMASK = threading.Lock()
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` only once it is complete and on the disk.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` only when it is complete and on the disk.
 
-    Written beside the target as a hidden temporary file, then fsync, rename, fsync of the folder. If anything fails the
-    target is as it was and the temporary file is gone. Raises CompressError where the disk is full or the folder
-    cannot be written.
+    The content goes to a hidden temporary file beside the target, which is then synced and renamed.
+    If anything fails, the target is unchanged and the temporary file is removed.
+
+    Raises:
+        CompressError: The disk is full or the directory cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise write_failed(path, error) from error
+        raise write_error(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~current_umask())
+        os.chmod(name, 0o666 & ~read_umask())
         os.replace(name, path)
-        sync_folder(path.parent)
+        fsync_dir(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError):
-            raise write_failed(path, error) from error
+            raise write_error(path, error) from error
         raise
 
 
-def current_umask() -> int:
-    """The process's file mask, which can only be read by setting it: one thread at a time."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically (see `atomic_write`)."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` atomically as UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
+    """Write `content` atomically as indented JSON. Raises ValueError for NaN, which JSON does not have."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> CompressError:
+    """The error to raise when `path` cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CompressError(f"{path}: the disk is full; the previous content is intact. Free some space and retry.")
+    return CompressError(f"{path}: cannot be written ({error.strerror or error}); choose another directory with --out.")
+
+
+def read_umask() -> int:
+    """The umask of this process. It can only be read by setting it, so one thread at a time does."""
     with _UMASK:
         mask = os.umask(0)
         os.umask(mask)
     return mask
 
 
-_UMASK = threading.Lock()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power, where the system allows a folder to be synced."""
+def fsync_dir(directory: Path) -> None:
+    """Make a rename in `directory` survive a power loss, if the system can sync directories."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
 
 
-def write_failed(path: Path, error: OSError) -> CompressError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CompressError(
-            f"{path}: the disk is full; what was there before is intact. Free some space and run again."
-        )
-    return CompressError(f"{path}: cannot be written ({error.strerror or error}); choose another folder with --out.")
+class LockHeldError(CompressError):
+    """Another process holds a lock; `holder` is its process id as text, or empty."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path.parent}: process {holder or '?'} works here; wait for it, or choose another directory.")
+        self.holder = holder
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
-        file.write(content)
+@contextlib.contextmanager
+def file_lock(path: Path, *, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path`, which contains the process id of its holder.
+
+    The lock ends with the process, so no stale locks remain.
+
+    Args:
+        path: File to lock; created if missing, kept afterwards.
+        wait: Called once before waiting for another holder. None: do not wait.
+
+    Yields:
+        False if the file system has no locks, else True.
+
+    Raises:
+        LockHeldError: Another process holds the lock and `wait` is None.
+        OSError: The file cannot be opened.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        locked = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if wait is None:
+                file.seek(0)
+                raise LockHeldError(Path(path), file.read().strip()) from error
+            wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            locked = False
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield locked
 
 
-def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
-
-
-def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
-    """`content` as indented JSON; NaN is refused, for other readers would choke on it."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock `path` (see `file_lock`)."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sanitize(text: str, replacement: str = "?") -> str:
+    """`text` without control characters, which could change a terminal or break a table."""
+    return "".join(letter if letter.isprintable() else replacement for letter in text)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compress.data.images import Images
-from compress.data.scenes import scenes
+from compress.data.dataset import ImageSet
 from compress.errors import CompressError
 
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
@@ -48,27 +47,27 @@ PHOTOS = (
 
 
 @cache
-def fashion_arrays() -> dict[str, np.ndarray]:
+def load_fashion_arrays() -> dict[str, np.ndarray]:
     with np.load(FASHION, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def fashion(split: str) -> Images:
+def fashion_images(split: str) -> ImageSet:
     """Fashion-MNIST, 28x28 grey: 10,000 balanced images of its training set, 2,000 of its test set."""
-    arrays = fashion_arrays()
+    arrays = load_fashion_arrays()
     pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
     items = [f"fashion/{split}/{i}" for i in range(len(pixels))]
-    return Images(
+    return ImageSet(
         "embedded/fashion", items, lambda i: Image.fromarray(pixels[i]), f"1 {split}", labels, FASHION_CLASSES
     )
 
 
-def fashion_scenes(split: str) -> Images:
+def fashion_scene_images(split: str) -> ImageSet:
     """Garments of `fashion` on smooth grounds, 128x128, with a class for every pixel."""
-    return scenes(split, fashion_arrays(), FASHION_CLASSES)
+    return scene_images(split, load_fashion_arrays(), FASHION_CLASSES)
 
 
-def photos(split: str) -> Images:
+def photo_images(split: str) -> ImageSet:
     """The photographs that scikit-image ships, the same for every split. Raises CompressError where it is missing."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
@@ -80,14 +79,72 @@ def photos(split: str) -> Images:
             "embedded/photos: this scikit-image ships no photographs; run `pip install scikit-image==0.26.0`."
         )
     identity = " ".join(f"{path.name}:{path.stat().st_size}" for path in paths)
-    return Images("embedded/photos", [path.name for path in paths], lambda i: paths[i], identity)
+    return ImageSet("embedded/photos", [path.name for path in paths], lambda i: paths[i], identity)
 
 
-EMBEDDED: dict[str, tuple[Callable[[str], Images], str]] = {
-    "fashion": (fashion, "Fashion-MNIST, 10,000 training and 2,000 test images, 10 classes (MIT)"),
+EMBEDDED: dict[str, tuple[Callable[[str], ImageSet], str]] = {
+    "fashion": (fashion_images, "Fashion-MNIST, 10,000 training and 2,000 test images, 10 classes (MIT)"),
     "fashion-scenes": (
-        fashion_scenes,
+        fashion_scene_images,
         "garments on smooth grounds, 10,000 training and 1,000 test scenes with masks, 10 classes and background (MIT)",
     ),
-    "photos": (photos, "fourteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops"),
+    "photos": (
+        photo_images,
+        "fourteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops",
+    ),
 }
+
+
+SIDE = 128  #: pixels; networks read them smaller
+COUNTS = {"train": 10_000, "val": 1_000}
+SEEDS = {"train": 1, "val": 2}
+BACKGROUND = "background"
+MAX_GARMENTS = 3  #: garments a scene
+SCALES = (0.4, 0.75)  #: side of a garment's square, as a share of the scene's
+GARMENT_THRESHOLD = 40  #: grey value from which a pixel is the garment's
+
+
+def scene_images(split: str, arrays: dict[str, np.ndarray], names: list[str]) -> ImageSet:
+    """10,000 scenes of training garments, or 1,000 of test garments; class 0 is the background.
+
+    `arrays` holds Fashion-MNIST as `SPLIT_images` and `SPLIT_labels`, with SPLIT train or val.
+    """
+    split = "train" if split == "train" else "val"
+    garments, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
+
+    def drawn(i: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw_scene(garments, labels, np.random.Generator(np.random.PCG64([SEEDS[split], i])))
+
+    items = [f"fashion-scenes/{split}/{i}" for i in range(COUNTS[split])]
+    return ImageSet(
+        "embedded/fashion-scenes", items, lambda i: Image.fromarray(drawn(i)[0]), f"2 {split}",
+        class_names=[BACKGROUND, *names], open_mask=lambda i: drawn(i)[1],
+    )  # fmt: skip
+
+
+def draw_scene(garments: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [SIDE, SIDE, 3], uint8 mask [SIDE, SIDE]): one to three tinted garments, the later before the earlier."""
+    picture, mask = draw_background(rng), np.zeros((SIDE, SIDE), np.uint8)
+    for _ in range(rng.integers(1, MAX_GARMENTS + 1)):
+        which = rng.integers(len(garments))
+        side = round(SIDE * rng.uniform(*SCALES))
+        cloth = np.asarray(Image.fromarray(garments[which]).resize((side, side), Image.Resampling.BICUBIC))
+        top, left = rng.integers(0, SIDE - side + 1, 2)
+        here = slice(top, top + side), slice(left, left + side)
+        ink = cloth >= GARMENT_THRESHOLD
+        tint = rng.uniform(0.35, 1.0, 3)
+        picture[here][ink] = cloth[ink, None] * tint
+        mask[here][ink] = labels[which] + 1
+    noisy = picture + rng.normal(0, 6, picture.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8), mask
+
+
+def draw_background(rng: np.random.Generator) -> np.ndarray:
+    """float [SIDE, SIDE, 3] in [0, 255]: a colour gradient through sixteen random points."""
+    points = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    size = (SIDE, SIDE)
+    return np.asarray(Image.fromarray(points).resize(size, Image.Resampling.BICUBIC)).astype(np.float64)
+
+
+# # MERGED DOC """Fashion-MNIST garments on smooth grounds: a segmentation set that needs no download, a pure function of its seed."""
+#

@@ -10,49 +10,51 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.data.images import Images, extensions
+from compress.data.dataset import ImageSet, readable_extensions
 from compress.errors import CompressError, UsageError
 
 LABELS = (".cls", ".txt")
 BLOCK = tarfile.BLOCKSIZE
 
 
-def is_shards(spec: str) -> bool:
+def is_shard_spec(spec: str) -> bool:
     return spec.endswith(".tar")
 
 
-def shard_images(spec: str) -> Images:
+def open_shards(spec: str) -> ImageSet:
     """The images of one or many .tar files, read in place. `spec`: a file, a glob, or a brace range `{000..099}`.
 
     Labels come from `.cls` files with a whole number. Raises UsageError for missing files, CompressError for broken
     ones.
     """
-    paths = shard_paths(spec)
+    paths = resolve_shards(spec)
     places: list[tuple[Path, int, int]] = []
     items: list[str] = []
     labels: list[int | None] = []
     for path in paths:
-        for members in samples(path):
-            image = next((m for m in members if Path(m.name).suffix.lower() in extensions()), None)
+        for members in group_samples(path):
+            image = next((m for m in members if Path(m.name).suffix.lower() in readable_extensions()), None)
             if image is None:
                 continue
             places.append((path, image.offset_data, image.size))
             items.append(f"{path}:{image.name}")
-            labels.append(label_of(path, members))
+            labels.append(read_label(path, members))
     if not places:
         raise UsageError(f"{spec}: no images in these shards.")
     known = [label for label in labels if label is not None]
     values = np.array(known, dtype=np.int64) if len(known) == len(labels) else None
     identity = " ".join(f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in paths)
-    return Images(spec, items, lambda i: piece(*places[i]), identity, values)
+    return ImageSet(spec, items, lambda i: read_range(*places[i]), identity, values)
 
 
-def shard_paths(spec: str) -> list[Path]:
+def resolve_shards(spec: str) -> list[Path]:
     """The files that `spec` names, all of them there. Raises UsageError."""
     try:
         from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
-        raise UsageError(f"{spec}: webdataset is not installed; run `pip install 'compress[shards]'`.") from error
+        raise UsageError(
+            f"{spec}: webdataset is not installed; run `pip install 'compress-distill[shards]'`."
+        ) from error
     try:
         patterns = list(braceexpand(os.path.expanduser(spec)))
     except UnbalancedBracesError as error:
@@ -64,7 +66,7 @@ def shard_paths(spec: str) -> list[Path]:
     return paths
 
 
-def samples(path: Path) -> list[list[tarfile.TarInfo]]:
+def group_samples(path: Path) -> list[list[tarfile.TarInfo]]:
     """The members of a shard grouped by their name up to the first dot after the folder.
 
     The archive must be uncompressed, for its images are read in place, and end as tar files end: tarfile takes a
@@ -79,7 +81,7 @@ def samples(path: Path) -> list[list[tarfile.TarInfo]]:
                 folder, _, name = member.name.rpartition("/")
                 if member.isfile() and not name.startswith("."):
                     grouped.setdefault(f"{folder}/{name.split('.')[0]}", []).append(member)
-        last = piece(path, end, BLOCK).read()
+        last = read_range(path, end, BLOCK).read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise CompressError(f"{path}: not a whole, uncompressed tar file ({error}); fetch this shard again.") from error
     if last != bytes(BLOCK):
@@ -87,19 +89,19 @@ def samples(path: Path) -> list[list[tarfile.TarInfo]]:
     return list(grouped.values())
 
 
-def label_of(path: Path, members: list[tarfile.TarInfo]) -> int | None:
+def read_label(path: Path, members: list[tarfile.TarInfo]) -> int | None:
     """The whole number beside an image, if there is one."""
     member = next((m for m in members if Path(m.name).suffix in LABELS), None)
     if member is None:
         return None
     try:
-        label = int(piece(path, member.offset_data, member.size).read().strip())
+        label = int(read_range(path, member.offset_data, member.size).read().strip())
     except ValueError:
         return None
     return label if label >= 0 else None
 
 
-def piece(path: Path, offset: int, size: int) -> io.BytesIO:
+def read_range(path: Path, offset: int, size: int) -> io.BytesIO:
     """A part of an uncompressed shard, without reading the rest."""
     with open(path, "rb") as file:
         file.seek(offset)

@@ -18,21 +18,21 @@ PARTS = {"train": ("train", 1000), "val": ("t10k", 200)}
 CLASSES = 10
 
 
-def read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+def read_idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """(images [n, 28, 28] uint8, labels [n] uint8) of one part, from IDX files."""
     images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def make(folder: Path, target: Path) -> None:
+def write_fashion(folder: Path, target: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     for split, (part, each) in PARTS.items():
-        images, labels = read(folder, part)
+        images, labels = read_idx(folder, part)
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in range(CLASSES)]))
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]
     np.savez_compressed(target, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(__file__).with_name("fashion.npz"))
+    write_fashion(Path(sys.argv[1]), Path(__file__).with_name("fashion.npz"))

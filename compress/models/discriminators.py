@@ -11,7 +11,7 @@ from compress.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConvSpec:
     """A convolution: kernel, stride, padding; `norm` puts BatchNorm between it and its LeakyReLU."""
 
     kernel: int
@@ -22,21 +22,21 @@ class Layer:
 
 #: patch size in pixels -> the hidden convolutions; a 1x1 convolution to one logit ends each. The paper's Table 4, and
 #: 46 for larger images: the paper's deeper ones (22 and 46) are half as wide, `width` 64.
-PATCHES: dict[int, tuple[Layer, ...]] = {
-    1: (Layer(1, 1, 0),),
-    2: (Layer(2, 1, 0),),
-    4: (Layer(4, 2, 1), Layer(1, 1, 0, norm=True)),
-    8: (Layer(4, 2, 1), Layer(3, 2, 1, norm=True)),
-    10: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True)),
-    18: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(3, 1, 1, norm=True)),
-    22: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True)),
-    46: (Layer(4, 2, 1), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True), Layer(4, 2, 1, norm=True)),
+PATCH_LAYERS: dict[int, tuple[ConvSpec, ...]] = {
+    1: (ConvSpec(1, 1, 0),),
+    2: (ConvSpec(2, 1, 0),),
+    4: (ConvSpec(4, 2, 1), ConvSpec(1, 1, 0, norm=True)),
+    8: (ConvSpec(4, 2, 1), ConvSpec(3, 2, 1, norm=True)),
+    10: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True)),
+    18: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True), ConvSpec(3, 1, 1, norm=True)),
+    22: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True)),
+    46: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True)),
 }
 #: layers grow no wider than this many times the first one's width
-WIDEST = 8
+MAX_WIDTH_FACTOR = 8
 
 
-def receptive_field(layers: tuple[Layer, ...]) -> tuple[int, int]:
+def receptive_field(layers: tuple[ConvSpec, ...]) -> tuple[int, int]:
     """(side of the patch that one logit sees, distance between neighbouring patches), in pixels."""
     field, jump = 1, 1
     for layer in layers:
@@ -50,18 +50,18 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, patch: int = 8, width: int = 128) -> None:
         super().__init__()
-        if patch not in PATCHES:
+        if patch not in PATCH_LAYERS:
             raise UsageError(
-                f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCHES))} or the image's side."
+                f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCH_LAYERS))} or the image's side."
             )
-        self.layers = stack(PATCHES[patch], width)
+        self.layers = build_conv_stack(PATCH_LAYERS[patch], width)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
         # Centred, as a convolution's zero padding then means mid-grey and not black.
         return self.layers(2 * x - 1)
 
 
-def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
+def build_conv_stack(layers: tuple[ConvSpec, ...], width: int) -> nn.Sequential:
     """The hidden convolutions, twice as wide after each that halves the map, and the 1x1 to one logit."""
     modules: list[nn.Module] = []
     inside, outside = 3, width
@@ -71,7 +71,7 @@ def stack(layers: tuple[Layer, ...], width: int) -> nn.Sequential:
             modules.append(nn.BatchNorm2d(outside))
         modules.append(nn.LeakyReLU(0.2))
         halves = layer.stride == 2 and layer.kernel > 1
-        inside, outside = outside, min(2 * outside, WIDEST * width) if halves else outside
+        inside, outside = outside, min(2 * outside, MAX_WIDTH_FACTOR * width) if halves else outside
     return nn.Sequential(*modules, nn.Conv2d(inside, 1, 1))
 
 
@@ -91,13 +91,13 @@ class ImageDiscriminator(nn.Module):
         halvings = 4
         while (left := size // 2**halvings) > 4 and left % 2 == 0:
             halvings += 1
-        down = stack((Layer(4, 2, 1), *[Layer(4, 2, 1, norm=True)] * (halvings - 1)), width)
-        self.layers = nn.Sequential(*list(down)[:-1], nn.Conv2d(WIDEST * width, 1, left))
+        down = build_conv_stack((ConvSpec(4, 2, 1), *[ConvSpec(4, 2, 1, norm=True)] * (halvings - 1)), width)
+        self.layers = nn.Sequential(*list(down)[:-1], nn.Conv2d(MAX_WIDTH_FACTOR * width, 1, left))
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 1 1 1"]:
         return self.layers(2 * x - 1)
 
 
-def discriminator(patch: int, size: int, *, width: int = 128) -> nn.Module:
+def build_discriminator(patch: int, size: int, *, width: int = 128) -> nn.Module:
     """The discriminator whose logit sees `patch` pixels a side of images of `size` pixels."""
     return ImageDiscriminator(size, width // 2) if patch >= size else PatchDiscriminator(patch, width)

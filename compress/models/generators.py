@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import UsageError
-from compress.models.network import Normalise
+from compress.models.network import Normalize
 
 
-def laid_out(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """Channels last in memory, as the convolutions want it: here it is small, after each doubling it is not."""
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -22,7 +22,7 @@ class Generator(nn.Module):
     Raises UsageError unless `size` is a multiple of 4.
     """
 
-    widest = 4  #: channels of the smallest map, in units of `width`
+    width_factor = 4  #: channels of the smallest map, in units of `width`
 
     def __init__(self, z_dim: int = 100, width: int = 64, size: int = 32, channels: int = 3) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Generator(nn.Module):
             raise UsageError(
                 f"task.image_size: the generator makes images whose side is a multiple of 4, found {size}."
             )
-        widest = self.widest * width
+        widest = self.width_factor * width
         self.start = (widest, size // 4, size // 4)
         self.linear = nn.Linear(z_dim, widest * (size // 4) ** 2)
         self.bn = nn.BatchNorm2d(widest)
@@ -48,13 +48,13 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
-        return self.grow(self.bn(laid_out(self.linear(z).unflatten(1, self.start)))).expand(-1, 3, -1, -1)
+        return self.grow(self.bn(to_channels_last(self.linear(z).unflatten(1, self.start)))).expand(-1, 3, -1, -1)
 
 
 class SmallGenerator(Generator):
     """The same with a first map half as wide: CMI's and FastDFKD's. 2,328,899 parameters with their z_dim of 256."""
 
-    widest = 2
+    width_factor = 2
 
 
 class DeepGenerator(nn.Module):
@@ -82,7 +82,7 @@ class DeepGenerator(nn.Module):
         self.grow = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, 1, 1), nn.Sigmoid())
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
-        return self.grow(laid_out(self.linear(z).unflatten(1, self.start))).expand(-1, 3, -1, -1)
+        return self.grow(to_channels_last(self.linear(z).unflatten(1, self.start))).expand(-1, 3, -1, -1)
 
 
 class DcganGenerator(nn.Module):
@@ -114,12 +114,12 @@ class DcganGenerator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
-        grown = self.grow(laid_out(self.linear(z).unflatten(1, self.start)))
+        grown = self.grow(to_channels_last(self.linear(z).unflatten(1, self.start)))
         # The published one answers tanh in [-1, 1]; this is the same image in [0, 1].
         return ((grown.tanh() + 1) / 2).expand(-1, 3, -1, -1)
 
 
-class Standardised(nn.Module):
+class StandardizedGenerator(nn.Module):
     """A generator whose last layer is BatchNorm in the place of the sigmoid, so that its images vary as those of the
     teacher's data do, however it begins: ZSKT's, whose networks read standardised images.
 
@@ -151,32 +151,34 @@ class Standardised(nn.Module):
         return x if self.training else x.clamp(0, 1)
 
 
-def standardise(inner: nn.Module, reader: nn.Module, *, tanh: bool = False) -> nn.Module:
+def standardize_output(inner: nn.Module, reader: nn.Module, *, tanh: bool = False) -> nn.Module:
     """`inner` with the end of `Standardised`, for the mean and deviation by which the network `reader` normalises.
 
     With `tanh` a `dcgan` stays as it is: it ends in one itself, and DFAD puts nothing behind it.
     """
     if tanh and isinstance(inner, DcganGenerator):
         return inner
-    normalise = next(module for module in reader.modules() if isinstance(module, Normalise))
-    return Standardised(inner, mean=normalise.mean, std=normalise.std, tanh=tanh)
+    normalise = next(module for module in reader.modules() if isinstance(module, Normalize))
+    return StandardizedGenerator(inner, mean=normalise.mean, std=normalise.std, tanh=tanh)
 
 
-KINDS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerator, "dcgan": DcganGenerator}
+GENERATORS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerator, "dcgan": DcganGenerator}
 
 
-def generator(size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3, kind: str | None = None) -> nn.Module:
+def build_generator(
+    size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3, kind: str | None = None
+) -> nn.Module:
     """A generator of images of `size` pixels a side: one of KINDS, or the paper's, shallow up to 64 and deep above.
 
     Raises UsageError for another kind, and for a size that the network cannot double to.
     """
     kind = kind or ("shallow" if size <= 64 else "deep")
-    if kind not in KINDS:
-        raise UsageError(f"method.generator: found {kind}, expected one of {', '.join(KINDS)}.")
-    return KINDS[kind](z_dim, width, size, channels)
+    if kind not in GENERATORS:
+        raise UsageError(f"method.generator: found {kind}, expected one of {', '.join(GENERATORS)}.")
+    return GENERATORS[kind](z_dim, width, size, channels)
 
 
-def renewed(net: nn.Module) -> nn.Module:
+def init_dcgan_weights(net: nn.Module) -> nn.Module:
     """`net` with the weights of DCGAN's beginning: N(0, 0.02), those of BatchNorm N(1, 0.02), and biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -190,7 +192,7 @@ def renewed(net: nn.Module) -> nn.Module:
     return net
 
 
-def side(image_size: tuple[int, int]) -> int:
+def square_side(image_size: tuple[int, int]) -> int:
     """The side in pixels of the images to make. Raises UsageError where they are not square."""
     height, width = image_size
     if height != width:

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError
 from compress.files import sha256
-from compress.models import is_own
-from compress.models.archive import kind_of
-from compress.models.blackbox import is_black_box
-from compress.models.card import Card
-from compress.models.foreign import from_weights, narrowed, recognised
-from compress.models.loading import find, load_model
-from compress.models.programs import EXPORTED
-from compress.models.published import PREFIXES
-from compress.models.recognise import recognise
-from compress.models.weights import Weights, read_weights
-from compress.models.wishes import Wishes, settle
+from compress.models.architecture_index import recognize_architecture
+from compress.models.card import ModelCard
+from compress.models.checkpoints import CheckpointWeights, read_checkpoint
+from compress.models.exported_programs import EXPORTED
+from compress.models.file_safety import detect_file_kind
+from compress.models.loading import load_model, resolve_model_path
+from compress.models.onnx_teacher import is_black_box
+from compress.models.overrides import ModelOverrides, apply_overrides
+from compress.models.pretrained import PRETRAINED_PREFIXES
+from compress.models.registry import is_user_code
+from compress.models.state_dicts import build_from_checkpoint, drop_unknown_keys, match_recognized
 
-FORMATS = {
+FORMAT_NAMES = {
     "onnx": "ONNX",
     "program": "torch.export program",
     "script": "TorchScript",
@@ -33,7 +33,7 @@ FORMATS = {
     "torch": "torch file",
 }
 #: tensors with NaN or infinity that are named, the rest is counted
-NAMED = 20
+MAX_LISTED = 20
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Inspection:
     same_as: tuple[str, ...] = ()  #: other names of that architecture
     candidates: tuple[str, ...] = ()  #: where several architectures fit
     problem: str | None = None  #: why it cannot be loaded as it stands, and what to do
-    card: Card | None = None
+    card: ModelCard | None = None
     params: int | None = None  #: learned numbers
     dtypes: dict[str, int] = field(default_factory=dict)  #: tensors by type of number
     non_finite: list[str] = field(default_factory=list)  #: tensors with NaN or infinity in them
-    facts: dict[str, Any] = field(default_factory=dict)  #: epoch, arch … as the file has them
+    metadata: dict[str, Any] = field(default_factory=dict)  #: epoch, arch … as the file has them
     sha256: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,70 +62,70 @@ class Inspection:
         return {**known, **own, "format": self.format, "sha256": self.sha256}
 
 
-def inspect_model(spec: str, wishes: Wishes) -> Inspection:
+def inspect_model(spec: str, wishes: ModelOverrides) -> Inspection:
     """What `spec` (see `load_model`) holds. Weights that fit no network, or several, are described, not refused.
 
     Raises UsageError where there is no such file or name, CompressError for a damaged or hostile file.
     """
-    named = spec.startswith(PREFIXES) or (is_own(spec) and not Path(spec).exists())
-    path = None if named else find(spec)
+    named = spec.startswith(PRETRAINED_PREFIXES) or (is_user_code(spec) and not Path(spec).exists())
+    path = None if named else resolve_model_path(spec)
     if path is None or path.is_dir():
-        return whole(spec, "published weights" if named else "model folder", wishes)
-    kind = kind_of(path)
+        return inspect_loaded_model(spec, "published weights" if named else "model folder", wishes)
+    kind = detect_file_kind(path)
     if kind != "weights":
-        return whole(spec, FORMATS[kind], wishes)
-    weights = read_weights(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
+        return inspect_loaded_model(spec, FORMAT_NAMES[kind], wishes)
+    weights = read_checkpoint(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
     found = Inspection(
         spec,
-        FORMATS.get(weights.container, weights.container),
+        FORMAT_NAMES.get(weights.container, weights.container),
         weights.wrapping,
         weights.has_ema,
-        facts=weights.facts,
+        metadata=weights.metadata,
         sha256=sha256(path),
     )
-    count(found, weights.state)
-    if weights.module is not None and wishes.arch is None:
-        found.card = load_model(spec, **vars(wishes))[1]
-        found.architecture, found.params = EXPORTED, parameters(weights.module)
+    count_tensors(found, weights.state)
+    if weights.module is not None and wishes.architecture is None:
+        found.card = load_model(spec, wishes)[1]
+        found.architecture, found.params = EXPORTED, count_parameters(weights.module)
     else:
-        fitted(found, path, weights, wishes)
+        match_architecture(found, path, weights, wishes)
     return found
 
 
-def whole(spec: str, form: str, wishes: Wishes) -> Inspection:
+def inspect_loaded_model(spec: str, form: str, wishes: ModelOverrides) -> Inspection:
     """A model that brings its card along, or is a program; of an ONNX file's numbers nothing is known."""
-    model, card = load_model(spec, **vars(wishes))
+    model, card = load_model(spec, wishes)
     found = Inspection(spec, form, architecture=card.architecture, card=card, sha256=card.sha256)
     if not is_black_box(model):
-        count(found, model.body.state_dict())
-        found.params = parameters(model.body)
+        count_tensors(found, model.body.state_dict())
+        found.params = count_parameters(model.body)
     return found
 
 
-def fitted(found: Inspection, path: Path, weights: Weights, wishes: Wishes) -> None:
+def match_architecture(found: Inspection, path: Path, weights: CheckpointWeights, wishes: ModelOverrides) -> None:
     """Find the network that the weights belong to, and see whether they fit."""
-    if wishes.arch is None:
+    if wishes.architecture is None:
         try:
-            match = recognised(path, narrowed(weights))
-            found.same_as = match.same
+            match = match_recognized(path, drop_unknown_keys(weights))
+            found.same_as = match.equivalents
         except UsageError:
-            found.candidates = recognise(narrowed(weights).state).candidates
+            found.candidates = recognize_architecture(drop_unknown_keys(weights).state).candidates
         except CompressError:
             pass  # told in full by the attempt below
     try:
-        model, card = from_weights(path, weights, wishes)
-        found.card = settle(card, wishes, found.model)
-        found.architecture, found.params = card.architecture, parameters(model)
+        model, card = build_from_checkpoint(path, weights, wishes)
+        found.card = apply_overrides(card, wishes, found.model)
+        found.architecture, found.params = card.architecture, count_parameters(model)
     except CompressError as error:
         found.problem = str(error).removeprefix(f"{path}: ")
 
 
-def count(found: Inspection, state: Mapping[str, Tensor]) -> None:
+def count_tensors(found: Inspection, state: Mapping[str, Tensor]) -> None:
     found.dtypes = dict(Counter(str(value.dtype).removeprefix("torch.") for value in state.values()))
     floats = {key: value for key, value in state.items() if value.is_floating_point()}
     found.params = sum(value.numel() for key, value in floats.items() if "running_" not in key)
-    found.non_finite = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())][:NAMED]
+    found.non_finite = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())][:MAX_LISTED]
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,149 +1,160 @@
-"""One door for every teacher: name, folder, run, a stranger's checkpoint, program -> a network and its card."""
+"""Load a model from a name, directory, run, checkpoint, exported program or module."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from torch import nn
 
-from compress.errors import CompressError, UsageError, nearest
+from compress.errors import CompressError, UsageError, suggest_nearest
 from compress.files import sha256
-from compress.models import body, is_own, network, task_of
-from compress.models.archive import kind_of
-from compress.models.blackbox import OnnxProgram, load_onnx
-from compress.models.card import Card
-from compress.models.fingerprint import CLASSES
-from compress.models.folder import is_model_folder, load_model_folder
-from compress.models.foreign import from_weights
+from compress.models.architecture_index import recognize_architecture
+from compress.models.card import ModelCard
+from compress.models.checkpoints import read_checkpoint
+from compress.models.exported_programs import infer_card, load_exported_program, load_torchscript
+from compress.models.file_safety import detect_file_kind
 from compress.models.network import Network
-from compress.models.programs import load_program, load_script, unknown
-from compress.models.published import PREFIXES, published
-from compress.models.segmenters import answer_hook
-from compress.models.weights import read_weights
-from compress.models.wishes import Wishes, settle
+from compress.models.onnx_teacher import OnnxTeacher, load_onnx_teacher
+from compress.models.overrides import ModelOverrides, apply_overrides
+from compress.models.pretrained import PRETRAINED_PREFIXES, default_preprocessing, load_pretrained
+from compress.models.registry import DEFAULT_CLASSES, MODULE_PREFIX, build_model, is_user_code, register_module
+from compress.models.segmentation import logits_hook
+from compress.models.serialization import is_model_directory, load_model_directory
+from compress.models.state_dicts import assumed_fields, build_from_checkpoint
 
-#: where a run folder keeps its models, the first found is taken
-RUN_PARTS = ("best", "student", "last")
+#: where a run directory contains its models; the first that exists is loaded
+RUN_SUBDIRS = ("best", "student", "last")
 
 
-def load_model(
-    spec: str,
-    *,
-    arch: str | None = None,
-    classes: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    grey: bool | None = None,
-    class_names: Sequence[str] | None = None,
-    trust_pickle: bool = False,
-    ema: bool = False,
-    resize: int | None = None,
-) -> tuple[Network, Card]:
-    """The model that `spec` names, in eval mode on the CPU: images [n, 3, h, w] in [0, 1] -> logits [n, classes], or
-    [n, classes, h, w] where the card's task is segmentation.
+def load_model(spec: str | Path | nn.Module, overrides: ModelOverrides | None = None) -> tuple[Network, ModelCard]:
+    """Load a model in eval mode on the CPU.
 
-    `spec`: `embedded/NAME`, a model folder, a run folder, a .pt/.pth/.safetensors file, a `torch.export` program
-    (.pt2), a TorchScript file, an .onnx file (which gives answers, no gradients), `torchvision/NAME` or `timm/NAME`
-    (with their published weights), or the user's own `package.module:factory`. The other arguments fill in, or
-    override, what the model does not say of itself.
+    Args:
+        spec: `embedded/NAME`, a model directory, a run directory, a .pt/.pth/.safetensors file, a `torch.export`
+            program (.pt2), a TorchScript file, an .onnx file (outputs only, no gradients), `torchvision/NAME` or
+            `timm/NAME` (published weights), `package.module:factory`, or a module. A module is copied. If its
+            tensors are those of a known architecture, its image size and normalization are assumed to be the usual
+            ones; else it needs `image_size`, and images in [0, 1] go in unchanged.
+        overrides: What the model does not say of itself, or says wrongly.
 
-    Raises UsageError for a request that cannot be right (no such file or name, another class count), CompressError for
-    a file that is damaged, hostile or does not fit.
+    Returns:
+        A network from RGB images [n, 3, h, w] in [0, 1] to logits [n, classes], or [n, classes, h, w] for segmentation,
+        and its card. `card.provenance["assumed"]` lists the fields that are assumptions.
+
+    Raises:
+        UsageError: The request cannot be right: no such file or name, or another class count.
+        CompressError: The file is damaged, unsafe or does not fit.
+
+    Example:
+        >>> network, card = load_model("embedded/fashion_wrn16_2")
+        >>> network(card.example_input()).shape
+        torch.Size([1, 10])
     """
-    wishes = Wishes(arch, classes, image_size, mean, std, grey, class_names, trust_pickle, ema, resize)
-    if spec.startswith(PREFIXES):
-        inner, card = published(spec)
-    elif is_own(spec) and not Path(spec).exists():
-        inner, card = own(spec, wishes)
+    overrides = overrides or ModelOverrides()
+    spec = register_module(spec) if isinstance(spec, nn.Module) else str(spec)
+    if spec.startswith(PRETRAINED_PREFIXES):
+        body, card = load_pretrained(spec)
+    elif spec.startswith(MODULE_PREFIX):
+        body, card = load_registered_module(spec, overrides)
+    elif is_user_code(spec) and not Path(spec).exists():
+        body, card = load_user_model(spec, overrides)
     else:
-        path = find(spec)
-        inner, card = load_folder(path, wishes) if path.is_dir() else load_file(path, wishes)
-    card = settle(card, wishes, spec)
-    return Network(inner, seen(inner, card)).eval(), card
+        path = resolve_model_path(spec)
+        body, card = load_directory(path, overrides) if path.is_dir() else load_file(path, overrides)
+    card = apply_overrides(card, overrides, spec)
+    network = Network(body, card_for_wrapper(body, card)).eval()
+    network.card = card
+    return network, card
 
 
-def seen(inner: nn.Module, card: Card) -> Card:
-    """The card by which a network prepares the images for `inner`: an ONNX file of our own export does that itself."""
-    if isinstance(inner, OnnxProgram) and inner.normalises:
-        return replace(card, mean=(0.0,) * 3, std=(1.0,) * 3, grey=False)
+def card_for_wrapper(body: nn.Module, card: ModelCard) -> ModelCard:
+    """The card by which images are normalized before `body`. ONNX files of ours normalize them inside."""
+    if isinstance(body, OnnxTeacher) and body.normalizes_input:
+        return replace(card, mean=(0.0,) * 3, std=(1.0,) * 3, grayscale=False)
     return card
 
 
-def find(spec: str) -> Path:
-    """The file or folder that `spec` means. Raises UsageError where there is none."""
+def resolve_model_path(spec: str) -> Path:
+    """The file or directory that `spec` names. Raises UsageError if it does not exist."""
     if spec.startswith("embedded/"):
-        name, known = spec.removeprefix("embedded/"), embedded_names()
+        name, known = spec.removeprefix("embedded/"), list_embedded_models()
         if name not in known:
             raise UsageError(
-                f"{spec}: no such embedded model{nearest(name, known)}; known: {', '.join(known) or 'none'}."
+                f"{spec}: no such embedded model{suggest_nearest(name, known)}; known: {', '.join(known) or 'none'}."
             )
-        return embedded_root() / name
+        return embedded_dir() / name
     path = Path(spec).expanduser()
     if not path.exists():
-        raise UsageError(f"{spec}: no such file or folder; see `compress models` for models known by name.")
+        raise UsageError(f"{spec}: no such file or directory; `compress models` lists the models with a name.")
     return path
 
 
-def embedded_root() -> Path:
+def embedded_dir() -> Path:
     return Path(str(resources.files("compress"))) / "embedded"
 
 
-def embedded_names() -> list[str]:
-    """Models shipped with the package: what may follow `embedded/`."""
-    return sorted(folder.name for folder in embedded_root().iterdir() if folder.is_dir() and is_model_folder(folder))
+def list_embedded_models() -> list[str]:
+    """Names of the models that the package contains, without `embedded/`."""
+    return sorted(path.name for path in embedded_dir().iterdir() if path.is_dir() and is_model_directory(path))
 
 
-def load_folder(folder: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
-    """The body in a model folder, or of the best model in a run folder."""
-    places = (folder, *(folder / part for part in RUN_PARTS))
-    found = next((place for place in places if is_model_folder(place)), None)
-    if found is None:
-        raise UsageError(f"{folder}: neither a model folder (config.json) nor a run with {', '.join(RUN_PARTS)} in it.")
-    model, card = load_model_folder(found, own=wishes.arch)
-    return model.body, card
+def load_directory(directory: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
+    """Load a model directory, or the best model of a run directory."""
+    candidates = (directory, *(directory / name for name in RUN_SUBDIRS))
+    existing = next((path for path in candidates if is_model_directory(path)), None)
+    if existing is None:
+        raise UsageError(
+            f"{directory}: found no model, expected config.json or a run with {', '.join(RUN_SUBDIRS)} in it."
+        )
+    network, card = load_model_directory(existing, user_code=overrides.architecture)
+    return network.body, card
 
 
-def own(spec: str, wishes: Wishes) -> tuple[nn.Module, Card]:
-    """A network that the user's own factory makes, weights and all."""
-    model = body(spec, classes=wishes.classes or CLASSES).eval()
-    return model, replace(unknown(model, spec, wishes), architecture=spec)
+def load_user_model(spec: str, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
+    """Build a network, weights included, with the user's `package.module:factory`."""
+    model = build_model(spec, classes=overrides.classes or DEFAULT_CLASSES).eval()
+    return model, replace(infer_card(model, spec, overrides), architecture=spec)
 
 
-def load_file(path: Path, wishes: Wishes) -> tuple[nn.Module, Card]:
-    """The body in a file: a program, weights of some architecture, or a module from a trusted pickle."""
-    kind = kind_of(path)
+def load_registered_module(spec: str, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
+    """Copy a module of the user and infer its card; a network that `load_model` returned has one."""
+    model = build_model(spec, classes=DEFAULT_CLASSES).eval()
+    if isinstance(model, Network):
+        return model.body, model.card
+    digest = spec.removeprefix(MODULE_PREFIX)
+    try:
+        match = recognize_architecture(model.state_dict())
+    except CompressError:
+        card = infer_card(model, spec, overrides)
+        provenance = {"assumed": [name for name in assumed_fields(overrides) if name != "image_size"]}
+        return model, replace(card, architecture=spec, provenance=provenance, sha256=digest)
+    usual = default_preprocessing(match.candidates[0], grayscale=match.channels == 1)
+    size = overrides.image_size or usual.image_size
+    card = infer_card(model, spec, replace(overrides, image_size=size, grayscale=match.channels == 1))
+    return model, replace(
+        card, architecture=spec, mean=usual.mean, std=usual.std, resize=usual.resize,
+        provenance={"assumed": assumed_fields(overrides)}, sha256=digest,
+    )  # fmt: skip
+
+
+def load_file(path: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
+    """Load a file: an exported program, weights of some architecture, or a module from a trusted pickle."""
+    kind = detect_file_kind(path)
     if kind == "onnx":
-        return load_onnx(path, wishes)
-    if kind == "script" and not wishes.trust_pickle:
+        return load_onnx_teacher(path, overrides)
+    if kind == "script" and not overrides.trust_pickle:
         raise CompressError(
             f"{path}: TorchScript can write any file when it runs; export it with torch.export (.pt2), or load it "
             "with --trust-pickle if you trust it."
         )
     if kind != "weights":
-        program, signature = load_program(path) if kind == "program" else load_script(path)
-        return program, replace(unknown(program, str(path), wishes, signature), sha256=sha256(path))
-    weights = read_weights(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
-    if weights.module is None or wishes.arch is not None:
-        return from_weights(path, weights, wishes)
-    weights.module.register_forward_hook(answer_hook)
-    card = unknown(weights.module, str(path), wishes)
+        program, signature = load_exported_program(path) if kind == "program" else load_torchscript(path)
+        return program, replace(infer_card(program, str(path), overrides, signature), sha256=sha256(path))
+    weights = read_checkpoint(path, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
+    if weights.module is None or overrides.architecture is not None:
+        return build_from_checkpoint(path, weights, overrides)
+    weights.module.register_forward_hook(logits_hook)
+    card = infer_card(weights.module, str(path), overrides)
     return weights.module, replace(card, sha256=sha256(path), class_names=weights.class_names)
-
-
-def new_model(architecture: str, *, like: Card) -> tuple[Network, Card]:
-    """A fresh network with random weights for the task, classes, image size and normalisation of `like`.
-
-    Raises UsageError for an architecture that is for another task.
-    """
-    task = task_of(architecture)
-    if task != like.task:
-        raise UsageError(
-            f"{architecture}: a network for {task}, expected one for {like.task}, as the teacher (or the data) is; "
-            "see `compress models`."
-        )
-    card = replace(like, architecture=architecture, metrics={}, provenance={}, sha256=None)
-    return network(card), card

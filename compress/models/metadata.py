@@ -8,46 +8,46 @@ from importlib import metadata
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.models.card import Card, read_card
+from compress.models.card import ModelCard, parse_card
 
 #: key under which the whole card stands as JSON; the other keys repeat parts of it for other readers
-CARD = "compress.card"
-INPUT = "images: float32 RGB, NCHW, values in [0, 1]; the graph normalises them itself"
-OUTPUTS = {
+CARD_KEY = "compress.card"
+INPUT_DESCRIPTION = "images: float32 RGB, NCHW, values in [0, 1]; the graph normalises them itself"
+OUTPUT_DESCRIPTIONS = {
     "classification": "logits: float32 [batch, classes], before softmax",
     "segmentation": "logits: float32 [batch, classes, height, width] at the images' size, before softmax",
 }
 
 
-def to_metadata(card: Card) -> dict[str, str]:
+def card_to_metadata(card: ModelCard) -> dict[str, str]:
     """What the metadata of an exported file says: what goes in, what comes out, what it means, where it came from."""
     height, width = card.image_size
     found = {
-        "producer": f"compress {metadata.version('compress')}",
+        "producer": f"compress {metadata.version('compress-distill')}",
         "task": card.task,
         "architecture": card.architecture,
-        "input": INPUT,
-        "output": OUTPUTS[card.task],
+        "input": INPUT_DESCRIPTION,
+        "output": OUTPUT_DESCRIPTIONS[card.task],
         "image_size": f"{height}x{width}",
         "resize": str(card.resize or max(card.image_size)),
         "colour_order": "RGB",
         "source_sha256": card.sha256 or "unknown",
-        "normalisation": json.dumps({"baked_in": True, "grey": card.grey, "mean": card.mean, "std": card.std}),
+        "normalisation": json.dumps({"baked_in": True, "grey": card.grayscale, "mean": card.mean, "std": card.std}),
         "classes": str(card.classes),
         "provenance": json.dumps(card.provenance, default=str),
-        CARD: json.dumps(card.as_dict(), default=str),
+        CARD_KEY: json.dumps(card.as_dict(), default=str),
     }
     if card.class_names is not None:
         found["class_names"] = json.dumps(card.class_names)
     return found
 
 
-def from_metadata(found: Mapping[str, str], where: Path) -> Card | None:
+def card_from_metadata(found: Mapping[str, str], where: Path) -> ModelCard | None:
     """The card in a file's metadata; None in a stranger's file. Raises CompressError for a card that is damaged."""
-    if CARD not in found:
+    if CARD_KEY not in found:
         return None
     try:
-        content = json.loads(found[CARD])
+        content = json.loads(found[CARD_KEY])
     except ValueError as error:
         raise CompressError(f"{where}: the card in its metadata is damaged ({error}); export it again.") from error
-    return read_card(content, where)
+    return parse_card(content, where)

@@ -1,4 +1,4 @@
-"""Folders of labelled images are the model's classes by their names, not by their order, where the names tell."""
+"""Folders of labeled images are the model's classes by their names, not by their order, where the names tell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from compress.data import open_images
 from compress.data.cache import build_cache
-from compress.data.classes import numbered, numbers
+from compress.data.class_mapping import map_labels, match_class_names
 from compress.errors import UsageError
 
 MODEL = ["cat", "Dog", "T-shirt/top"]
@@ -34,7 +34,7 @@ MODEL = ["cat", "Dog", "T-shirt/top"]
     ],
 )
 def test_names_tell_which_class_a_folder_is(names, classes, known, expected) -> None:
-    assert numbers(names, classes, known) == expected
+    assert match_class_names(names, classes, known) == expected
 
 
 def folder(at: Path, names: list[str]) -> Path:
@@ -46,10 +46,10 @@ def folder(at: Path, names: list[str]) -> Path:
 
 def labels(at: Path, tmp_path: Path, classes: int, known: list[str] | None) -> tuple[dict[int, int], list[str]]:
     """Grey level -> label, and what was said."""
-    images = open_images(str(at), root=None, split="val", labelled=True)
-    cached = build_cache(images, image_size=(8, 8), folder=tmp_path / "cache", views=1, say=lambda _: None)
+    images = open_images(str(at), root=None, split="val", labeled=True)
+    cached = build_cache(images, image_size=(8, 8), folder=tmp_path / "cache", views=1, progress=lambda _: None)
     said: list[str] = []
-    found = numbered(cached, classes, known, spec="mine", say=said.append)
+    found = map_labels(cached, classes, known, spec="mine", progress=said.append)
     assert found.labels is not None
     return dict(zip(found.pixels[:, 0, 0, 0].tolist(), found.labels.tolist(), strict=True)), said
 

@@ -22,9 +22,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
 from compress.data import cache, decoding, open_images
-from compress.data.cache import Cached, auto_views, build_cache
+from compress.data.cache import ImageCache, build_cache, choose_view_count
+from compress.data.dataset import ImageSet
 from compress.data.decoding import View
-from compress.data.images import Images
 from compress.errors import CompressError
 
 SIZES = [(40, 60), (60, 40), (32, 32), (1, 1), (7, 300), (300, 7), (31, 33), (128, 100)]
@@ -44,7 +44,7 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def built(pictures: Path, folder: Path, **options) -> Cached:
+def built(pictures: Path, folder: Path, **options) -> ImageCache:
     return build_cache(open_images(str(pictures)), image_size=(32, 32), folder=folder, **options)
 
 
@@ -54,7 +54,7 @@ def built(pictures: Path, folder: Path, **options) -> Cached:
 def test_one_view_is_the_centre_as_torchvision_cuts_it():
     for size, resize in (((60, 40), 32), ((40, 60), 32), ((64, 64), 40), ((100, 80), 40)):
         image = Image.fromarray(np.asarray(noise(4, 4).resize(size, Image.Resampling.BICUBIC)))
-        mine = View((32, 32), resize).rows(image, 0, range(1))[0][0]
+        mine = View((32, 32), resize).make_rows(image, 0, range(1))[0][0]
         small = vision.resize(vision.pil_to_tensor(image), [resize], antialias=True)
         theirs = vision.center_crop(small, [32, 32]).permute(1, 2, 0).numpy()
         assert np.abs(mine.astype(int) - theirs).mean() < 1.5
@@ -65,14 +65,14 @@ def test_one_view_is_the_centre_as_torchvision_cuts_it():
 def test_every_shape_of_picture_makes_rows_of_one_shape(image_size, views):
     for size in [*SIZES, (3001, 2), (333, 333)]:
         for seed in range(5):
-            rows, _ = View(image_size, None, views, seed).rows(noise(*size), 0, range(views))
+            rows, _ = View(image_size, None, views, seed).make_rows(noise(*size), 0, range(views))
             assert rows.shape == (views, *image_size, 3)
 
 
 def test_a_picture_that_is_too_small_is_enlarged_and_not_bent():
     image = Image.new("RGB", (10, 20), "black")
     image.paste("white", (0, 10, 10, 20))
-    pixels, _ = View((32, 32), 16).rows(image, 0, range(1))  # its short side would be 16, half of what is needed
+    pixels, _ = View((32, 32), 16).make_rows(image, 0, range(1))  # its short side would be 16, half of what is needed
     row = pixels[0, :, 0, 0]
     assert row[:14].max() == 0
     assert row[18:].min() == 255
@@ -85,7 +85,7 @@ def test_crops_have_every_scale_between_the_networks_size_and_the_whole_picture(
         "cut",
         lambda image, size, left, top, share, _: found.append((left, top, share)) or np.zeros((32, 32, 3)),
     )
-    View((32, 32), None, 2000, 7).rows(noise(640, 320), 3, range(2000))
+    View((32, 32), None, 2000, 7).make_rows(noise(640, 320), 3, range(2000))
     left, top, share = np.array(found).T
     assert share.min() >= 1
     assert share.max() <= 10
@@ -100,9 +100,9 @@ def test_crops_have_every_scale_between_the_networks_size_and_the_whole_picture(
 
 def test_a_row_depends_on_nothing_but_seed_image_and_view(tmp_path, pictures):
     all_ = built(pictures, tmp_path / "a", views=6, seed=3)
-    one, _ = View((32, 32), None, 6, 3).rows(open_images(str(pictures)).read(4), 4, range(2, 3))
+    one, _ = View((32, 32), None, 6, 3).make_rows(open_images(str(pictures)).read_image(4), 4, range(2, 3))
     assert np.array_equal(all_.pixels[4 * 6 + 2], one[0])
-    assert all_.origin.tolist() == [i for i in range(8) for _ in range(6)]
+    assert all_.source_index.tolist() == [i for i in range(8) for _ in range(6)]
     assert not np.array_equal(all_.pixels, built(pictures, tmp_path / "a", views=6, seed=4).pixels)
 
 
@@ -113,9 +113,9 @@ def test_grey_rows_have_no_colour(tmp_path, pictures):
 
 
 def test_few_images_are_seen_many_times_and_many_once():
-    assert [auto_views(n) for n in (1, 14, 4999, 5000, 50_000)] == [10_000, 715, 3, 1, 1]
-    assert auto_views(0) == 10_000
-    assert auto_views(7, target=70) == 10
+    assert [choose_view_count(n) for n in (1, 14, 4999, 5000, 50_000)] == [10_000, 715, 3, 1, 1]
+    assert choose_view_count(0) == 10_000
+    assert choose_view_count(7, target=70) == 10
 
 
 # Workers.
@@ -127,8 +127,8 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path, pictures, views, m
     (pictures / "broken.png").write_text("broken")
     made = []
     for workers in (1, 2, 5):
-        cached = built(pictures, tmp_path / str(workers), views=views, workers=workers, max_bad=0.5)
-        made.append((Path(cached.pixels.filename).read_bytes(), cached.origin.tolist(), cached.bad))  # type: ignore[attr-defined]
+        cached = built(pictures, tmp_path / str(workers), views=views, workers=workers, max_unreadable=0.5)
+        made.append((Path(cached.pixels.filename).read_bytes(), cached.source_index.tolist(), cached.unreadable))  # type: ignore[attr-defined]
     assert made[0] == made[1] == made[2]
 
 
@@ -140,14 +140,14 @@ def test_no_more_pieces_wait_than_workers_need():
         begun += 1
         return ""
 
-    for _ in decoding.in_turn(work, View((32, 32), None, 4).pieces(50), 2):
+    for _ in decoding.map_in_order(work, View((32, 32), None, 4).iter_pieces(50), 2):
         taken += 1
-        assert begun - taken <= decoding.AHEAD * 2 + 1
+        assert begun - taken <= decoding.PREFETCH * 2 + 1
     assert taken == 50
 
 
 def test_a_piece_fits_in_memory_however_large_the_rows():
-    pieces = list(View((512, 512), None, 100).pieces(1))
+    pieces = list(View((512, 512), None, 100).iter_pieces(1))
     assert max(len(views) for _, views in pieces) * 512 * 512 * 3 <= decoding.PIECE_BYTES
     assert [v for _, views in pieces for v in views] == list(range(100))
 
@@ -162,12 +162,14 @@ def broken(pictures: Path, *names: str) -> None:
 
 def test_bad_images_are_left_out_counted_and_named(tmp_path, pictures):
     broken(pictures, "1b.png", "5b.png")
-    cached = built(pictures, tmp_path / "a", max_bad=0.2)
+    cached = built(pictures, tmp_path / "a", max_unreadable=0.2)
     assert len(cached) == 8
-    assert cached.origin.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
-    assert [Path(name).name for name, _ in cached.bad] == ["1b.png", "5b.png"]
+    assert cached.source_index.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert [Path(name).name for name, _ in cached.unreadable] == ["1b.png", "5b.png"]
     (log,) = (tmp_path / "a").glob("*/bad.jsonl")
-    assert [json.loads(line)["image"] for line in log.read_text().splitlines()] == [name for name, _ in cached.bad]
+    assert [json.loads(line)["image"] for line in log.read_text().splitlines()] == [
+        name for name, _ in cached.unreadable
+    ]
 
 
 def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
@@ -175,8 +177,8 @@ def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "set" / name)
     broken(tmp_path / "set", "a/0.png")
-    images = open_images(str(tmp_path / "set"), labelled=True)
-    cached = build_cache(images, image_size=(4, 4), folder=tmp_path / "c", max_bad=0.5)
+    images = open_images(str(tmp_path / "set"), labeled=True)
+    cached = build_cache(images, image_size=(4, 4), folder=tmp_path / "c", max_unreadable=0.5)
     assert cached.labels is not None
     assert list(zip(cached.pixels[:, 0, 0, 0].tolist(), cached.labels.tolist(), strict=True)) == [
         (1, 0),
@@ -192,14 +194,14 @@ def test_more_bad_images_than_allowed_is_an_error_that_names_the_first_and_the_l
             CompressError, match=r"1 of 9 images cannot be read, more than the 1\.0%.*1b\.png.*bad\.jsonl"
         ):
             built(pictures, tmp_path / "a")
-    assert len(built(pictures, tmp_path / "a", max_bad=0.12)) == 8
+    assert len(built(pictures, tmp_path / "a", max_unreadable=0.12)) == 8
 
 
 def test_no_readable_image_is_an_error_whatever_is_allowed(tmp_path):
     (tmp_path / "set").mkdir()
     broken(tmp_path / "set", "1.png", "2.png")
     with pytest.raises(CompressError, match=r"none of the 2 images can be read; the first is .*1\.png"):
-        built(tmp_path / "set", tmp_path / "a", max_bad=1.0)
+        built(tmp_path / "set", tmp_path / "a", max_unreadable=1.0)
 
 
 # The cache as a whole.
@@ -225,14 +227,14 @@ def test_other_settings_or_other_data_are_another_cache(tmp_path, pictures):
 
 
 def test_a_subset_keeps_its_order_its_labels_and_another_fingerprint(tmp_path):
-    images = open_images("embedded/fashion", split="val").spread(50)
+    images = open_images("embedded/fashion", split="val").subsample(50)
     cached = build_cache(images, image_size=(28, 28), folder=tmp_path)
     part = cached.subset(np.array([7, 3, 40]))
     again = part.subset(np.array([2, 0]))
     assert (len(part), len(again)) == (3, 2)
     assert np.array_equal(again.gather(np.array([0, 1])), cached.pixels[[40, 7]])
     assert cached.labels is not None
-    found = again.targets_of(np.array([0, 1]))
+    found = again.gather_targets(np.array([0, 1]))
     assert found is not None
     assert found.tolist() == cached.labels[[40, 7]].tolist()
     assert len({cached.fingerprint, part.fingerprint, again.fingerprint}) == 3
@@ -265,7 +267,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, pictures, monkeypatch):
 def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, pictures, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    monkeypatch.setattr(Images, "read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageSet, "read", lambda *_: pytest.fail("decoded"))
     with pytest.raises(CompressError, match=r"the disk is full\); needs 0\.0 MB; make room"):
         built(pictures, tmp_path / "a")
 
@@ -320,7 +322,7 @@ def test_what_a_killed_process_left_is_cleared_and_made_again(tmp_path, pictures
     process.wait()
     (left,) = (tmp_path / "a").glob(".*.work*")
     place = tmp_path / "a" / left.name[1:].partition(".work")[0]
-    with cache.alone(place, lambda _: None) as locked, cache.working(place, sweep=locked):
+    with cache.alone(place, lambda _: None) as locked, cache.scratch_dir(place, sweep=locked):
         assert locked
         assert not left.exists()
     assert len(built(pictures, tmp_path / "a")) == 8

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from compress.data import NAMES, BadImage, Images, open_images
+from compress.data import NAMES, ImageSet, UnreadableImageError, open_images
 from compress.errors import CompressError
 
 #: every pixel another number from 0 up, in a picture of 5x7
@@ -58,12 +58,12 @@ def cityscapes(root: Path) -> None:
 SETS = {"voc": voc, "sbd": sbd, "cityscapes": cityscapes}
 
 
-def opened(name: str, root: Path, split: str = "train", *, labelled: bool = True) -> Images:
-    return open_images(name, root=root, split=split, labelled=labelled)
+def opened(name: str, root: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
+    return open_images(name, root=root, split=split, labeled=labeled)
 
 
-def shade(images: Images, i: int) -> int:
-    return int(np.asarray(images.read(i))[0, 0, 0])
+def shade(images: ImageSet, i: int) -> int:
+    return int(np.asarray(images.read_image(i))[0, 0, 0])
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -72,7 +72,7 @@ def test_pictures_and_masks_are_paired_in_the_order_of_names(tmp_path, name):
     train, val = opened(name, tmp_path), opened(name, tmp_path, "val")
     assert [shade(train, i) for i in range(len(train))] == pytest.approx([0, 100], abs=3)
     assert [shade(val, i) for i in range(len(val))] == pytest.approx([200], abs=3)
-    assert train.mask(1).shape == (5, 7)
+    assert train.read_mask(1).shape == (5, 7)
     assert train.fingerprint() != val.fingerprint()
     assert "segmentation" in NAMES[name]
 
@@ -80,7 +80,7 @@ def test_pictures_and_masks_are_paired_in_the_order_of_names(tmp_path, name):
 def test_voc_keeps_its_indices_and_ignores_its_borders(tmp_path):
     voc(tmp_path)
     images = opened("voc", tmp_path)
-    assert np.array_equal(images.mask(0), np.where(NUMBERS > 20, 255, NUMBERS))
+    assert np.array_equal(images.read_mask(0), np.where(NUMBERS > 20, 255, NUMBERS))
     assert images.class_names is not None
     assert (len(images.class_names), images.class_names[0], images.class_names[15]) == (21, "background", "person")
 
@@ -99,13 +99,13 @@ def test_sbds_masks_come_from_their_matlab_files_as_torchvision_reads_them(tmp_p
     sbd(tmp_path)
     images = opened("sbd", tmp_path)
     theirs = np.asarray(SBDataset(str(tmp_path / "sbd"), "train", "segmentation")[0][1])
-    assert np.array_equal(images.mask(1), theirs)
-    assert np.array_equal(images.mask(1), np.minimum(NUMBERS, 20))
+    assert np.array_equal(images.read_mask(1), theirs)
+    assert np.array_equal(images.read_mask(1), np.minimum(NUMBERS, 20))
     whole = (tmp_path / "sbd" / "cls" / "a.mat").read_bytes()
     for left in (0, 60, 200):
         (tmp_path / "sbd" / "cls" / "a.mat").write_bytes(whole[:left])
-        with pytest.raises(BadImage):
-            images.mask(0)
+        with pytest.raises(UnreadableImageError):
+            images.read_mask(0)
 
 
 def test_cityscapes_ids_become_the_nineteen_classes_that_are_trained(tmp_path):
@@ -114,7 +114,7 @@ def test_cityscapes_ids_become_the_nineteen_classes_that_are_trained(tmp_path):
     trained = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = np.full(35, 255)
     expected[trained] = np.arange(19)
-    assert images.mask(0).ravel().tolist() == expected.tolist()
+    assert images.read_mask(0).ravel().tolist() == expected.tolist()
     assert images.class_names is not None
     assert (len(images.class_names), images.class_names[0], images.class_names[18]) == (19, "road", "bicycle")
 
@@ -124,8 +124,8 @@ def test_as_strange_images_their_masks_are_not_asked_for(tmp_path, name):
     SETS[name](tmp_path)
     for path in [*tmp_path.rglob("*.mat"), *tmp_path.rglob("*labelIds.png"), *tmp_path.rglob("SegmentationClass/*")]:
         path.unlink()
-    images = opened(name, tmp_path, labelled=False)
-    assert (len(images), images.masks) == (2, None)
+    images = opened(name, tmp_path, labeled=False)
+    assert (len(images), images.open_mask) == (2, None)
     with pytest.raises(CompressError, match=rf"{name}: .* is missing \(2 of 4 files\); unpack"):
         opened(name, tmp_path)
 

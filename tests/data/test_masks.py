@@ -7,24 +7,24 @@ import pytest
 from PIL import Image
 
 from compress.data import open_images
-from compress.data.batches import Batches, in_order
-from compress.data.cache import Cached, build_cache
-from compress.data.images import BadImage, Images
+from compress.data.batches import Batches, iter_batches
+from compress.data.cache import ImageCache, build_cache
+from compress.data.dataset import ImageSet, UnreadableImageError
 from compress.errors import CompressError
 
 
-def painted(sizes: list[tuple[int, int]], classes: int = 6, names: bool = True) -> Images:
+def painted(sizes: list[tuple[int, int]], classes: int = 6, names: bool = True) -> ImageSet:
     """Images whose every pixel tells its class: the red channel is forty times the mask."""
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, classes, (-(-h // 8), -(-w // 8))), np.ones((8, 8)))[:h, :w] for w, h in sizes]
     pictures = [np.stack([40 * m, 0 * m, 0 * m], 2).astype(np.uint8) for m in masks]
-    return Images(
+    return ImageSet(
         "painted", [f"picture {i}" for i in range(len(sizes))], lambda i: Image.fromarray(pictures[i]), "1",
-        class_names=[str(c) for c in range(classes)] if names else None, masks=lambda i: masks[i].astype(np.uint8),
+        class_names=[str(c) for c in range(classes)] if names else None, open_mask=lambda i: masks[i].astype(np.uint8),
     )  # fmt: skip
 
 
-def built(images: Images, folder, **settings) -> Cached:
+def built(images: ImageSet, folder, **settings) -> ImageCache:
     return build_cache(images, image_size=settings.pop("image_size", (32, 32)), folder=folder, **settings)
 
 
@@ -44,10 +44,10 @@ def test_augmentation_moves_image_and_mask_together(tmp_path):
     batches = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,), augment=True)
     plain = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,))
     for position in range(5):
-        pixels, targets, _ = batches.at(position)
+        pixels, targets, _ = batches.batch_at(position)
         assert targets is not None
         assert (pixels[:, 0].long() == 40 * targets).all()
-    assert (plain.at(0)[1] != batches.at(0)[1]).any()
+    assert (plain.batch_at(0)[1] != batches.batch_at(0)[1]).any()
 
 
 def test_whole_images_are_padded_with_what_nobody_judges(tmp_path):
@@ -63,7 +63,7 @@ def test_whole_images_are_padded_with_what_nobody_judges(tmp_path):
 
 def test_what_is_measured_comes_with_its_masks(tmp_path):
     cached = built(painted([(32, 32)] * 5), tmp_path)
-    batches = list(in_order(cached, 2))
+    batches = list(iter_batches(cached, 2))
     assert [tuple(targets.shape) for _, targets in batches] == [(2, 32, 32), (2, 32, 32), (1, 32, 32)]
     assert cached.count_classes() == 6
     assert built(painted([(32, 32)] * 5, classes=4, names=False), tmp_path).count_classes() == 4
@@ -78,15 +78,17 @@ def test_masks_are_read_as_palette_indices(tmp_path):
     palette.save(tmp_path / "palette.png")
     image.save(tmp_path / "grey.png")
     for name in ("palette.png", "grey.png"):
-        assert (one(tmp_path / name).mask(0) == values).all()
+        assert (one(tmp_path / name).read_mask(0) == values).all()
     Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
-    with pytest.raises(BadImage, match="mode RGB; expected one channel"):
-        one(tmp_path / "colour.png").mask(0)
+    with pytest.raises(UnreadableImageError, match="mode RGB; expected one channel"):
+        one(tmp_path / "colour.png").read_mask(0)
 
 
-def one(mask, size: tuple[int, int] = (4, 4)) -> Images:
+def one(mask, size: tuple[int, int] = (4, 4)) -> ImageSet:
     names = ["a", "b", "c"]
-    return Images("one", ["first"], lambda i: Image.new("RGB", size), "1", class_names=names, masks=lambda i: mask)
+    return ImageSet(
+        "one", ["first"], lambda i: Image.new("RGB", size), "1", class_names=names, open_mask=lambda i: mask
+    )
 
 
 def test_a_strange_value_is_an_error_that_names_the_image(tmp_path):
@@ -101,7 +103,7 @@ def test_a_mask_of_another_size_is_an_error(tmp_path):
 
 
 def test_out_of_domain_images_come_without_their_masks():
-    assert painted([(8, 8)]).bare().masks is None
+    assert painted([(8, 8)]).without_labels().open_mask is None
 
 
 def test_sizes_come_from_headers_and_stand_upright(tmp_path):
@@ -111,23 +113,23 @@ def test_sizes_come_from_headers_and_stand_upright(tmp_path):
     image.save(tmp_path / "lying.jpg", exif=exif)
     image.save(tmp_path / "plain.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    assert sorted(open_images(str(tmp_path)).sizes()) == [(20, 30), (30, 20)]
+    assert sorted(open_images(str(tmp_path)).iter_sizes()) == [(20, 30), (30, 20)]
 
 
 # The embedded scenes.
 
 
 def test_scenes_are_the_same_every_time_and_hold_what_they_say():
-    train, val = (open_images("embedded/fashion-scenes", split=split, labelled=True) for split in ("train", "val"))
+    train, val = (open_images("embedded/fashion-scenes", split=split, labeled=True) for split in ("train", "val"))
     assert (len(train), len(val)) == (10_000, 1_000)
     assert train.class_names is not None
     assert train.class_names[0] == "background"
     assert len(train.class_names) == 11
-    again = open_images("embedded/fashion-scenes", split="train", labelled=True)
-    assert np.array_equal(np.asarray(train.read(17)), np.asarray(again.read(17)))
-    assert np.array_equal(train.mask(17), again.mask(17))
-    assert not np.array_equal(np.asarray(train.read(17)), np.asarray(val.read(17)))
-    masks = np.stack([train.mask(i) for i in range(200)])
+    again = open_images("embedded/fashion-scenes", split="train", labeled=True)
+    assert np.array_equal(np.asarray(train.read_image(17)), np.asarray(again.read_image(17)))
+    assert np.array_equal(train.read_mask(17), again.read_mask(17))
+    assert not np.array_equal(np.asarray(train.read_image(17)), np.asarray(val.read_image(17)))
+    masks = np.stack([train.read_mask(i) for i in range(200)])
     shares = np.bincount(masks.ravel(), minlength=11) / masks.size
     assert 0.5 < shares[0] < 0.9
     assert shares[1:].min() > 0.005

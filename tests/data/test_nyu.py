@@ -12,15 +12,15 @@ import pytest
 from miniature import FORTY, IN_13, MAPPED, RAW, frames, write_frames, write_mappings, write_nyu, write_splits
 from scipy.io import savemat
 
-from compress.data import NAMES, Images, open_images
-from compress.data.nyu import CLASSES, THIRTEEN
+from compress.data import NAMES, ImageSet, open_images
+from compress.data.nyu import CLASS_OF_40_IN_13, CLASSES
 from compress.errors import CompressError, UsageError
 
 FRAMES = "nyu_depth_v2_labeled.mat"
 
 
-def opened(root: Path, name: str = "nyuv2", split: str = "train", labelled: bool = True) -> Images:
-    return open_images(name, root=root, split=split, labelled=labelled)
+def opened(root: Path, name: str = "nyuv2", split: str = "train", labeled: bool = True) -> ImageSet:
+    return open_images(name, root=root, split=split, labeled=labeled)
 
 
 def test_frames_are_read_upright_with_the_thirteen_classes(tmp_path):
@@ -31,9 +31,9 @@ def test_frames_are_read_upright_with_the_thirteen_classes(tmp_path):
         assert found.class_names == CLASSES
         assert found.labels is None
         for i, frame in enumerate(range(first, 7, 2)):
-            assert found.item(i) == f"nyuv2/{frame + 1:04}"
-            assert np.array_equal(np.asarray(found.read(i)), images[frame])
-            assert np.array_equal(found.mask(i), table[labels[frame]])
+            assert found.name_of(i) == f"nyuv2/{frame + 1:04}"
+            assert np.array_equal(np.asarray(found.read_image(i)), images[frame])
+            assert np.array_equal(found.read_mask(i), table[labels[frame]])
 
 
 def test_forty_classes_are_the_mapping_itself_counted_from_nought(tmp_path):
@@ -41,23 +41,23 @@ def test_forty_classes_are_the_mapping_itself_counted_from_nought(tmp_path):
     found = opened(tmp_path, "nyuv2-40")
     assert found.class_names == FORTY
     expected = np.array([255, *[number - 1 if number else 255 for number in MAPPED]], dtype=np.uint8)
-    assert np.array_equal(found.mask(1), expected[labels[2]])
+    assert np.array_equal(found.read_mask(1), expected[labels[2]])
 
 
 def test_the_thirteen_classes_agree_with_the_names_of_the_forty():
     """Whose name is among the thirteen, or nearly, is mapped to it."""
     same = {name: name for name in ("bed", "books", "ceiling", "chair", "floor", "picture", "sofa", "table", "wall")}
     for name, its in {**same, "window": "window", "television": "tv", "lamp": "objects", "desk": "table"}.items():
-        assert CLASSES[THIRTEEN[FORTY.index(name)] - 1] == its
-    assert sorted(set(THIRTEEN)) == list(range(1, 14))
+        assert CLASSES[CLASS_OF_40_IN_13[FORTY.index(name)] - 1] == its
+    assert sorted(set(CLASS_OF_40_IN_13)) == list(range(1, 14))
 
 
 def test_the_file_of_the_thirteen_classes_is_read_where_it_is_there(tmp_path):
     _, labels = write_nyu(tmp_path)
-    other = np.array([list(THIRTEEN)], dtype=np.uint8)
+    other = np.array([list(CLASS_OF_40_IN_13)], dtype=np.uint8)
     other[0, 0] = 13  # walls become windows
     savemat(tmp_path / "class13Mapping.mat", {"classMapping13": {"labels13": other, "class13": CLASSES}})
-    masks = opened(tmp_path).mask(0)
+    masks = opened(tmp_path).read_mask(0)
     assert set(masks[labels[0] == 1]) == {12}
     savemat(tmp_path / "class13Mapping.mat", {"classMapping13": {"labels13": other[:, :39]}})
     with pytest.raises(CompressError, match=r"class13Mapping\.mat: labels13: expected 40 classes"):
@@ -82,22 +82,23 @@ def test_only_the_frames_that_are_asked_for_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(h5py.Dataset, "__getitem__", watched)
     found = opened(tmp_path, split="val")
     assert read == []
-    found.read(1)
-    found.mask(2)
+    found.read_image(1)
+    found.read_mask(2)
     assert read == [("/images", 3), ("/labels", 5)]
 
 
 def test_many_threads_read_what_one_reads(tmp_path):
     images, _ = write_nyu(tmp_path, 24)
     found = opened(tmp_path)
-    alone = [found.mask(i) for i in range(12)]
+    alone = [found.read_mask(i) for i in range(12)]
     start = threading.Barrier(8)
 
     def work(k: int) -> bool:
         start.wait()
         order = np.random.default_rng(k).permutation(12)
         return all(
-            np.array_equal(found.read(int(i)), images[2 * i]) and np.array_equal(found.mask(int(i)), alone[i])
+            np.array_equal(found.read_image(int(i)), images[2 * i])
+            and np.array_equal(found.read_mask(int(i)), alone[i])
             for i in order
         )
 
@@ -108,23 +109,23 @@ def test_many_threads_read_what_one_reads(tmp_path):
 def test_a_process_that_forked_reads_what_its_parent_reads(tmp_path):
     images, _ = write_nyu(tmp_path)
     found = opened(tmp_path)
-    found.read(0)
+    found.read_image(0)
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     # As few threads as possible may run where a process forks.
-    child = context.Process(target=lambda: answers.put([np.asarray(found.read(i)) for i in range(4)]))
+    child = context.Process(target=lambda: answers.put([np.asarray(found.read_image(i)) for i in range(4)]))
     child.start()
     for i, pixels in enumerate(answers.get(timeout=60)):
         assert np.array_equal(pixels, images[2 * i])
-        assert np.array_equal(found.read(i), images[2 * i])
+        assert np.array_equal(found.read_image(i), images[2 * i])
     child.join()
 
 
-def test_unlabelled_frames_need_no_mapping(tmp_path):
+def test_unlabeled_frames_need_no_mapping(tmp_path):
     write_nyu(tmp_path)
     (tmp_path / "classMapping40.mat").unlink()
-    found = opened(tmp_path, labelled=False)
-    assert (len(found), found.masks, found.class_names) == (4, None, None)
+    found = opened(tmp_path, labeled=False)
+    assert (len(found), found.open_mask, found.class_names) == (4, None, None)
 
 
 def test_other_classes_splits_and_files_have_another_fingerprint(tmp_path):
@@ -190,7 +191,7 @@ def test_a_file_cut_short_is_one_sentence(tmp_path, left):
 
 
 def test_a_damaged_frame_is_one_bad_image(tmp_path):
-    from compress.data import BadImage
+    from compress.data import UnreadableImageError
 
     images, _ = write_nyu(tmp_path)
     import h5py
@@ -201,9 +202,9 @@ def test_a_damaged_frame_is_one_bad_image(tmp_path):
     content[512 + place.byte_offset + 10 : 512 + place.byte_offset + 200] = bytes(190)
     (tmp_path / FRAMES).write_bytes(content)
     found = opened(tmp_path)
-    with pytest.raises(BadImage):
-        found.read(0)
-    assert np.array_equal(found.read(1), images[2])
+    with pytest.raises(UnreadableImageError):
+        found.read_image(0)
+    assert np.array_equal(found.read_image(1), images[2])
 
 
 def test_a_file_of_another_structure_is_refused_by_what_was_found(tmp_path):
@@ -234,9 +235,9 @@ def test_a_label_beyond_the_names_is_told_with_its_frame(tmp_path):
     labels[2, 3, 3] = 900
     write_frames(tmp_path / FRAMES, images, labels)
     found = opened(tmp_path)
-    found.mask(0)
+    found.read_mask(0)
     with pytest.raises(CompressError, match=r"frame 3 has the label 900; expected 0 to 8"):
-        found.mask(1)
+        found.read_mask(1)
 
 
 def test_a_split_that_is_none_is_refused(tmp_path):

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from compress.data import NAMES, BadImage, open_images
-from compress.data.folders import natural
-from compress.data.images import Images
+from compress.data import NAMES, UnreadableImageError, open_images
+from compress.data.dataset import ImageSet
+from compress.data.folders import natural_sort_key
 from compress.errors import CompressError, UsageError
 
 
@@ -28,14 +28,14 @@ def picture(path: Path, value: int = 0) -> Path:
     return path
 
 
-def value(images: Images, i: int) -> int:
-    found = images.read(i).getpixel((0, 0))
+def value(images: ImageSet, i: int) -> int:
+    found = images.read_image(i).getpixel((0, 0))
     assert isinstance(found, tuple)
     return found[0]
 
 
-def names(images: Images) -> list[str]:
-    return [Path(images.item(i)).name for i in range(len(images))]
+def names(images: ImageSet) -> list[str]:
+    return [Path(images.name_of(i)).name for i in range(len(images))]
 
 
 # Folders.
@@ -55,7 +55,7 @@ def test_a_folder_is_read_at_any_depth_in_natural_order(tmp_path):
 
 def test_names_that_differ_in_zeros_or_case_only_have_an_order_of_their_own():
     same = ["a01.png", "a1.png", "A1.png", "a001.png", "a²3.png", "٣.png"]
-    orders = [sorted(same[i:] + same[:i], key=lambda name: natural(Path(name))) for i in range(len(same))]
+    orders = [sorted(same[i:] + same[:i], key=lambda name: natural_sort_key(Path(name))) for i in range(len(same))]
     assert all(order == orders[0] for order in orders)
 
 
@@ -68,10 +68,10 @@ def test_a_pool_of_pictures_written_by_a_run_is_a_folder_like_any(tmp_path):
 def test_the_top_folders_are_the_classes_in_the_order_of_image_folder(tmp_path):
     for name in ("cat/1.png", "cat/deep/2.png", "10/3.png", "9/4.png"):
         picture(tmp_path / name)
-    images = open_images(str(tmp_path), labelled=True)
+    images = open_images(str(tmp_path), labeled=True)
     assert images.class_names == ImageFolder(str(tmp_path)).classes == ["10", "9", "cat"]
     assert images.labels is not None
-    assert {item.split("/")[-2]: label for item, label in zip(images.items, images.labels.tolist(), strict=True)} == {
+    assert {item.split("/")[-2]: label for item, label in zip(images.names, images.labels.tolist(), strict=True)} == {
         "10": 0, "9": 1, "cat": 2, "deep": 2,
     }  # fmt: skip
     assert images.labels.dtype == np.int64
@@ -80,7 +80,7 @@ def test_the_top_folders_are_the_classes_in_the_order_of_image_folder(tmp_path):
 def test_pictures_without_a_class_folder_mean_no_labels(tmp_path):
     picture(tmp_path / "cat" / "1.png")
     picture(tmp_path / "2.png")
-    assert open_images(str(tmp_path), labelled=True).labels is None
+    assert open_images(str(tmp_path), labeled=True).labels is None
 
 
 def test_a_folder_with_parts_is_taken_by_its_split(tmp_path):
@@ -103,8 +103,8 @@ def test_a_link_to_nowhere_is_a_bad_image_not_a_missing_one(tmp_path):
     (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
     images = open_images(str(tmp_path))
     assert len(images) == 2
-    with pytest.raises(BadImage):
-        images.read(1)
+    with pytest.raises(UnreadableImageError):
+        images.read_image(1)
 
 
 def test_names_with_spaces_and_broken_letters_are_read(tmp_path):
@@ -240,9 +240,9 @@ class Torchvisions:
         return Image.new("L", (2, 2), len(self.split)), 0
 
 
-def test_training_with_labels_takes_the_labelled_part_of_stl10(tmp_path, monkeypatch):
+def test_training_with_labels_takes_the_labeled_part_of_stl10(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.STL10", Torchvisions)
-    strange, known = (open_images("stl10", root=tmp_path, labelled=labelled) for labelled in (False, True))
+    strange, known = (open_images("stl10", root=tmp_path, labeled=labeled) for labeled in (False, True))
     assert (value(strange, 0), value(known, 0)) == (len("unlabeled"), len("train"))
     assert strange.labels is None
     assert known.labels is not None
@@ -256,8 +256,8 @@ def test_a_named_set_of_files_names_them_and_is_read_by_our_reader(tmp_path, mon
     images = open_images("food101", root=tmp_path)
     assert names(images) == ["0.png", "1.png"]
     assert value(images, 0) == 9
-    with pytest.raises(BadImage):
-        images.read(1)
+    with pytest.raises(UnreadableImageError):
+        images.read_image(1)
 
 
 def test_a_set_without_a_part_for_measuring_says_so(tmp_path):
@@ -293,7 +293,7 @@ def test_shards_group_by_key_and_bring_their_labels(tmp_path):
         assert [value(images, i) for i in range(len(images))] == [1, 2, 3]
         assert images.labels is not None
         assert images.labels.tolist() == [7, 3, 0]
-    assert images.item(2) == f"{tmp_path}/s-001.tar:a/0001.png"
+    assert images.name_of(2) == f"{tmp_path}/s-001.tar:a/0001.png"
 
 
 def test_shards_agree_with_webdataset(tmp_path):
@@ -311,7 +311,7 @@ def test_shards_agree_with_webdataset(tmp_path):
     theirs = [(sample["png"], int(sample["cls"])) for sample in samples]
     images = open_images(str(path))
     assert images.labels is not None
-    mine = [(np.asarray(images.read(i))[0, 0, 0], int(images.labels[i])) for i in range(len(images))]
+    mine = [(np.asarray(images.read_image(i))[0, 0, 0], int(images.labels[i])) for i in range(len(images))]
     assert mine == [(np.asarray(Image.open(io.BytesIO(content)))[0, 0], label) for content, label in theirs]
 
 
@@ -345,8 +345,8 @@ def test_a_compressed_or_a_broken_shard_is_refused_by_name(tmp_path):
 def test_a_damaged_image_in_a_shard_is_one_bad_image(tmp_path):
     images = open_images(str(shard(tmp_path / "s.tar", [("1.png", png(1)), ("2.png", png(2)[:40])])))
     assert value(images, 0) == 1
-    with pytest.raises(BadImage):
-        images.read(1)
+    with pytest.raises(UnreadableImageError):
+        images.read_image(1)
 
 
 # The hub.
@@ -397,7 +397,7 @@ def test_embedded_fashion_is_balanced_and_needs_no_pickle():
         assert np.bincount(images.labels).tolist() == [each] * 10
         assert images.class_names is not None
         assert len(images.class_names) == 10
-    assert train.read(0).size == (28, 28)
+    assert train.read_image(0).size == (28, 28)
 
 
 ORIGINAL = Path("/usr/share/datasets/fashion-mnist")
@@ -406,9 +406,9 @@ ORIGINAL = Path("/usr/share/datasets/fashion-mnist")
 @pytest.mark.skipif(not ORIGINAL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_embedded_fashion_is_what_its_script_makes(tmp_path):
     from compress.data.embedded import FASHION
-    from compress.embedded.make_fashion import make
+    from compress.embedded.make_fashion import write_fashion
 
-    make(ORIGINAL, tmp_path / "made.npz")
+    write_fashion(ORIGINAL, tmp_path / "made.npz")
     with np.load(FASHION, allow_pickle=False) as shipped, np.load(tmp_path / "made.npz", allow_pickle=False) as made:
         assert sorted(shipped.files) == sorted(made.files)
         assert sorted(shipped.files) == ["train_images", "train_labels", "val_images", "val_labels"]
@@ -419,8 +419,8 @@ def test_embedded_photos_are_all_there_and_named_in_the_notice():
     from compress.data.embedded import PHOTOS
 
     images = open_images("embedded/photos")
-    assert [images.item(i) for i in range(len(images))] == list(PHOTOS)
-    assert all(min(images.read(i).size) >= 300 for i in range(len(images)))
+    assert [images.name_of(i) for i in range(len(images))] == list(PHOTOS)
+    assert all(min(images.read_image(i).size) >= 300 for i in range(len(images)))
     notice = (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
     assert all(name in notice for name in PHOTOS)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data import BadImage, Images, open_images
+from compress.data import ImageSet, UnreadableImageError, open_images
 from compress.errors import CompressError, UsageError
 
 
@@ -28,8 +28,8 @@ def write(folder: Path, name: str = "a", *, mask: np.ndarray | None = None, part
     image.save(folder / part / "masks" / f"{name}.png")
 
 
-def opened(folder: Path, split: str = "train", *, labelled: bool = True) -> Images:
-    return open_images(str(folder), split=split, labelled=labelled)
+def opened(folder: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
+    return open_images(str(folder), split=split, labeled=labeled)
 
 
 VALUES = np.array([[0, 1, 2, 3, 255, 0]] * 4, dtype=np.uint8)
@@ -41,11 +41,11 @@ def test_grey_values_and_palette_indices_are_the_classes(tmp_path, mode):
     write(tmp_path, "img2", mask=VALUES, mode=mode)
     (tmp_path / "classes.txt").write_text("\ufefffloor\nwall \n bed\nlamp\n\n", encoding="utf-8")
     images = opened(tmp_path)
-    assert [Path(images.item(i)).name for i in range(2)] == ["img2.jpg", "img10.jpg"]
-    assert np.array_equal(images.mask(0), VALUES)
+    assert [Path(images.name_of(i)).name for i in range(2)] == ["img2.jpg", "img10.jpg"]
+    assert np.array_equal(images.read_mask(0), VALUES)
     assert images.class_names == ["floor", "wall", "bed", "lamp"]
     assert images.labels is None
-    assert images.read(0).size == (6, 4)
+    assert images.read_image(0).size == (6, 4)
 
 
 def png(values: list[list[int]], bits: int, colour: int = 0) -> bytes:
@@ -70,14 +70,14 @@ def test_masks_of_few_bits_hold_their_numbers_unstretched(tmp_path, bits, colour
     values = [[(x + 3 * y) % (1 << bits) for x in range(6)] for y in range(4)]
     write(tmp_path)
     (tmp_path / "masks" / "a.png").write_bytes(png(values, bits, colour))
-    assert opened(tmp_path).mask(0).tolist() == values
+    assert opened(tmp_path).read_mask(0).tolist() == values
 
 
 def test_masks_are_found_at_any_depth_by_the_same_name(tmp_path):
     for k, name in enumerate(["room/1", "room/2.left", "hall/1"]):
         write(tmp_path, name, mask=np.full((4, 6), k, dtype=np.uint8))
     images = opened(tmp_path)
-    assert [int(images.mask(i)[0, 0]) for i in range(3)] == [2, 0, 1]  # hall/1, room/1, room/2.left
+    assert [int(images.read_mask(i)[0, 0]) for i in range(3)] == [2, 0, 1]  # hall/1, room/1, room/2.left
     assert images.class_names is None
 
 
@@ -90,8 +90,8 @@ def test_parts_are_taken_by_their_split(tmp_path, layout, held_out):
             folder = tmp_path / "data" / layout.format(split=split).replace("images", kind)
             folder.parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "made" / kind).rename(folder)
-    assert [int(opened(tmp_path / "data", split).mask(0).max()) for split in ("train", "val")] == [0, 1]
-    assert Path(opened(tmp_path / "data", "val", labelled=False).item(0)).stem == held_out
+    assert [int(opened(tmp_path / "data", split).read_mask(0).max()) for split in ("train", "val")] == [0, 1]
+    assert Path(opened(tmp_path / "data", "val", labeled=False).name_of(0)).stem == held_out
 
 
 @pytest.mark.parametrize("part", ["train", ""])
@@ -100,9 +100,9 @@ def test_as_strange_images_only_the_pictures_count(tmp_path, part):
     (tmp_path / part / "masks" / "a.png").write_text("whatever")
     (tmp_path / part / "masks" / "b.png").write_text("whatever")
     for split in ("train", "val"):
-        images = opened(tmp_path, split, labelled=False)
-        assert [Path(item).name for item in images.items] == ["a.jpg"]
-        assert images.masks is None
+        images = opened(tmp_path, split, labeled=False)
+        assert [Path(item).name for item in images.names] == ["a.jpg"]
+        assert images.open_mask is None
 
 
 def test_nothing_is_measured_on_what_was_trained_on(tmp_path):
@@ -124,7 +124,7 @@ def test_a_picture_on_its_side_has_the_mask_of_the_picture_upright(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.jpg", exif=exif)
     images = opened(tmp_path)
-    assert images.read(0).size == images.mask(0).shape[::-1] == (4, 6)
+    assert images.read_image(0).size == images.read_mask(0).shape[::-1] == (4, 6)
 
 
 # What does not fit.
@@ -194,7 +194,7 @@ def test_a_number_beyond_the_classes_is_told_while_it_is_read(tmp_path):
     (tmp_path / "classes.txt").write_text("floor\nwall\nbed\n")
     images = opened(tmp_path)
     with pytest.raises(CompressError, match=r"a.jpg holds 3; expected classes 0 to 2, and 255"):
-        images.mask(0)
+        images.read_mask(0)
 
 
 def test_a_damaged_mask_is_one_bad_image(tmp_path):
@@ -203,9 +203,9 @@ def test_a_damaged_mask_is_one_bad_image(tmp_path):
     whole = (tmp_path / "masks" / "a.png").read_bytes()
     for left in (0, 20, len(whole) // 2):
         (tmp_path / "masks" / "a.png").write_bytes(whole[:left])
-        with pytest.raises(BadImage):
-            opened(tmp_path).mask(0)
-    assert opened(tmp_path).mask(1).max() == 0
+        with pytest.raises(UnreadableImageError):
+            opened(tmp_path).read_mask(0)
+    assert opened(tmp_path).read_mask(1).max() == 0
 
 
 @pytest.mark.parametrize(

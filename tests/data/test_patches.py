@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from compress.data.cache import Cached
-from compress.data.patches import corners, patches
+from compress.data.cache import ImageCache
+from compress.data.patches import iter_patches, random_corners
 from compress.errors import UsageError
 
 
-def images(n: int, height: int = 12, width: int = 9) -> Cached:
+def images(n: int, height: int = 12, width: int = 9) -> ImageCache:
     """Images whose pixels say where they are: red the row, green the column, blue the image."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([np.stack([rows, columns, np.full_like(rows, i)], -1) for i in range(n)]).astype(np.uint8)
-    return Cached("places", pixels, None, None, np.arange(n), [], "places")
+    return ImageCache("places", pixels, None, None, np.arange(n), [], "places")
 
 
 @pytest.mark.parametrize("side", [1, 4, 9])
 def test_a_patch_is_a_square_out_of_its_image(side):
-    cut = torch.cat(list(patches(images(30), side, batch_size=7)))
+    cut = torch.cat(list(iter_patches(images(30), side, batch_size=7)))
     assert cut.shape == (30, 3, side, side)
     assert cut[:, 2, 0, 0].tolist() == list(range(30))
     assert (cut[:, 0].diff(dim=1) == 1).all()
@@ -28,16 +28,16 @@ def test_a_patch_is_a_square_out_of_its_image(side):
 
 
 def test_the_places_are_those_of_the_seed_whatever_the_set_and_the_batch():
-    one = torch.cat(list(patches(images(30), 4, batch_size=7)))
-    assert torch.equal(one, torch.cat(list(patches(images(30), 4, batch_size=30))))
-    assert not torch.equal(one, torch.cat(list(patches(images(30), 4, seed=1))))
-    other = torch.cat(list(patches(images(60).subset(np.arange(30, 60)), 4)))
+    one = torch.cat(list(iter_patches(images(30), 4, batch_size=7)))
+    assert torch.equal(one, torch.cat(list(iter_patches(images(30), 4, batch_size=30))))
+    assert not torch.equal(one, torch.cat(list(iter_patches(images(30), 4, seed=1))))
+    other = torch.cat(list(iter_patches(images(60).subset(np.arange(30, 60)), 4)))
     assert torch.equal(one[:, :2], other[:, :2]), "the same places in another set"
     assert other[:, 2, 0, 0].tolist() == list(range(30, 60))
 
 
 def test_every_place_is_drawn_as_often():
-    found = corners(8000, 12, 9, 8, seed=0)
+    found = random_corners(8000, 12, 9, 8, seed=0)
     counts = np.zeros((5, 2))
     np.add.at(counts, (found[:, 0], found[:, 1]), 1)
     assert counts.min() > 700  # 800 expected, standard deviation 27
@@ -46,11 +46,11 @@ def test_every_place_is_drawn_as_often():
 
 def test_without_a_side_the_images_come_whole():
     cached = images(5)
-    whole = torch.cat(list(patches(cached, None, batch_size=2)))
+    whole = torch.cat(list(iter_patches(cached, None, batch_size=2)))
     assert np.array_equal(whole.permute(0, 2, 3, 1).numpy(), cached.pixels)
 
 
 @pytest.mark.parametrize("side", [0, 10, -1])
 def test_a_patch_larger_than_the_images_is_refused(side):
     with pytest.raises(UsageError, match="the images are read at 12x9; expected 1 to 9"):
-        next(patches(images(2), side))
+        next(iter_patches(images(2), side))

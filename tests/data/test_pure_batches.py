@@ -9,29 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from compress.data.augment import crop_flip
-from compress.data.batches import Batches, in_order
-from compress.data.cache import Cached
+from compress.data.batches import Batches, iter_batches, random_crop_flip
+from compress.data.cache import ImageCache
 
 
-def numbered(n: int, *, labels: bool = True) -> Cached:
+def numbered(n: int, *, labels: bool = True) -> ImageCache:
     """Images whose every pixel is their number."""
     pixels = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1).repeat(6, 1).repeat(8, 2).repeat(3, 3)
-    return Cached("numbered", pixels, np.arange(n) % 5 if labels else None, None, np.arange(n), [], "numbered")
+    return ImageCache("numbered", pixels, np.arange(n) % 5 if labels else None, None, np.arange(n), [], "numbered")
 
 
 def indices(batches: Batches, positions) -> list[list[int]]:
-    return [batches.at(position)[2].tolist() for position in positions]
+    return [batches.batch_at(position)[2].tolist() for position in positions]
 
 
 def test_a_batch_is_images_labels_and_indices_that_belong_together():
-    images, labels, chosen = Batches(numbered(50), 16, seed=(3, 1)).at(7)
+    images, labels, chosen = Batches(numbered(50), 16, seed=(3, 1)).batch_at(7)
     assert (images.shape, images.dtype) == ((16, 3, 6, 8), torch.uint8)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels is not None
     assert images[:, 0, 0, 0].tolist() == chosen.tolist()
     assert labels.tolist() == [i % 5 for i in chosen.tolist()]
-    assert Batches(numbered(50, labels=False), 16, seed=(0,)).at(0)[1] is None
+    assert Batches(numbered(50, labels=False), 16, seed=(0,)).batch_at(0)[1] is None
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before_nor_on_the_state_of_the_world():
@@ -44,15 +43,15 @@ def test_a_batch_does_not_depend_on_what_was_asked_before_nor_on_the_state_of_th
     for position in shuffled:
         np.random.seed(position)
         torch.manual_seed(position)
-        found[position] = batches.at(position)[2].tolist()
+        found[position] = batches.batch_at(position)[2].tolist()
     assert [found[position] for position in positions] == first
 
 
 def test_threads_that_share_an_order_see_the_same_batches():
     batches = Batches(numbered(50), 16, seed=(3,), augment=True)
-    alone = [batches.at(position)[0] for position in range(60)]
+    alone = [batches.batch_at(position)[0] for position in range(60)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda position: batches.at(position)[0], range(60)))
+        together = list(pool.map(lambda position: batches.batch_at(position)[0], range(60)))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -73,7 +72,7 @@ def test_seeds_give_orders_of_their_own():
 def test_ranks_share_an_epoch_without_overlap(world):
     ranks = [Batches(numbered(64), 4, seed=(1,), rank=rank, world=world) for rank in range(world)]
     for epoch in range(2):
-        positions = range(epoch * ranks[0].per_epoch, (epoch + 1) * ranks[0].per_epoch)
+        positions = range(epoch * ranks[0].batches_per_epoch, (epoch + 1) * ranks[0].batches_per_epoch)
         shown = [i for rank in ranks for batch in indices(rank, positions) for i in batch]
         assert len(shown) == len(set(shown)) == 64 // (4 * world) * 4 * world
 
@@ -94,7 +93,7 @@ def test_a_batch_larger_than_the_set_repeats_it():
 def test_a_subset_is_all_that_is_shown():
     chosen = np.array([40, 3, 17, 8])
     batches = Batches(numbered(50).subset(chosen), 2, seed=(0,))
-    images = torch.cat([batches.at(position)[0] for position in range(2)])
+    images = torch.cat([batches.batch_at(position)[0] for position in range(2)])
     assert sorted(images[:, 0, 0, 0].tolist()) == sorted(chosen.tolist())
 
 
@@ -112,7 +111,7 @@ def test_the_order_is_the_one_of_today():
 
 def shown(batches: Batches, epoch: int) -> np.ndarray:
     """How often each image comes in an epoch."""
-    positions = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+    positions = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
     return np.bincount(np.concatenate(indices(batches, positions)), minlength=len(batches.cached))
 
 
@@ -120,7 +119,7 @@ def test_an_epoch_shows_each_image_its_number_of_times_rounded_up_or_down():
     times = np.random.default_rng(0).random(50) * 4
     times *= 96 / times.sum()
     batches = Batches(numbered(50), 4, seed=(2,), times=times)
-    assert batches.per_epoch == 24
+    assert batches.batches_per_epoch == 24
     counts = np.stack([shown(batches, epoch) for epoch in range(200)])
     assert (counts.sum(1) == 96).all()
     assert (counts >= np.floor(times)).all()
@@ -139,7 +138,7 @@ def test_whole_numbers_are_kept_and_zero_leaves_an_image_out():
 def test_a_sum_that_is_not_whole_is_rounded_and_nothing_left_out_comes_in():
     times = np.array([0.0, 0.3, 0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0])  # 2.4
     batches = Batches(numbered(11), 1, seed=(0,), times=times)
-    assert batches.per_epoch == 2
+    assert batches.batches_per_epoch == 2
     found = sum(shown(batches, epoch) for epoch in range(300))
     assert found[times == 0].tolist() == [0, 0, 0]
     assert (found[times > 0] > 40).all()
@@ -163,14 +162,14 @@ def test_fewer_images_than_a_batch_are_repeated_within_it():
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_measuring_shows_every_image_once_in_order(n, size):
-    batches = list(in_order(numbered(n), size))
+    batches = list(iter_batches(numbered(n), size))
     assert [i for images, _ in batches for i in images[:, 0, 0, 0].tolist()] == list(range(n))
     assert [y for _, labels in batches for y in labels.tolist()] == [i % 5 for i in range(n)]
     assert all(len(images) == size for images, _ in batches[:-1])
 
 
 def test_measuring_without_labels_says_minus_one():
-    ((_, labels),) = in_order(numbered(3, labels=False), 4)
+    ((_, labels),) = iter_batches(numbered(3, labels=False), 4)
     assert labels.tolist() == [-1, -1, -1]
 
 
@@ -195,7 +194,7 @@ def reflected(at: np.ndarray, size: int) -> np.ndarray:
 def test_a_crop_is_a_shift_of_the_reflected_image_perhaps_mirrored():
     pixels = ramp()
     shifts, mirrors = set(), []
-    for number, image in enumerate(crop_flip(pixels, (1, 2), pad=4)):
+    for number, image in enumerate(random_crop_flip(pixels, (1, 2), pad=4)):
         assert (image[..., 2] == number % 256).all()
         candidates = [
             (top, left, mirror)
@@ -215,19 +214,19 @@ def test_a_crop_is_a_shift_of_the_reflected_image_perhaps_mirrored():
 def test_augmentation_depends_on_its_seed_alone_and_leaves_its_input():
     pixels = ramp(20)
     before = pixels.copy()
-    first = crop_flip(pixels, (5, 6))
+    first = random_crop_flip(pixels, (5, 6))
     np.random.seed(1)
-    assert np.array_equal(crop_flip(pixels, (5, 6)), first)
-    assert not np.array_equal(crop_flip(pixels, (5, 7)), first)
+    assert np.array_equal(random_crop_flip(pixels, (5, 6)), first)
+    assert not np.array_equal(random_crop_flip(pixels, (5, 7)), first)
     assert np.array_equal(pixels, before)
 
 
 def test_images_smaller_than_the_margin_are_augmented_too():
-    assert crop_flip(ramp(3, 2, 3), (0,), pad=4).shape == (3, 2, 3, 3)
+    assert random_crop_flip(ramp(3, 2, 3), (0,), pad=4).shape == (3, 2, 3, 3)
 
 
 def test_augmented_batches_differ_by_position_and_rank():
-    cached = Cached("same", ramp(1).repeat(64, 0), None, None, np.arange(64), [], "same")
+    cached = ImageCache("same", ramp(1).repeat(64, 0), None, None, np.arange(64), [], "same")
     ranks = [Batches(cached, 8, seed=(0,), rank=rank, world=2, augment=True) for rank in range(2)]
-    made = [batches.at(position)[0].numpy().tobytes() for batches in ranks for position in range(8)]
+    made = [batches.batch_at(position)[0].numpy().tobytes() for batches in ranks for position in range(8)]
     assert len(set(made)) == 16

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data import images as module
-from compress.data.images import BadImage, Images, eight_bits
+from compress.data import dataset as module
+from compress.data.dataset import ImageSet, UnreadableImageError, to_uint8
 
 
-def of(*sources) -> Images:
-    return Images("some", [str(i) for i in range(len(sources))], lambda i: sources[i], "some")
+def of(*sources) -> ImageSet:
+    return ImageSet("some", [str(i) for i in range(len(sources))], lambda i: sources[i], "some")
 
 
 def pixel(image, at=(0, 0)) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def noise() -> Image.Image:
 
 
 def test_a_grey_image_has_three_equal_channels():
-    read = of(Image.new("L", (3, 2), 77)).read(0)
+    read = of(Image.new("L", (3, 2), 77)).read_image(0)
     assert (read.mode, read.size, pixel(read)) == ("RGB", (3, 2), (77, 77, 77))
 
 
@@ -50,7 +50,7 @@ def test_a_palette_image_has_the_colours_of_its_palette(tmp_path):
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.save(tmp_path / "p.png")
-    assert pixel(of(tmp_path / "p.png").read(0)) == (10, 200, 30)
+    assert pixel(of(tmp_path / "p.png").read_image(0)) == (10, 200, 30)
 
 
 def test_what_is_transparent_lies_on_white(tmp_path):
@@ -58,7 +58,7 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     image.putpixel((1, 0), (200, 0, 0, 255))
     image.putpixel((2, 0), (0, 0, 0, 51))
     image.save(tmp_path / "a.png")
-    read = of(tmp_path / "a.png").read(0)
+    read = of(tmp_path / "a.png").read_image(0)
     assert [pixel(read, (x, 0)) for x in range(3)] == [(255, 255, 255), (200, 0, 0), (204, 204, 204)]
 
 
@@ -68,14 +68,14 @@ def test_a_transparent_palette_entry_and_grey_with_alpha_lie_on_white(tmp_path):
     palette.save(tmp_path / "p.png", transparency=1)
     Image.new("LA", (1, 1), (0, 0)).save(tmp_path / "la.png")
     images = of(tmp_path / "p.png", tmp_path / "la.png")
-    assert pixel(images.read(0)) == pixel(images.read(1)) == (255, 255, 255)
+    assert pixel(images.read_image(0)) == pixel(images.read_image(1)) == (255, 255, 255)
 
 
 def test_sixteen_bits_keep_their_high_byte(tmp_path):
     values = np.array([[0, 255, 256, 0x8000, 65535]], dtype=np.uint16)
     for name in ("d.png", "d.tif"):
         Image.fromarray(values).save(tmp_path / name)
-        read = np.asarray(of(tmp_path / name).read(0))
+        read = np.asarray(of(tmp_path / name).read_image(0))
         assert read[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
@@ -90,18 +90,18 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path):
     ],
 )
 def test_floats_fill_the_range_of_a_byte(values, expected):
-    assert eight_bits(np.array(values, dtype=np.float32)).tolist() == expected
+    assert to_uint8(np.array(values, dtype=np.float32)).tolist() == expected
 
 
 def test_whole_numbers_are_taken_by_their_depth():
-    assert eight_bits(np.array([0, 7, 255], dtype=np.int32)).tolist() == [0, 7, 255]
-    assert eight_bits(np.array([0, 256, 65535], dtype=np.int32)).tolist() == [0, 1, 255]
-    assert eight_bits(np.array([0, 100, 255], dtype=np.uint16)).tolist() == [0, 0, 0]
+    assert to_uint8(np.array([0, 7, 255], dtype=np.int32)).tolist() == [0, 7, 255]
+    assert to_uint8(np.array([0, 256, 65535], dtype=np.int32)).tolist() == [0, 1, 255]
+    assert to_uint8(np.array([0, 100, 255], dtype=np.uint16)).tolist() == [0, 0, 0]
 
 
 def test_cmyk_is_read_as_colour(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
-    red, green, blue = pixel(of(tmp_path / "c.jpg").read(0), (8, 8))
+    red, green, blue = pixel(of(tmp_path / "c.jpg").read_image(0), (8, 8))
     assert red > 240
     assert green < 15
     assert blue < 15
@@ -113,7 +113,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise: what is on top goes to the right
     image.save(tmp_path / "e.jpg", exif=exif, quality=95)
-    read = of(tmp_path / "e.jpg").read(0)
+    read = of(tmp_path / "e.jpg").read_image(0)
     assert read.size == (20, 30)
     assert pixel(read, (18, 15))[0] > 240
     assert pixel(read, (2, 15))[0] < 15
@@ -121,18 +121,18 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
 
 def test_broken_exif_says_nothing_and_costs_no_picture(noise):
     whole = encoded(noise, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\xff" * 40)
-    assert of(io.BytesIO(whole)).read(0).size == noise.size
+    assert of(io.BytesIO(whole)).read_image(0).size == noise.size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30_000, 1), (1, 30_000)])
 def test_extreme_shapes_are_read(tmp_path, size):
     Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "x.png")
-    assert of(tmp_path / "x.png").read(0).size == size
+    assert of(tmp_path / "x.png").read_image(0).size == size
 
 
 def test_content_decides_not_the_ending(tmp_path, noise):
     (tmp_path / "really_png.jpg").write_bytes(encoded(noise, "PNG"))
-    assert np.array_equal(np.asarray(of(tmp_path / "really_png.jpg").read(0)), np.asarray(noise))
+    assert np.array_equal(np.asarray(of(tmp_path / "really_png.jpg").read_image(0)), np.asarray(noise))
 
 
 # What cannot.
@@ -150,16 +150,16 @@ def png_of(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [9_500, 20_000, 65_000])
 def test_a_decompression_bomb_is_refused_before_it_unfolds(side):
-    with pytest.raises(BadImage, match=r"bomb|limit"):
-        of(io.BytesIO(png_of(side, side))).read(0)
+    with pytest.raises(UnreadableImageError, match=r"bomb|limit"):
+        of(io.BytesIO(png_of(side, side))).read_image(0)
 
 
 def test_a_bomb_that_was_opened_elsewhere_is_refused_too():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(png_of(9_500, 9_500)))
-    with pytest.raises(BadImage, match="bomb"):
-        of(image).read(0)
+    with pytest.raises(UnreadableImageError, match="bomb"):
+        of(image).read_image(0)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_a_bomb_that_was_opened_elsewhere_is_refused_too():
     [b"", b"\x00" * 500, b"hello", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"%!PS-Adobe-3.0 EPSF-3.0\n"],
 )
 def test_what_is_no_image_is_refused(content):
-    with pytest.raises(BadImage):
-        of(io.BytesIO(content)).read(0)
+    with pytest.raises(UnreadableImageError):
+        of(io.BytesIO(content)).read_image(0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -176,8 +176,8 @@ def test_a_truncated_image_is_refused_wherever_it_was_cut(noise, kind):
     whole = encoded(noise, kind)
     cuts = np.random.default_rng(1).integers(1, len(whole) * 9 // 10, 15)
     for cut in cuts:
-        with pytest.raises(BadImage):
-            of(io.BytesIO(whole[:cut])).read(0)
+        with pytest.raises(UnreadableImageError):
+            of(io.BytesIO(whole[:cut])).read_image(0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000"])
@@ -188,8 +188,8 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(noise, kind):
         damaged = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 400), 4):
             damaged[place] ^= 1 << int(rng.integers(8))
-        with contextlib.suppress(BadImage):
-            assert of(io.BytesIO(bytes(damaged))).read(0).mode == "RGB"
+        with contextlib.suppress(UnreadableImageError):
+            assert of(io.BytesIO(bytes(damaged))).read_image(0).mode == "RGB"
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(noise):
@@ -197,25 +197,25 @@ def test_a_flipped_bit_in_a_png_is_noticed(noise):
     for place in np.random.default_rng(3).integers(60, len(whole) - 20, 20):
         damaged = bytearray(whole)
         damaged[place] ^= 4
-        with pytest.raises(BadImage):
-            of(io.BytesIO(bytes(damaged))).read(0)
+        with pytest.raises(UnreadableImageError):
+            of(io.BytesIO(bytes(damaged))).read_image(0)
 
 
 def test_postscript_is_never_handed_to_another_program(tmp_path, noise, monkeypatch):
     noise.save(tmp_path / "x.eps")
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("ran a program"))
-    with pytest.raises(BadImage, match="not an image that Pillow reads"):
-        of(tmp_path / "x.eps").read(0)
-    assert not {".eps", ".ps", ".pdf", ".wmf", ".mpg", ".h5"} & module.extensions()
-    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif"} <= module.extensions()
+    with pytest.raises(UnreadableImageError, match="not an image that Pillow reads"):
+        of(tmp_path / "x.eps").read_image(0)
+    assert not {".eps", ".ps", ".pdf", ".wmf", ".mpg", ".h5"} & module.readable_extensions()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif"} <= module.readable_extensions()
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     images = of(tmp_path / "none.png", tmp_path, tmp_path / "pipe.png")
     for i in range(3):
-        with pytest.raises(BadImage):
-            images.read(i)
+        with pytest.raises(UnreadableImageError):
+            images.read_image(i)
 
 
 # Warnings.
@@ -224,13 +224,13 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
 def test_threads_leave_the_warning_filters_as_they_were(noise):
     before = list(warnings.filters)
     content = encoded(noise, "PNG")
-    images = Images("many", ["x"] * 200, lambda i: io.BytesIO(content), "many")
+    images = ImageSet("many", ["x"] * 200, lambda i: io.BytesIO(content), "many")
     start = threading.Barrier(4)
 
     def read(i: int) -> None:
         if i < 4:
             start.wait()
-        images.read(i)
+        images.read_image(i)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(200)))
@@ -242,11 +242,11 @@ def test_threads_leave_the_warning_filters_as_they_were(noise):
 
 def test_a_part_is_evenly_spread_and_keeps_its_labels(tmp_path):
     pictures = [Image.new("L", (1, 1), i) for i in range(10)]
-    images = Images("ten", [f"{i}" for i in range(10)], lambda i: pictures[i], "ten", np.arange(10), ["a"] * 10)
-    part = images.spread(4)
-    assert [part.item(i) for i in range(4)] == ["0", "3", "6", "9"]
-    assert [pixel(part.read(i))[0] for i in range(4)] == [0, 3, 6, 9]
+    images = ImageSet("ten", [f"{i}" for i in range(10)], lambda i: pictures[i], "ten", np.arange(10), ["a"] * 10)
+    part = images.subsample(4)
+    assert [part.name_of(i) for i in range(4)] == ["0", "3", "6", "9"]
+    assert [pixel(part.read_image(i))[0] for i in range(4)] == [0, 3, 6, 9]
     assert part.labels is not None
     assert part.labels.tolist() == [0, 3, 6, 9]
-    assert images.spread(10) is images
+    assert images.subsample(10) is images
     assert part.fingerprint() != images.fingerprint()

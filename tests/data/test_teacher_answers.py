@@ -10,20 +10,20 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
-from compress.data.cache import Cached
-from compress.data.statistics import Answers, answers, highest_entropy
+from compress.data.cache import ImageCache
+from compress.data.predictions import Predictions, predict, select_highest_entropy
 from compress.errors import CompressError
 
 
-def images(n: int) -> Cached:
+def images(n: int) -> ImageCache:
     pixels = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
-    return Cached("noise", pixels, None, None, np.arange(n), [], "noise")
+    return ImageCache("noise", pixels, None, None, np.arange(n), [], "noise")
 
 
-def said(logits: np.ndarray, batch_size: int = 4) -> Answers:
+def said(logits: np.ndarray, batch_size: int = 4) -> Predictions:
     """The answers of a teacher that gives these logits, in turn."""
     rest = iter(torch.from_numpy(logits).split(batch_size))
-    return answers(images(len(logits)), lambda _: next(rest), batch_size)
+    return predict(images(len(logits)), lambda _: next(rest), batch_size)
 
 
 def entropy(logits: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_a_saturated_teacher_gives_numbers_not_nan():
     found = said(logits)
     assert np.isfinite(found.entropy).all()
     assert found.entropy[3] == found.entropy[4] == 0
-    assert highest_entropy(found, 2).tolist() == [0, 5]
+    assert select_highest_entropy(found, 2).tolist() == [0, 5]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -64,15 +64,15 @@ def test_logits_that_are_not_finite_are_an_error(bad):
 def test_the_subset_has_the_highest_entropy_in_the_order_of_the_data():
     logits = (np.random.default_rng(2).normal(size=(50, 4)) * 3).astype(np.float32)
     found = said(logits)
-    chosen = highest_entropy(found, 12)
+    chosen = select_highest_entropy(found, 12)
     assert chosen.tolist() == sorted(chosen.tolist())
     others = np.setdiff1d(np.arange(50), chosen)
     assert found.entropy[chosen].min() >= found.entropy[others].max()
-    assert highest_entropy(found, 50).tolist() == list(range(50))
+    assert select_highest_entropy(found, 50).tolist() == list(range(50))
 
 
 def test_equal_entropies_are_taken_in_order():
-    assert highest_entropy(said(np.zeros((9, 3), dtype=np.float32)), 4).tolist() == [0, 1, 2, 3]
+    assert select_highest_entropy(said(np.zeros((9, 3), dtype=np.float32)), 4).tolist() == [0, 1, 2, 3]
 
 
 def test_the_teacher_sees_every_image_in_zero_to_one_without_gradients():
@@ -85,7 +85,7 @@ def test_the_teacher_sees_every_image_in_zero_to_one_without_gradients():
         return x.mean((2, 3))
 
     cached = images(10)
-    answers(cached, teacher, batch_size=4)
+    predict(cached, teacher, batch_size=4)
     assert [len(x) for x in seen] == [4, 4, 2]
     expected = torch.from_numpy(cached.pixels).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(torch.cat(seen), expected)
@@ -93,7 +93,7 @@ def test_the_teacher_sees_every_image_in_zero_to_one_without_gradients():
 
 def test_half_precision_logits_are_taken_as_they_are():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = answers(images(4), lambda _: logits)
+    found = predict(images(4), lambda _: logits)
     np.testing.assert_allclose(found.entropy, entropy(logits.float().numpy()), atol=1e-9)
 
 
@@ -129,4 +129,4 @@ def test_of_maps_every_pixel_counts_and_an_image_has_the_mean_of_its_pixels():
     shares = np.bincount(logits.argmax(1).ravel(), minlength=5) / 144
     np.testing.assert_allclose(summary["class_shares"], shares, atol=1e-6)
     assert sum(summary["entropy_histogram"]["counts"]) == 144
-    assert highest_entropy(found, 1).tolist() == [int(by_pixel.mean((1, 2)).argmax())]
+    assert select_highest_entropy(found, 1).tolist() == [int(by_pixel.mean((1, 2)).argmax())]

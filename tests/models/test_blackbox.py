@@ -13,23 +13,23 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compress.engine.place import Place
-from compress.engine.player import Frozen
+from compress.engine.accelerator import Accelerator
+from compress.engine.trainable import FrozenModel
 from compress.errors import CompressError, UsageError
 from compress.methods import METHODS
-from compress.models.blackbox import OnnxProgram, is_black_box
-from compress.models.card import Card
+from compress.models.card import ModelCard
 from compress.models.inspection import inspect_model
 from compress.models.loading import load_model
-from compress.models.metadata import to_metadata
-from compress.models.wishes import Wishes
-from compress.requirements import obstacle
-from exporters.onnx import export
+from compress.models.metadata import card_to_metadata
+from compress.models.onnx_teacher import OnnxTeacher, is_black_box
+from compress.models.overrides import ModelOverrides
+from compress.training.setup import incompatibility_reason
+from exporters.onnx_export import export_onnx
 
 SIZE, CLASSES = tiny.SIZE, tiny.CLASSES
 #: grey, with statistics of its own, and names
-CARD = Card(
-    "tiny:small", CLASSES, (SIZE, SIZE), mean=(0.3,), std=(0.2,), grey=True, class_names=["a", "b", "c", "d"],
+CARD = ModelCard(
+    "tiny:small", CLASSES, (SIZE, SIZE), mean=(0.3,), std=(0.2,), grayscale=True, class_names=["a", "b", "c", "d"],
     metrics={"accuracy": 0.5},
 )  # fmt: skip
 
@@ -38,18 +38,18 @@ def images(n: int = 5, size: int = SIZE) -> Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(n))
 
 
-def ours(path: Path, card: Card = CARD, **options) -> nn.Module:
+def ours(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
     """A network of ours and its file, as `compress export` writes it."""
-    net = tiny.born(4, card).eval()
+    net = tiny.random_network(4, card).eval()
     example = torch.zeros(1, 3, *card.image_size)
-    export(net, example, path, exporter="torchscript", metadata=to_metadata(card), **options)
+    export_onnx(net, example, path, exporter="torchscript", metadata=card_to_metadata(card), **options)
     return net
 
 
 def theirs(path: Path, net: nn.Module | None = None, **options) -> nn.Module:
     """A stranger's network, which carries no card and normalises nothing."""
-    net = net or tiny.born(5).get_submodule("body").eval()
-    export(net, torch.zeros(1, 3, SIZE, SIZE), path, exporter="torchscript", **options)
+    net = net or tiny.random_network(5).get_submodule("body").eval()
+    export_onnx(net, torch.zeros(1, 3, SIZE, SIZE), path, exporter="torchscript", **options)
     return net
 
 
@@ -72,7 +72,7 @@ def test_a_file_of_ours_answers_as_its_network_and_brings_its_card(own, n):
     path, net = own
     model, card = load_model(str(path))
     equal(model, net, images(n))
-    assert (card.classes, card.image_size, card.task, card.grey) == (CLASSES, (SIZE, SIZE), "classification", True)
+    assert (card.classes, card.image_size, card.task, card.grayscale) == (CLASSES, (SIZE, SIZE), "classification", True)
     assert (card.mean, card.std) == (CARD.mean, CARD.std), "the student's, which learns from it"
     assert (card.class_names, card.metrics) == (CARD.class_names, CARD.metrics)
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,7 +83,7 @@ def test_a_strangers_file_gets_images_as_they_are_or_as_its_user_says(tmp_path):
     model, card = load_model(str(tmp_path / "t.onnx"))
     equal(model, net, images())
     assert (card.architecture, card.classes, card.image_size) == ("exported", CLASSES, (SIZE, SIZE))
-    model, card = load_model(str(tmp_path / "t.onnx"), mean=[0.5], std=[0.25], class_names=list("abcd"))
+    model, card = load_model(str(tmp_path / "t.onnx"), ModelOverrides(mean=[0.5], std=[0.25], class_names=list("abcd")))
     with torch.no_grad():
         torch.testing.assert_close(model(images()), net((images() - 0.5) / 0.25), rtol=1e-4, atol=1e-5)
     assert card.class_names == list("abcd")
@@ -91,10 +91,10 @@ def test_a_strangers_file_gets_images_as_they_are_or_as_its_user_says(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 4, 5, 12])
 def test_a_file_of_one_batch_size_gets_parts_of_it_the_last_filled_up(tmp_path, n):
-    net = tiny.born(5).get_submodule("body").eval()
-    export(net, torch.zeros(4, 3, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript", dynamic_batch=False)
+    net = tiny.random_network(5).get_submodule("body").eval()
+    export_onnx(net, torch.zeros(4, 3, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript", dynamic_batch=False)
     model, _ = load_model(str(tmp_path / "t.onnx"))
-    assert model.body.batch == 4
+    assert model.body.fixed_batch_size == 4
     equal(model, net, images(n))
 
 
@@ -111,7 +111,7 @@ def test_a_strangers_segmenter_of_a_coarser_map_and_of_any_size(tmp_path):
     theirs(tmp_path / "t.onnx", coarse, dynamic_size=True)
     with pytest.raises(UsageError, match=r"nothing says which image size it reads; give it with --image-size"):
         load_model(str(tmp_path / "t.onnx"))
-    model, card = load_model(str(tmp_path / "t.onnx"), image_size=(24, 24))
+    model, card = load_model(str(tmp_path / "t.onnx"), ModelOverrides(image_size=(24, 24)))
     assert (card.task, card.classes, card.image_size) == ("segmentation", 5, (24, 24))
     x = images(2, 24)
     with torch.no_grad():
@@ -121,9 +121,9 @@ def test_a_strangers_segmenter_of_a_coarser_map_and_of_any_size(tmp_path):
 
 def test_a_grey_file_of_a_strangers_is_known_by_its_input(tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    export(net, torch.zeros(1, 1, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript")
+    export_onnx(net, torch.zeros(1, 1, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript")
     model, card = load_model(str(tmp_path / "t.onnx"))
-    assert card.grey
+    assert card.grayscale
     luma = (images() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     with torch.no_grad():
         torch.testing.assert_close(model(images()), net(luma), rtol=1e-4, atol=1e-5)
@@ -131,7 +131,7 @@ def test_a_grey_file_of_a_strangers_is_known_by_its_input(tmp_path):
 
 def test_of_probabilities_the_logarithm_is_taken(tmp_path):
     """softmax(log p / T) is softmax(t / T): they are logits up to a constant an image."""
-    net = tiny.born(5).get_submodule("body").eval()
+    net = tiny.random_network(5).get_submodule("body").eval()
     theirs(tmp_path / "t.onnx", nn.Sequential(net, nn.Softmax(1)).eval())
     model, _ = load_model(str(tmp_path / "t.onnx"))
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_of_probabilities_the_logarithm_is_taken(tmp_path):
 
 def test_a_file_in_half_precision(tmp_path):
     pooled = stranger(tmp_path / "t.onnx", kind=TensorProto.FLOAT16)
-    model, _ = load_model(str(pooled), image_size=(SIZE, SIZE))
+    model, _ = load_model(str(pooled), ModelOverrides(image_size=(SIZE, SIZE)))
     found = model(images())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, images().mean((2, 3)), rtol=1e-2, atol=1e-2)
@@ -160,7 +160,7 @@ def test_no_gradient_passes_and_its_mode_and_its_copies_are_its_own(own):
     other = copy.deepcopy(model)
     assert other.body is model.body
     assert torch.equal(other(images()), before)
-    assert isinstance(model.body, OnnxProgram)
+    assert isinstance(model.body, OnnxTeacher)
     assert is_black_box(model)
     assert not is_black_box(own[1])
 
@@ -168,7 +168,7 @@ def test_no_gradient_passes_and_its_mode_and_its_copies_are_its_own(own):
 def test_it_is_frozen_like_any_teacher_in_any_precision(own):
     model, _ = load_model(str(own[0]))
     for precision in ("32", "bf16"):
-        answer = Frozen(model, Place(tiny.CPU, precision))(images().to(memory_format=torch.channels_last))
+        answer = FrozenModel(model, Accelerator(tiny.CPU, precision))(images().to(memory_format=torch.channels_last))
         torch.testing.assert_close(answer, own[1](images()).detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -182,13 +182,13 @@ def test_on_the_meta_device_it_says_that_it_cannot_so_that_a_rehearsal_is_played
 def test_methods_that_need_more_than_answers_are_refused(own, name):
     model, card = load_model(str(own[0]))
     method = tiny.tiny_method(name)
-    problem = obstacle(name, method, card.task, model)
+    problem = incompatibility_reason(name, method, card.task, model)
     assert (problem is not None) == bool(method.uses)
     assert problem is None or "an ONNX file gives answers only" in problem
 
 
 def test_inspection_says_what_it_is_and_counts_nothing(own):
-    found = inspect_model(str(own[0]), Wishes())
+    found = inspect_model(str(own[0]), ModelOverrides())
     assert (found.format, found.architecture, found.params, found.dtypes) == ("ONNX", "tiny:small", None, {})
     assert found.card is not None
     assert found.sha256 == hashlib.sha256(own[0].read_bytes()).hexdigest()
@@ -252,7 +252,7 @@ def test_a_size_that_it_does_not_run_on_is_one_sentence(tmp_path):
     with pytest.raises(
         CompressError, match=r"does not run on images \[1, 3, 24, 24\] \(.*\); give the size that"
     ) as caught:
-        load_model(str(tmp_path / "t.onnx"), image_size=(24, 24))
+        load_model(str(tmp_path / "t.onnx"), ModelOverrides(image_size=(24, 24)))
     assert "\n" not in str(caught.value)
 
 
@@ -267,12 +267,12 @@ def test_a_size_that_it_does_not_run_on_is_one_sentence(tmp_path):
 )
 def test_a_file_of_ours_is_not_talked_into_being_another(own, wishes, said):
     with pytest.raises(UsageError, match=said):
-        load_model(str(own[0]), **wishes)
+        load_model(str(own[0]), ModelOverrides(**wishes))
 
 
 def test_a_card_of_another_model_is_seen(own, tmp_path):
     model = onnx.load(own[0])
-    wrong = to_metadata(Card(**CARD.as_dict() | {"classes": 7, "class_names": None}))
+    wrong = card_to_metadata(ModelCard(**CARD.as_dict() | {"classes": 7, "class_names": None}))
     onnx.helper.set_model_props(model, wrong)
     onnx.save(model, tmp_path / "t.onnx")
     with pytest.raises(CompressError, match=r"its card and its answers are of different models; export it again"):

@@ -9,10 +9,10 @@ import torch
 
 from compress.errors import UsageError
 from compress.models.discriminators import (
-    PATCHES,
+    PATCH_LAYERS,
     ImageDiscriminator,
     PatchDiscriminator,
-    discriminator,
+    build_discriminator,
     receptive_field,
 )
 
@@ -28,19 +28,19 @@ def support(net, size, row):
     return rows[0], rows[-1]
 
 
-@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("patch", PATCH_LAYERS)
 def test_a_logit_sees_a_patch_of_the_size_asked_for(patch):
     net = PatchDiscriminator(patch, width=8)
     middle = net(torch.rand(2, 3, 96, 96)).shape[2] // 2
     first, last = support(net, 96, middle)
     assert last - first + 1 == patch
-    field, jump = receptive_field(PATCHES[patch])
+    field, jump = receptive_field(PATCH_LAYERS[patch])
     assert field == patch
     assert support(net, 96, middle + 1)[0] - first == jump
 
 
 def test_the_patch_that_is_the_whole_image_sees_all_of_it():
-    net = discriminator(32, 32, width=16)
+    net = build_discriminator(32, 32, width=16)
     assert isinstance(net, ImageDiscriminator)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 1, 1, 1)
     assert support(net, 32, 0) == (0, 31)
@@ -48,7 +48,7 @@ def test_the_patch_that_is_the_whole_image_sees_all_of_it():
 
 @pytest.mark.parametrize("size", [48, 64, 96, 128, 224, 256])
 def test_the_patch_that_is_a_larger_image_sees_all_of_it(size):
-    net = discriminator(size, size, width=8)
+    net = build_discriminator(size, size, width=8)
     assert isinstance(net, ImageDiscriminator)
     assert net(torch.rand(2, 3, size, size)).shape == (2, 1, 1, 1)
     assert support(net, size, 0) == (0, size - 1)
@@ -58,20 +58,20 @@ def test_the_patch_that_is_a_larger_image_sees_all_of_it(size):
     ("patch", "size", "side"), [(22, 128, 16), (22, 224, 28), (22, 256, 32), (46, 224, 14), (46, 64, 4)]
 )
 def test_the_number_of_patches_on_larger_images(patch, size, side):
-    assert discriminator(patch, size, width=8)(torch.rand(2, 3, size, size)).shape == (2, 1, side, side)
+    assert build_discriminator(patch, size, width=8)(torch.rand(2, 3, size, size)).shape == (2, 1, side, side)
 
 
-@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("patch", PATCH_LAYERS)
 def test_the_measured_patch_is_the_same_on_larger_images(patch):
     """128 pixels, from the gradient of the logit in the middle."""
-    net = discriminator(patch, 128, width=4)
+    net = build_discriminator(patch, 128, width=4)
     first, last = support(net, 128, net(torch.rand(2, 3, 128, 128)).shape[2] // 2)
     assert last - first + 1 == patch
 
 
 @pytest.mark.parametrize(("patch", "side"), [(1, 32), (2, 31), (4, 16), (8, 8), (10, 8), (18, 8), (22, 4)])
 def test_the_number_of_patches_on_32_pixels(patch, side):
-    assert discriminator(patch, 32, width=8)(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
+    assert build_discriminator(patch, 32, width=8)(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
 
 
 def test_parameters_of_the_published_networks():
@@ -91,10 +91,10 @@ def test_parameters_of_the_published_networks():
     assert published[10] == 531_328 + 1
 
 
-@pytest.mark.parametrize("patch", [*PATCHES, 32])
+@pytest.mark.parametrize("patch", [*PATCH_LAYERS, 32])
 def test_images_are_judged_around_mid_grey(patch):
     """Zero padding then looks like mid-grey: a grey image is judged alike inside and at the border, up to biases."""
-    net = discriminator(patch, 32, width=8).eval()
+    net = build_discriminator(patch, 32, width=8).eval()
     judged = net(torch.full((1, 3, 32, 32), 0.5))
     assert torch.isfinite(judged).all()
     assert judged.abs().max() < 10
@@ -102,12 +102,12 @@ def test_images_are_judged_around_mid_grey(patch):
 
 def test_an_unknown_patch_is_refused_with_those_that_there_are():
     with pytest.raises(UsageError, match=r"found 3, expected one of 1, 2, 4, 8, 10, 18, 22, 46 or the image's side"):
-        discriminator(3, 32)
+        build_discriminator(3, 32)
     with pytest.raises(UsageError, match="multiple of 16, found 28"):
-        discriminator(28, 28)
+        build_discriminator(28, 28)
 
 
 def test_at_the_start_real_and_fake_are_hardly_told_apart():
     torch.manual_seed(0)
-    judged = discriminator(8, 32)(torch.rand(16, 3, 32, 32))
+    judged = build_discriminator(8, 32)(torch.rand(16, 3, 32, 32))
     assert math.log(2) * 0.5 < torch.nn.functional.softplus(-judged).mean().item() < math.log(2) * 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.models import MODELS, body, network, task_of
-from compress.models.card import Card
+from compress.models.card import ModelCard
+from compress.models.registry import MODELS, build_model, build_network, infer_task
 
 #: parameters in millions, BatchNorm layers, BatchNorm channels
 TABLE = {
@@ -31,13 +31,13 @@ STAGES = {
 
 
 def test_every_family_is_in_the_table():
-    assert {name for name in MODELS if task_of(name) == "classification"} == TABLE.keys()
+    assert {name for name in MODELS if infer_task(name) == "classification"} == TABLE.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_parameters_and_batchnorm_are_those_of_the_paper(name):
     with torch.device("meta"):
-        net = body(name, classes=100)
+        net = build_model(name, classes=100)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     found = (sum(p.numel() for p in net.parameters()) / 1e6, len(norms), sum(m.num_features for m in norms))
     millions, layers, channels = TABLE[name]
@@ -47,7 +47,7 @@ def test_parameters_and_batchnorm_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_stages_have_the_shapes_of_the_paper(name):
-    net = body(name, classes=10).eval()
+    net = build_model(name, classes=10).eval()
     found = {}
     for stage in STAGES[name]:
         layer = net.get_submodule(stage)
@@ -61,16 +61,18 @@ def test_the_stages_have_the_shapes_of_the_paper(name):
 def test_every_family_reads_grey_and_colour_of_several_sizes(name, size):
     for grey in (False, True):
         mean = (0.5,) if grey else (0.5,) * 3
-        card = Card(name, classes=3, image_size=(size, size), mean=mean, std=mean, grey=grey)
-        assert network(card).eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
+        card = ModelCard(name, classes=3, image_size=(size, size), mean=mean, std=mean, grayscale=grey)
+        assert build_network(card).eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
 
 
 def test_networks_normalise_images_themselves():
-    card = Card("wrn16_1", classes=3, image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    net, x = network(card).eval(), torch.rand(2, 3, 32, 32)
+    card = ModelCard("wrn16_1", classes=3, image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    net, x = build_network(card).eval(), torch.rand(2, 3, 32, 32)
     by_hand = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     assert torch.allclose(net(x), net.body(by_hand), atol=1e-6)
     assert not any("normalise" in key for key in net.state_dict())
-    grey = network(Card("wrn16_1", classes=3, image_size=(32, 32), mean=(0.3,), std=(0.4,), grey=True)).eval()
+    grey = build_network(
+        ModelCard("wrn16_1", classes=3, image_size=(32, 32), mean=(0.3,), std=(0.4,), grayscale=True)
+    ).eval()
     luma = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] - 0.3) / 0.4
     assert torch.allclose(grey(x), grey.body(luma), atol=1e-6)

@@ -8,19 +8,20 @@ from safetensors.torch import load_file
 
 from compress.errors import CompressError, UsageError
 from compress.files import sha256
-from compress.models import network
-from compress.models.card import Card
-from compress.models.folder import load_model_folder, save_model, versions
-from compress.models.loading import load_model, new_model
+from compress.models.card import ModelCard
+from compress.models.loading import load_model
+from compress.models.overrides import ModelOverrides
+from compress.models.registry import build_model_like, build_network
+from compress.models.serialization import load_model_directory, package_versions, save_model
 
 
-def a_card(**changes) -> Card:
-    return Card("wrn16_1", 10, (32, 32), **changes)
+def a_card(**changes) -> ModelCard:
+    return ModelCard("wrn16_1", 10, (32, 32), **changes)
 
 
-def trained_looking(card: Card):
+def trained_looking(card: ModelCard):
     """A network whose BatchNorm statistics are not the initial ones."""
-    net = network(card)
+    net = build_network(card)
     with torch.no_grad():
         for value in net.body.buffers():
             if value.is_floating_point():
@@ -29,10 +30,12 @@ def trained_looking(card: Card):
 
 
 def test_a_saved_model_answers_as_before(tmp_path):
-    card = a_card(metrics={"accuracy": 0.9}, class_names=[f"c{i}" for i in range(10)], provenance=dict(versions()))
+    card = a_card(
+        metrics={"accuracy": 0.9}, class_names=[f"c{i}" for i in range(10)], provenance=dict(package_versions())
+    )
     net = trained_looking(card)
     save_model(tmp_path / "m", net, card)
-    again, found = load_model_folder(tmp_path / "m")
+    again, found = load_model_directory(tmp_path / "m")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(again(x), net(x))
     assert found == card
@@ -51,7 +54,7 @@ def test_channels_last_weights_are_saved_as_they_are(tmp_path):
     card = a_card()
     net = trained_looking(card).to(memory_format=torch.channels_last)
     save_model(tmp_path, net, card)
-    again, _ = load_model_folder(tmp_path)
+    again, _ = load_model_directory(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
@@ -59,9 +62,9 @@ def test_a_grey_model_round_trips(tmp_path):
     card = a_card(grey=True, mean=(0.3,), std=(0.3,))
     net = trained_looking(card)
     save_model(tmp_path, net, card)
-    again, found = load_model_folder(tmp_path)
+    again, found = load_model_directory(tmp_path)
     x = torch.rand(2, 3, 32, 32)
-    assert found.grey
+    assert found.grayscale
     assert torch.equal(again(x), net(x))
 
 
@@ -72,7 +75,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     content[-100] ^= 1
     path.write_bytes(content)
     with pytest.raises(CompressError, match=r"sha256.*copy the folder again"):
-        load_model_folder(tmp_path)
+        load_model_directory(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +91,14 @@ def test_a_damaged_card_is_named(tmp_path, content, what):
     save_model(tmp_path, trained_looking(a_card()), a_card())
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CompressError, match=what):
-        load_model_folder(tmp_path)
+        load_model_directory(tmp_path)
 
 
 def test_missing_weights_are_named(tmp_path):
     save_model(tmp_path, trained_looking(a_card()), a_card())
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CompressError, match=r"model\.safetensors is missing"):
-        load_model_folder(tmp_path)
+        load_model_directory(tmp_path)
 
 
 def test_weights_of_another_class_count_show_the_difference(tmp_path):
@@ -104,7 +107,7 @@ def test_weights_of_another_class_count_show_the_difference(tmp_path):
     card.classes = 7
     (tmp_path / "config.json").write_text(json.dumps(card.as_dict()))
     with pytest.raises(CompressError, match=r"found \[10, 64\], expected \[7, 64\]"):
-        load_model_folder(tmp_path)
+        load_model_directory(tmp_path)
 
 
 def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
@@ -117,9 +120,9 @@ def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CompressError, match="disk is full"):
-        save_model(tmp_path, network(card), a_card())
+        save_model(tmp_path, build_network(card), a_card())
     monkeypatch.undo()
-    again, _ = load_model_folder(tmp_path)
+    again, _ = load_model_directory(tmp_path)
     assert torch.equal(next(again.parameters()), next(net.parameters()))
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
@@ -149,8 +152,8 @@ def test_an_unknown_embedded_model_lists_what_there_is():
 
 def test_a_new_student_takes_what_the_teacher_reads():
     teacher = a_card(grey=True, mean=(0.3,), std=(0.3,), metrics={"accuracy": 1.0}, sha256="x")
-    student, card = new_model("wrn40_1", like=teacher)
-    assert (card.architecture, card.classes, card.grey, card.mean) == ("wrn40_1", 10, True, (0.3,))
+    student, card = build_model_like("wrn40_1", like=teacher)
+    assert (card.architecture, card.classes, card.grayscale, card.mean) == ("wrn40_1", 10, True, (0.3,))
     assert card.metrics == {}
     assert card.sha256 is None
     assert student.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
@@ -158,9 +161,9 @@ def test_a_new_student_takes_what_the_teacher_reads():
 
 def test_options_override_the_card_and_are_checked(tmp_path):
     save_model(tmp_path, trained_looking(a_card()), a_card())
-    model, card = load_model(str(tmp_path), mean=[0.5], std=[0.25], image_size=(24, 24), class_names=list("abcdefghij"))
+    model, card = load_model(str(tmp_path), ModelOverrides(mean=[0.5], std=[0.25], image_size=(24, 24), class_names=list("abcdefghij")))
     assert card.mean == (0.5, 0.5, 0.5)
-    assert model.normalise.std.flatten().tolist() == [0.25] * 3
+    assert model.normalize.std.flatten().tolist() == [0.25] * 3
     assert card.image_size == (24, 24)
     for wrong in (
         {"classes": 9},
@@ -171,7 +174,7 @@ def test_options_override_the_card_and_are_checked(tmp_path):
         {"grey": True},
     ):
         with pytest.raises(UsageError):
-            load_model(str(tmp_path), **wrong)
+            load_model(str(tmp_path), ModelOverrides(**wrong))
 
 
 def test_code_that_only_a_card_names_is_not_imported(tmp_path, monkeypatch):
@@ -179,8 +182,8 @@ def test_code_that_only_a_card_names_is_not_imported(tmp_path, monkeypatch):
     module.write_text("import pathlib\npathlib.Path('tripwire').touch()\ndef make(classes=10):\n    raise SystemExit\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    card = Card("wrn16_1", 10, (32, 32))
-    save_model(tmp_path / "model", network(card), card)
+    card = ModelCard("wrn16_1", 10, (32, 32))
+    save_model(tmp_path / "model", build_network(card), card)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"wrn16_1"', '"sly_factory:make"'))
     with pytest.raises(UsageError, match="--teacher-arch sly_factory:make"):

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from compress.errors import UsageError
-from compress.models.card import Card
-from compress.models.folding import folded, pairs
+from compress.models.batchnorm_folding import find_foldable_pairs, fold_batchnorm
+from compress.models.card import ModelCard
 
 SIZE = (32, 32)
 
 
 def trained(architecture: str) -> nn.Module:
     """Random weights, but BatchNorm scales and statistics unlike the initial ones."""
-    net = tiny.born(1, Card(architecture, 5, SIZE))
+    net = tiny.random_network(1, ModelCard(architecture, 5, SIZE))
     torch.manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -46,20 +46,20 @@ COUNTS = {
 def test_the_answers_are_the_same_and_the_original_is_left_alone(architecture):
     net = trained(architecture)
     before = copy.deepcopy(net.state_dict())
-    made = folded(net, SIZE)
+    made = fold_batchnorm(net, SIZE)
     assert (norms(net), norms(made)) == COUNTS[architecture]
-    assert tiny.differences(before, net.state_dict()) == []
+    assert tiny.state_differences(before, net.state_dict()) == []
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(made(x), net(x), rtol=1e-4, atol=1e-4 * float(net(x).abs().max()))
         exact = net.double()(x.double())
-        off = (folded(net, SIZE)(x.double()) - exact).abs().max() / exact.abs().max()
+        off = (fold_batchnorm(net, SIZE)(x.double()) - exact).abs().max() / exact.abs().max()
     assert off < 1e-10
 
 
 def test_gradients_reach_the_images_as_before():
     net = trained("wrn16_2").double()
-    made = folded(net, SIZE)
+    made = fold_batchnorm(net, SIZE)
     slopes = []
     for one in (net, made):
         x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -91,15 +91,15 @@ class Awkward(nn.Module):
 
 def test_what_is_used_elsewhere_too_is_not_folded():
     net = Awkward().eval().double()
-    assert pairs(net, SIZE) == [("plain", "norms.5")]
+    assert find_foldable_pairs(net, SIZE) == [("plain", "norms.5")]
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        assert torch.allclose(folded(net, SIZE)(x), net(x), rtol=1e-10, atol=1e-12)
+        assert torch.allclose(fold_batchnorm(net, SIZE)(x), net(x), rtol=1e-10, atol=1e-12)
 
 
 def test_a_normalisation_by_the_batch_is_not_folded():
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
-    assert pairs(net, SIZE) == []
+    assert find_foldable_pairs(net, SIZE) == []
 
 
 def test_nothing_to_fold_is_told_in_one_sentence():
@@ -107,4 +107,4 @@ def test_nothing_to_fold_is_told_in_one_sentence():
     scripted = torch.jit.trace(nn.Sequential(conv, nn.BatchNorm2d(3)).eval(), torch.rand(1, 3, 8, 8))
     for net in (conv, scripted):
         with pytest.raises(UsageError, match=r"^teachers\.fold: .*leave it out\.$"):
-            folded(net, SIZE)  # pyright: ignore[reportArgumentType]
+            fold_batchnorm(net, SIZE)  # pyright: ignore[reportArgumentType]

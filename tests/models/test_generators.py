@@ -8,16 +8,16 @@ from torch import nn
 
 from compress.errors import UsageError
 from compress.models.generators import (
-    KINDS,
+    GENERATORS,
     DcganGenerator,
     DeepGenerator,
     Generator,
     SmallGenerator,
-    generator,
-    renewed,
-    standardise,
+    build_generator,
+    init_dcgan_weights,
+    standardize_output,
 )
-from compress.models.network import Normalise
+from compress.models.network import Normalize
 
 
 def count(net):
@@ -39,7 +39,7 @@ def test_parameters_of_the_published_networks():
 
 @pytest.mark.parametrize("size", [16, 28, 32, 64, 96])
 def test_images_of_the_size_asked_for_in_0_to_1(size):
-    net = generator(size, z_dim=7, width=4)
+    net = build_generator(size, z_dim=7, width=4)
     for z in (torch.randn(3, 7), 100 * torch.randn(3, 7)):
         x = net(z)
         assert x.shape == (3, 3, size, size)
@@ -47,49 +47,49 @@ def test_images_of_the_size_asked_for_in_0_to_1(size):
         assert x.max().item() <= 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_every_kind_makes_larger_images(kind, size):
-    net = generator(size, z_dim=7, width=2, kind=kind)
+    net = build_generator(size, z_dim=7, width=2, kind=kind)
     x = net(torch.randn(2, 7))
     assert x.shape == (2, 3, size, size)
     assert 0 <= x.min().item() < x.max().item() <= 1
-    assert generator(size, z_dim=7, width=2, channels=1, kind=kind)(torch.randn(2, 7)).shape == (2, 3, size, size)
+    assert build_generator(size, z_dim=7, width=2, channels=1, kind=kind)(torch.randn(2, 7)).shape == (2, 3, size, size)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GENERATORS)
 def test_every_generator_learns_through_its_images(kind):
-    net = generator(64, width=2, kind=kind)
+    net = build_generator(64, width=2, kind=kind)
     net(torch.randn(4, 100)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
 def test_another_kind_and_an_unfit_size_are_refused():
     with pytest.raises(UsageError, match="found big, expected one of shallow, small, deep, dcgan"):
-        generator(64, kind="big")
+        build_generator(64, kind="big")
     with pytest.raises(UsageError, match="multiple of 16, found 72"):
-        generator(72, kind="dcgan")
+        build_generator(72, kind="dcgan")
 
 
 def test_shallow_up_to_64_and_deep_above():
-    assert isinstance(generator(64, width=2), Generator)
-    assert isinstance(generator(96, width=2), DeepGenerator)
+    assert isinstance(build_generator(64, width=2), Generator)
+    assert isinstance(build_generator(96, width=2), DeepGenerator)
 
 
 @pytest.mark.parametrize("size", [30, 100])
 def test_a_size_that_cannot_be_doubled_to_is_refused(size):
     with pytest.raises(UsageError, match=rf"task\.image_size: .*found {size}"):
-        generator(size)
+        build_generator(size)
 
 
 def test_different_noise_makes_different_images():
-    x = generator(32, width=4)(torch.randn(4, 100))
+    x = build_generator(32, width=4)(torch.randn(4, 100))
     assert not torch.allclose(x[0], x[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GENERATORS)
 def test_a_renewed_network_has_dcgans_first_weights(kind):
-    net = renewed(generator(64, z_dim=20, width=16, kind=kind))
+    net = init_dcgan_weights(build_generator(64, z_dim=20, width=16, kind=kind))
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
@@ -103,7 +103,7 @@ def test_a_renewed_network_has_dcgans_first_weights(kind):
 def reader(channels: int = 3) -> nn.Module:
     """What normalises as the teacher does."""
     mean, std = (values[:channels] for values in ((0.3, 0.5, 0.6), (0.35, 0.2, 0.1)))
-    return nn.Sequential(Normalise(mean, std, grey=channels == 1), nn.Flatten())
+    return nn.Sequential(Normalize(mean, std, grey=channels == 1), nn.Flatten())
 
 
 @pytest.mark.parametrize("tanh", [False, True])
@@ -111,7 +111,9 @@ def reader(channels: int = 3) -> nn.Module:
 @pytest.mark.parametrize("kind", ["shallow", "small", "deep"])
 def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(kind, channels, tanh):
     torch.manual_seed(0)
-    net = standardise(generator(32, z_dim=16, width=8, channels=channels, kind=kind), reader(channels), tanh=tanh)
+    net = standardize_output(
+        build_generator(32, z_dim=16, width=8, channels=channels, kind=kind), reader(channels), tanh=tanh
+    )
     mean, std = (torch.tensor(values[:channels]) for values in ([0.3, 0.5, 0.6], [0.35, 0.2, 0.1]))
     x = net(torch.randn(64, 16)).detach().double()
     assert x.shape == (64, 3, 32, 32)
@@ -126,7 +128,7 @@ def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(ki
 @pytest.mark.parametrize("tanh", [False, True])
 def test_only_behind_a_tanh_do_images_keep_their_deviation_whatever_is_learned(tanh):
     torch.manual_seed(0)
-    net = standardise(generator(32, z_dim=16, width=8), reader(), tanh=tanh)
+    net = standardize_output(build_generator(32, z_dim=16, width=8), reader(), tanh=tanh)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= 30
@@ -136,9 +138,9 @@ def test_only_behind_a_tanh_do_images_keep_their_deviation_whatever_is_learned(t
 
 def test_a_generator_without_a_sigmoid_cannot_be_standardised():
     with pytest.raises(UsageError, match="dcgan ends in no sigmoid"):
-        standardise(generator(32, kind="dcgan"), reader())
+        standardize_output(build_generator(32, kind="dcgan"), reader())
 
 
 def test_a_generator_that_ends_in_tanh_already_stays_as_it_is():
-    dcgan = generator(32, kind="dcgan")
-    assert standardise(dcgan, reader(), tanh=True) is dcgan
+    dcgan = build_generator(32, kind="dcgan")
+    assert standardize_output(dcgan, reader(), tanh=True) is dcgan

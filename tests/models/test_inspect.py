@@ -12,13 +12,13 @@ import torchvision
 from click.testing import CliRunner
 from PIL import Image
 
+from compress.analysis.domain_shift import median_image_size, recommend_method, sample_images, shift_advice
 from compress.cli import main
-from compress.cli.distance import advice, median_size, sample, verdict
-from compress.data.images import Images
-from compress.data.statistics import Answers, Pixels
-from compress.models import body, network
-from compress.models.card import Card
-from compress.models.folder import save_model
+from compress.data.dataset import ImageSet
+from compress.data.predictions import PixelCounts, Predictions
+from compress.models.card import ModelCard
+from compress.models.registry import build_model, build_network
+from compress.models.serialization import save_model
 
 
 def run(*arguments: str, code: int = 0):
@@ -35,9 +35,9 @@ def inspected(*arguments: str) -> dict:
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    card = Card("wrn16_1", 3, (32, 32), class_names=["cat", "dog", "owl"], metrics={"accuracy": 0.75})
+    card = ModelCard("wrn16_1", 3, (32, 32), class_names=["cat", "dog", "owl"], metrics={"accuracy": 0.75})
     card.provenance = {"recipe": "teacher.yaml"}
-    save_model(tmp_path / "model", network(card), card)
+    save_model(tmp_path / "model", build_network(card), card)
     return tmp_path / "model"
 
 
@@ -47,7 +47,7 @@ def test_a_model_folder_is_described(folder):
     assert found["image_size"] == [32, 32]
     assert found["metrics"] == {"accuracy": 0.75}
     assert found["class_names"] == ["cat", "dog", "owl"]
-    assert found["params"] == sum(p.numel() for p in body("wrn16_1", classes=3).parameters())
+    assert found["params"] == sum(p.numel() for p in build_model("wrn16_1", classes=3).parameters())
     assert found["non_finite"] == []
     text = run("inspect", str(folder)).stdout
     for part in ("wrn16_1", "cat, dog, owl", "colour images of 32x32", "0.7500", "teacher.yaml", "all finite"):
@@ -55,7 +55,7 @@ def test_a_model_folder_is_described(folder):
 
 
 def test_a_strangers_checkpoint_is_recognised(tmp_path):
-    state = {"module." + key: value for key, value in body("wrn16_2", classes=7).state_dict().items()}
+    state = {"module." + key: value for key, value in build_model("wrn16_2", classes=7).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 12, "state_dict_ema": state}, tmp_path / "w.pth")
     found = inspected(str(tmp_path / "w.pth"))
     assert (found["architecture"], found["classes"]) == ("wrn16_2", 7)
@@ -75,7 +75,7 @@ def test_inspect_names_look_alikes(tmp_path):
 
 
 def test_nan_and_infinity_are_named(tmp_path):
-    state = body("wrn16_1", classes=3).state_dict()
+    state = build_model("wrn16_1", classes=3).state_dict()
     state["fc.bias"][0] = math.nan
     state["conv1.weight"][0, 0, 0, 0] = math.inf
     torch.save(state, tmp_path / "w.pth")
@@ -84,7 +84,7 @@ def test_nan_and_infinity_are_named(tmp_path):
 
 
 def test_half_precision_is_told(tmp_path):
-    torch.save(body("wrn16_1", classes=3).half().state_dict(), tmp_path / "w.pth")
+    torch.save(build_model("wrn16_1", classes=3).half().state_dict(), tmp_path / "w.pth")
     assert "float16" in inspected(str(tmp_path / "w.pth"))["dtypes"]
 
 
@@ -107,10 +107,10 @@ def test_bad_files_give_one_sentence_and_an_exit_code(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def answers_of(logits: np.ndarray) -> Answers:
+def answers_of(logits: np.ndarray) -> Predictions:
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(1)
-    return Answers(entropy, p.max(1), p.argmax(1), logits.shape[1])
+    return Predictions(entropy, p.max(1), p.argmax(1), logits.shape[1])
 
 
 @pytest.mark.parametrize(
@@ -125,23 +125,23 @@ def answers_of(logits: np.ndarray) -> Answers:
     ],
 )
 def test_the_verdict_is_in_plain_words(logits, words):
-    assert words in verdict(answers_of(logits), list("abcd"))
+    assert words in recommend_method(answers_of(logits), list("abcd"))
 
 
 def test_far_images_are_said_to_be_worth_little_to_mosaickd_on_label_maps():
     one = answers_of(np.eye(3) * 9)
-    maps = replace(one, pixels=Pixels(np.ones(10), np.ones(10), np.ones(3)))
-    assert advice(one, 9.0) == advice(maps, None) == advice(maps, 0.14) == ""
-    assert "--set method.local=0 --set method.ood_share=0" in advice(maps, 0.21)
+    maps = replace(one, pixels=PixelCounts(np.ones(10), np.ones(10), np.ones(3)))
+    assert shift_advice(one, 9.0) == shift_advice(maps, None) == shift_advice(maps, 0.14) == ""
+    assert "--set method.local=0 --set method.ood_share=0" in shift_advice(maps, 0.21)
 
 
 def test_samples_are_evenly_spaced():
-    images = Images("x", [str(i) for i in range(10)], lambda i: Image.new("RGB", (i + 1, 1)), "x")
-    few = sample(images, 5)
-    assert list(few.items) == ["0", "2", "4", "6", "8"]
-    assert few.read(3).size == (7, 1)
-    assert sample(images, 10) is images
-    assert median_size(images) == (1, 6)
+    images = ImageSet("x", [str(i) for i in range(10)], lambda i: Image.new("RGB", (i + 1, 1)), "x")
+    few = sample_images(images, 5)
+    assert list(few.names) == ["0", "2", "4", "6", "8"]
+    assert few.read_image(3).size == (7, 1)
+    assert sample_images(images, 10) is images
+    assert median_image_size(images) == (1, 6)
 
 
 def test_data_is_measured_against_the_model(folder, tmp_path):

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from compress.errors import CompressError, UsageError
-from compress.models.archive import kind_of
+from compress.models.file_safety import detect_file_kind
 from compress.models.loading import load_model
+from compress.models.overrides import ModelOverrides
 
 
 def small(channels: int = 3) -> nn.Sequential:
@@ -83,7 +84,7 @@ def test_a_program_stays_in_eval_mode(program):
 
 
 def test_normalisation_given_by_the_user_goes_before_the_program(program):
-    model, _ = load_model(str(program), mean=[0.5], std=[0.5])
+    model, _ = load_model(str(program), ModelOverrides(mean=[0.5], std=[0.5]))
     x = torch.rand(2, 3, 24, 24)
     torch.testing.assert_close(model(x), small()((x - 0.5) / 0.5))
 
@@ -91,17 +92,17 @@ def test_normalisation_given_by_the_user_goes_before_the_program(program):
 def test_a_grey_program_is_known_by_its_signature(tmp_path):
     export(small(1), tmp_path / "t.pt2", torch.rand(2, 1, 24, 24))
     model, card = load_model(str(tmp_path / "t.pt2"))
-    assert card.grey
+    assert card.grayscale
     assert model(torch.rand(2, 3, 24, 24)).shape == (2, 7)
 
 
 def test_torchscript_is_a_teacher_once_its_size_is_given(tmp_path):
     path = tmp_path / "teacher.pt"
     script(small(), path)
-    assert kind_of(path) == "script"
+    assert detect_file_kind(path) == "script"
     with pytest.raises(UsageError, match="--image-size"):
-        load_model(str(path), trust_pickle=True)
-    model, card = load_model(str(path), image_size=(24, 24), trust_pickle=True)
+        load_model(str(path), ModelOverrides(trust_pickle=True))
+    model, card = load_model(str(path), ModelOverrides(image_size=(24, 24), trust_pickle=True))
     assert card.classes == 7
     x = torch.rand(3, 3, 24, 24, requires_grad=True)
     torch.testing.assert_close(model(x), small()(x))
@@ -117,9 +118,9 @@ def test_a_program_of_one_batch_size_is_refused_with_the_cure(tmp_path):
 
 def test_another_size_or_class_count_than_the_programs_is_a_usage_error(program):
     with pytest.raises(UsageError, match="24x24"):
-        load_model(str(program), image_size=(32, 32))
+        load_model(str(program), ModelOverrides(image_size=(32, 32)))
     with pytest.raises(UsageError, match="7 classes"):
-        load_model(str(program), classes=10)
+        load_model(str(program), ModelOverrides(classes=10))
 
 
 def test_a_truncated_program_says_so(program, tmp_path):
@@ -188,5 +189,5 @@ def test_torchscript_needs_trust(call, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "leaking", raising=False)
     script(importlib.import_module("leaking").Leaking(), tmp_path / "t.pt")
     with pytest.raises(CompressError, match="--trust-pickle"):
-        load_model(str(tmp_path / "t.pt"), image_size=(8, 8))
+        load_model(str(tmp_path / "t.pt"), ModelOverrides(image_size=(8, 8)))
     assert not (tmp_path / "leak.pt").exists()

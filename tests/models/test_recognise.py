@@ -10,17 +10,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import CompressError, UsageError
-from compress.models import MODELS, body
-from compress.models.fingerprint import fingerprint, overlap, shapes_of, shell, sketch
+from compress.models.architecture_index import (
+    compute_fingerprint,
+    compute_sketch,
+    estimate_overlap,
+    load_index,
+    nearest_architectures,
+    pack_index,
+    read_shipped_index,
+    recognize_architecture,
+    tensor_shapes,
+)
 from compress.models.loading import load_model
-from compress.models.make_fingerprints import look_alikes, twins
-from compress.models.recognise import index, nearest, pack, read_index, recognise
+from compress.models.make_architecture_index import group_equivalents, group_lookalikes
+from compress.models.overrides import ModelOverrides
+from compress.models.registry import MODELS, build_model, build_on_meta
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_built_in_is_recognised_with_its_class_count(name):
     with torch.device("meta"):
-        match = recognise(body(name, classes=23, channels=1).state_dict())
+        match = recognize_architecture(build_model(name, classes=23, channels=1).state_dict())
     assert (match.candidates, match.classes, match.channels) == ((name,), 23, 1)
 
 
@@ -34,15 +44,15 @@ def test_every_built_in_is_recognised_with_its_class_count(name):
 )  # fmt: skip
 def test_models_of_the_libraries_are_recognised_with_other_class_counts(name):
     with torch.device("meta"):
-        match = recognise(body(name, classes=17).state_dict())
+        match = recognize_architecture(build_model(name, classes=17).state_dict())
     assert match.candidates == (name,)
     assert match.classes == 17
 
 
 def test_networks_of_one_function_count_as_one_and_name_the_other():
-    match = recognise(timm.create_model("densenet121", num_classes=3).state_dict())
+    match = recognize_architecture(timm.create_model("densenet121", num_classes=3).state_dict())
     assert match.candidates == ("torchvision/densenet121",)
-    assert match.same == ("timm/densenet121",)
+    assert match.equivalents == ("timm/densenet121",)
 
 
 def test_twins_do_answer_alike_and_look_alikes_do_not():
@@ -51,7 +61,7 @@ def test_twins_do_answer_alike_and_look_alikes_do_not():
     x = torch.rand(1, 3, 64, 64)
     answers = []
     for name in ("torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"):
-        model = body(name, classes=3).eval()
+        model = build_model(name, classes=3).eval()
         model.load_state_dict(state)
         answers.append(model(x))
     torch.testing.assert_close(answers[0], answers[1])
@@ -89,79 +99,82 @@ def test_an_almost_known_network_names_its_nearest_relatives(tmp_path):
 
 def test_the_estimated_overlap_is_near_the_true_one():
     here, there = (
-        shapes_of(shell(name, classes=1000).state_dict()) for name in ("timm/resnet26", "torchvision/resnet50")
+        tensor_shapes(build_on_meta(name, classes=1000).state_dict())
+        for name in ("timm/resnet26", "torchvision/resnet50")
     )
     a, b = set(here.items()), set(there.items())
-    assert nearest(here, index())[0] == ("timm/resnet26", 1.0)
-    assert overlap(sketch(here), sketch(there)) == pytest.approx(len(a & b) / len(a | b), abs=0.2)
+    assert nearest_architectures(here, load_index())[0] == ("timm/resnet26", 1.0)
+    assert estimate_overlap(compute_sketch(here), compute_sketch(there)) == pytest.approx(
+        len(a & b) / len(a | b), abs=0.2
+    )
 
 
 def test_the_builder_finds_look_alikes_and_tells_twins_from_them():
     names = ["torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"]
-    assert look_alikes([fingerprint(name) for name in (*names, "timm/resnet10t")]) == [names]
-    assert twins(names) == [frozenset(names[:2])]
+    assert group_lookalikes([compute_fingerprint(name) for name in (*names, "timm/resnet10t")]) == [names]
+    assert group_equivalents(names) == [frozenset(names[:2])]
 
 
 def test_nothing_like_anything_known_says_so():
     with pytest.raises(CompressError, match=r"tensors like these; give the architecture with --teacher-arch"):
-        recognise({"foo": torch.ones(3)})
+        recognize_architecture({"foo": torch.ones(3)})
 
 
 def test_the_shipped_index_is_reproduced_by_a_new_fingerprint():
-    shipped = {print_.name: print_ for print_ in read_index().fingerprints}
+    shipped = {print_.name: print_ for print_ in read_shipped_index().fingerprints}
     for name in ("torchvision/mobilenet_v2", "timm/resnet10t"):
-        assert fingerprint(name) == shipped[name]
+        assert compute_fingerprint(name) == shipped[name]
 
 
 def test_the_index_survives_packing(tmp_path):
-    shipped = read_index()
+    shipped = read_shipped_index()
     assert len(shipped.fingerprints) > 1400
-    packed = pack(shipped)
-    assert packed == pack(shipped)
+    packed = pack_index(shipped)
+    assert packed == pack_index(shipped)
     assert len(packed) < 1_000_000
 
 
 def test_a_bare_built_in_checkpoint_is_enough(tmp_path):
     torch.manual_seed(0)
-    model = body("wrn16_1", classes=10, channels=1).eval()
+    model = build_model("wrn16_1", classes=10, channels=1).eval()
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    net, card = load_model(str(tmp_path / "w.safetensors"), mean=[0.2], std=[0.4])
-    assert (card.architecture, card.classes, card.grey, card.image_size) == ("wrn16_1", 10, True, (32, 32))
+    net, card = load_model(str(tmp_path / "w.safetensors"), ModelOverrides(mean=[0.2], std=[0.4]))
+    assert (card.architecture, card.classes, card.grayscale, card.image_size) == ("wrn16_1", 10, True, (32, 32))
     grey = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(net(grey.expand(-1, 3, -1, -1)), model((grey - 0.2) / 0.4))
 
 
 def test_half_precision_weights_are_read_into_full_precision(tmp_path):
-    model = body("wrn16_1", classes=10)
+    model = build_model("wrn16_1", classes=10)
     torch.save(model.half().state_dict(), tmp_path / "w.pth")
     net, _ = load_model(str(tmp_path / "w.pth"))
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path):
-    state = {k: v for k, v in body("wrn16_1", classes=10).state_dict().items() if "num_batches" not in k}
+    state = {k: v for k, v in build_model("wrn16_1", classes=10).state_dict().items() if "num_batches" not in k}
     torch.save(state, tmp_path / "w.pth")
     assert load_model(str(tmp_path / "w.pth"))[1].architecture == "wrn16_1"
 
 
 @pytest.mark.parametrize("arch", [None, "wrn16_1"])
 def test_tensors_of_a_loss_beside_the_network_are_left_out(tmp_path, arch):
-    state = {"model." + key: value for key, value in body("wrn16_1", classes=10).state_dict().items()}
+    state = {"model." + key: value for key, value in build_model("wrn16_1", classes=10).state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}}, tmp_path / "w.ckpt")
-    _, card = load_model(str(tmp_path / "w.ckpt"), arch=arch)
+    _, card = load_model(str(tmp_path / "w.ckpt"), ModelOverrides(architecture=arch))
     assert (card.architecture, card.classes) == ("wrn16_1", 10)
 
 
 def test_another_class_count_than_the_files_is_a_usage_error(tmp_path):
-    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"10 classes, found 100 asked for"):
-        load_model(str(tmp_path / "w.pth"), classes=100)
+        load_model(str(tmp_path / "w.pth"), ModelOverrides(classes=100))
 
 
 def test_the_wrong_architecture_shows_five_lines_of_difference(tmp_path):
-    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     with pytest.raises(CompressError, match="do not fit") as caught:
-        load_model(str(tmp_path / "w.pth"), arch="resnet18")
+        load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="resnet18"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 7
     assert "more" in lines[-1]
@@ -169,9 +182,9 @@ def test_the_wrong_architecture_shows_five_lines_of_difference(tmp_path):
 
 
 def test_an_unknown_architecture_is_a_usage_error(tmp_path):
-    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UsageError, match="wrn16_1"):
-        load_model(str(tmp_path / "w.pth"), arch="wrn16_11")
+        load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="wrn16_11"))
 
 
 def test_the_users_own_factory_gives_the_network(tmp_path, monkeypatch):
@@ -190,26 +203,26 @@ def test_the_users_own_factory_gives_the_network(tmp_path, monkeypatch):
         "    return Net(6)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    torch.save(body("mine:net", classes=6).state_dict(), tmp_path / "w.pth")
-    _, card = load_model(str(tmp_path / "w.pth"), arch="mine:net", image_size=(16, 16))
+    torch.save(build_model("mine:net", classes=6).state_dict(), tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="mine:net", image_size=(16, 16)))
     assert (card.classes, card.architecture, card.image_size) == (6, "mine:net", (16, 16))
-    _, card = load_model("mine:net", image_size=(16, 16), classes=6)
+    _, card = load_model("mine:net", ModelOverrides(image_size=(16, 16), classes=6))
     assert card.classes == 6
-    _, card = load_model(str(tmp_path / "w.pth"), arch="mine:fixed", image_size=(16, 16))
+    _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="mine:fixed", image_size=(16, 16)))
     assert card.classes == 6
 
 
 def test_a_trusted_pickled_module_is_a_teacher(tmp_path):
-    torch.save(body("wrn16_1", classes=10), tmp_path / "m.pth")
+    torch.save(build_model("wrn16_1", classes=10), tmp_path / "m.pth")
     with pytest.raises(CompressError, match="refused"):
         load_model(str(tmp_path / "m.pth"))
-    _, card = load_model(str(tmp_path / "m.pth"), trust_pickle=True, image_size=(32, 32))
+    _, card = load_model(str(tmp_path / "m.pth"), ModelOverrides(trust_pickle=True, image_size=(32, 32)))
     assert (card.architecture, card.classes) == ("exported", 10)
 
 
 def test_what_is_assumed_is_said(tmp_path):
-    torch.save(body("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
-    _, card = load_model(str(tmp_path / "w.pth"), image_size=(32, 32))
+    torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
+    _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(image_size=(32, 32)))
     assert card.provenance == {"source": "w.pth", "assumed": ["mean", "std"]}
     json.dumps(card.as_dict())
 

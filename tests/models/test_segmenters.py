@@ -14,14 +14,14 @@ from torch import nn
 
 from compress.cli import main
 from compress.errors import CompressError, UsageError
-from compress.models import MODELS, body, network, task_of
-from compress.models.card import Card
-from compress.models.catalogue import catalogue
-from compress.models.defaults import defaults
-from compress.models.fingerprint import shell
-from compress.models.folder import load_model_folder, save_model
-from compress.models.loading import load_model, new_model
-from compress.models.recognise import recognise
+from compress.models.architecture_index import recognize_architecture
+from compress.models.card import ModelCard
+from compress.models.catalog import list_models
+from compress.models.loading import load_model
+from compress.models.overrides import ModelOverrides
+from compress.models.pretrained import default_preprocessing
+from compress.models.registry import MODELS, build_model, build_model_like, build_network, build_on_meta, infer_task
+from compress.models.serialization import load_model_directory, save_model
 
 PAIR = ("deeplabv3_resnet50", "deeplabv3_mobilenet_v2")
 NAMES = torchvision.models.list_models(module=torchvision.models.segmentation)
@@ -61,7 +61,7 @@ def test_profile_gives_the_papers_arithmetic(name, gigamacs, convolutions, milli
 
 def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
     reference = published("deeplabv3_resnet50", 13, aux_loss=False).eval()
-    ours = body("deeplabv3_resnet50", classes=13).eval()
+    ours = build_model("deeplabv3_resnet50", classes=13).eval()
     ours.load_state_dict(reference.state_dict())
     x = torch.rand(ODD)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
 
 
 def test_the_students_last_map_is_an_eighth_and_its_tensors_are_torchvisions():
-    ours = body("deeplabv3_mobilenet_v2", classes=4).eval()
+    ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval()
     own = {key.removeprefix("backbone."): value.shape for key, value in ours.state_dict().items() if "backbone" in key}
     theirs = torchvision.models.mobilenet_v2(weights=None).features[:-1].state_dict()
     assert own == {key: value.shape for key, value in theirs.items()}
@@ -84,7 +84,7 @@ def test_the_students_last_map_is_an_eighth_and_its_tensors_are_torchvisions():
 
 def test_a_student_without_dilation_is_torchvisions_mobilenet_inside():
     """Away from the border, and up to the stride where dilation begins, both backbones compute the same."""
-    ours = body("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
+    ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
     theirs = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})
     x = torch.rand(1, 3, 160, 160)
@@ -97,30 +97,30 @@ def test_a_student_without_dilation_is_torchvisions_mobilenet_inside():
 
 @pytest.mark.parametrize("name", PAIR)
 def test_the_pair_reads_grey_too(name):
-    card = Card(name, 3, (64, 64), "segmentation", mean=(0.5,), std=(0.5,), grey=True)
+    card = ModelCard(name, 3, (64, 64), "segmentation", mean=(0.5,), std=(0.5,), grayscale=True)
     with torch.device("meta"):
-        assert network(card).eval()(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
+        assert build_network(card).eval()(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
 
 
 def test_what_an_architecture_is_for():
     for name in MODELS:
-        assert task_of(name) == ("segmentation" if name.startswith("deeplab") else "classification")
-    assert {task_of(f"torchvision/{name}") for name in NAMES} == {"segmentation"}
-    assert task_of("torchvision/resnet18") == task_of("timm/resnet18") == "classification"
-    assert task_of("smp/unet:resnet18") == "segmentation"
+        assert infer_task(name) == ("segmentation" if name.startswith("deeplab") else "classification")
+    assert {infer_task(f"torchvision/{name}") for name in NAMES} == {"segmentation"}
+    assert infer_task("torchvision/resnet18") == infer_task("timm/resnet18") == "classification"
+    assert infer_task("smp/unet:resnet18") == "segmentation"
     with pytest.raises(UsageError, match="no such model"):
-        task_of("nothing_of_the_kind")
+        infer_task("nothing_of_the_kind")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_segmenter_of_torchvision_is_one_of_ours(name):
     with torch.device("meta"):
-        model = body(f"torchvision/{name}", classes=7).eval()
+        model = build_model(f"torchvision/{name}", classes=7).eval()
         assert model(torch.rand(2, 3, 66, 70)).shape == (2, 7, 66, 70)
-        match = recognise(published(name, 9, aux_loss=None if "lraspp" in name else True).state_dict())
+        match = recognize_architecture(published(name, 9, aux_loss=None if "lraspp" in name else True).state_dict())
     expected = name if name in MODELS else f"torchvision/{name}"
     assert (match.candidates, match.classes) == ((expected,), 9)
-    usual = defaults(f"torchvision/{name}")
+    usual = default_preprocessing(f"torchvision/{name}")
     assert (usual.image_size, usual.resize) == ((520, 520), 520)
 
 
@@ -129,17 +129,17 @@ def test_every_architecture_of_smp_answers_at_the_images_size(arch):
     encoder = "tu-vit_tiny_patch16_224" if arch == "dpt" else "mobilenet_v2"
     name, size = f"smp/{arch}:{encoder}", (2, 3, 150, 170)
     with torch.device("meta"):
-        assert body(name, classes=6).eval()(torch.rand(size)).shape == (2, 6, 150, 170)
+        assert build_model(name, classes=6).eval()(torch.rand(size)).shape == (2, 6, 150, 170)
         reference = smp.create_model(arch, encoder, encoder_weights=None, classes=6)
-    assert body(name, classes=6).state_dict().keys() == reference.state_dict().keys()
+    assert build_model(name, classes=6).state_dict().keys() == reference.state_dict().keys()
     if arch != "dpt":
-        match = recognise(reference.state_dict())
+        match = recognize_architecture(reference.state_dict())
         assert (match.candidates, match.classes) == ((name,), 6)
 
 
 @pytest.mark.parametrize("name", ["unet:resnet34", "deeplabv3plus:tu-resnet50", "upernet:mit_b0"])
 def test_files_of_smps_usual_pairs_are_recognised(name):
-    match = recognise(shell(f"smp/{name}", classes=8, channels=1).state_dict())
+    match = recognize_architecture(build_on_meta(f"smp/{name}", classes=8, channels=1).state_dict())
     assert (match.candidates, match.classes, match.channels) == ((f"smp/{name}",), 8, 1)
 
 
@@ -147,7 +147,7 @@ def test_files_of_smps_usual_pairs_are_recognised(name):
 def test_smp_answers_exactly_as_it_does_for_its_users(arch):
     torch.manual_seed(0)
     reference = smp.create_model(arch, "resnet18", encoder_weights=None, classes=3).eval()
-    ours = body(f"smp/{arch}:resnet18", classes=3).eval()
+    ours = build_model(f"smp/{arch}:resnet18", classes=3).eval()
     ours.load_state_dict(reference.state_dict())
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_smp_answers_exactly_as_it_does_for_its_users(arch):
 
 
 def test_smp_takes_odd_sizes_as_if_the_image_went_on_in_the_mean_colour():
-    ours = body("smp/fpn:resnet18", classes=3).eval()
+    ours = build_model("smp/fpn:resnet18", classes=3).eval()
     x = torch.rand(1, 3, 50, 60)
     padded = torch.zeros(1, 3, 64, 64)
     padded[:, :, :50, :60] = x
@@ -174,21 +174,21 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_the_file_of_a_torchvision_user_is_enough(tmp_path, lraspp, wrapping):
     torch.save(WRAPPINGS[wrapping](lraspp.state_dict()), tmp_path / "t.pth")
-    model, card = load_model(str(tmp_path / "t.pth"), image_size=(64, 64))
+    model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(image_size=(64, 64)))
     assert (card.architecture, card.task, card.classes) == (
         "torchvision/lraspp_mobilenet_v3_large", "segmentation", 5,
     )  # fmt: skip
     x = torch.rand(ODD)
     with torch.no_grad():
-        torch.testing.assert_close(model(x), lraspp(model.normalise(x))["out"])
+        torch.testing.assert_close(model(x), lraspp(model.normalize(x))["out"])
 
 
 @pytest.mark.parametrize("arch", [None, "deeplabv3_mobilenet_v2"])
 def test_a_side_head_in_the_file_is_dropped_and_said(tmp_path, arch):
-    state = body("deeplabv3_mobilenet_v2", classes=4).state_dict()
+    state = build_model("deeplabv3_mobilenet_v2", classes=4).state_dict()
     side = {"aux_classifier.4.weight": torch.rand(4, 10, 1, 1), "aux_classifier.4.bias": torch.rand(4)}
     torch.save(state | side, tmp_path / "t.pth")
-    _, card = load_model(str(tmp_path / "t.pth"), arch=arch)
+    _, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(architecture=arch))
     assert (card.architecture, card.task, card.classes) == ("deeplabv3_mobilenet_v2", "segmentation", 4)
     assert card.provenance["left_out"] == ["aux_classifier"]
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth")]).stdout
@@ -200,20 +200,20 @@ def test_a_side_head_in_the_file_is_dropped_and_said(tmp_path, arch):
 def test_the_file_of_an_smp_user_is_enough(tmp_path, arch):
     reference = smp.Unet("mobilenet_v2", encoder_weights=None, classes=3).eval()
     torch.save(reference.state_dict(), tmp_path / "t.pth")
-    model, card = load_model(str(tmp_path / "t.pth"), arch=arch)
+    model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(architecture=arch))
     assert (card.architecture, card.task, card.classes) == ("smp/unet:mobilenet_v2", "segmentation", 3)
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(model(x), reference(model.normalise(x)))
+        torch.testing.assert_close(model(x), reference(model.normalize(x)))
     found = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth"), "--json"]).stdout)
     assert (found["task"], found["classes"]) == ("segmentation", 3)
 
 
 def test_a_saved_segmenter_answers_as_before(tmp_path):
-    card = Card("smp/linknet:mobilenet_v2", 3, (64, 64), "segmentation")
-    net = network(card).eval()
+    card = ModelCard("smp/linknet:mobilenet_v2", 3, (64, 64), "segmentation")
+    net = build_network(card).eval()
     save_model(tmp_path, net, card)
-    again, found = load_model_folder(tmp_path)
+    again, found = load_model_directory(tmp_path)
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(again(x), net(x))
     assert found == card
@@ -232,12 +232,12 @@ def test_published_weights_come_with_their_class_names(monkeypatch, lraspp):
 
 
 def test_a_student_is_for_the_teachers_task():
-    teacher = Card("deeplabv3_resnet50", 3, (64, 64), "segmentation")
-    student, card = new_model("deeplab_wrn16_1", like=teacher)
+    teacher = ModelCard("deeplabv3_resnet50", 3, (64, 64), "segmentation")
+    student, card = build_model_like("deeplab_wrn16_1", like=teacher)
     assert card.task == "segmentation"
     assert student.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
     with pytest.raises(UsageError, match="wrn16_1: a network for classification, expected one for segmentation"):
-        new_model("wrn16_1", like=teacher)
+        build_model_like("wrn16_1", like=teacher)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_student_is_for_the_teachers_task():
 )
 def test_an_unknown_name_suggests_another(name, sentence):
     with pytest.raises(UsageError, match=sentence):
-        body(name, classes=2)
+        build_model(name, classes=2)
 
 
 def test_smp_by_name_alone_has_no_weights():
@@ -264,12 +264,12 @@ def test_smp_by_name_alone_has_no_weights():
 def test_without_smp_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(UsageError, match=r"pip install 'compress\[smp\]'"):
-        body("smp/unet:resnet18", classes=2)
-    assert catalogue()["smp/"] == []
+        build_model("smp/unet:resnet18", classes=2)
+    assert list_models()["smp/"] == []
 
 
 def test_the_catalogue_names_them():
-    found = {row["name"]: row["about"] for rows in catalogue().values() for row in rows}
+    found = {row["name"]: row["about"] for rows in list_models().values() for row in rows}
     assert "256x256 images, segmentation" in found["deeplabv3_mobilenet_v2"]
     assert "64x64 images, segmentation" in found["deeplab_wrn16_1"]
     assert found["torchvision/lraspp_mobilenet_v3_large"] == "torchvision, segmentation"
@@ -297,19 +297,19 @@ def test_the_users_own_segmenter_is_known_by_its_answer(tmp_path, monkeypatch, f
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "test_segmenters", sys.modules[__name__])
     spec = f"mine_{form}:net"
-    assert task_of(spec) == "segmentation"
-    model, card = load_model(spec, image_size=(16, 16), classes=4)
+    assert infer_task(spec) == "segmentation"
+    model, card = load_model(spec, ModelOverrides(image_size=(16, 16), classes=4))
     assert (card.task, card.classes) == ("segmentation", 4)
     x = torch.rand(2, 3, 16, 16)
     assert model(x).shape == (2, 4, 16, 16)
     torch.save(Whole(6, form).state_dict(), tmp_path / "w.pth")
-    _, card = load_model(str(tmp_path / "w.pth"), arch=spec, image_size=(16, 16))
+    _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture=spec, image_size=(16, 16)))
     assert (card.task, card.classes, card.architecture) == ("segmentation", 6, spec)
 
 
 def test_a_trusted_pickle_of_a_segmenter_is_a_teacher(tmp_path, lraspp):
     torch.save(lraspp, tmp_path / "t.pth")
-    model, card = load_model(str(tmp_path / "t.pth"), trust_pickle=True, image_size=(64, 64))
+    model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(trust_pickle=True, image_size=(64, 64)))
     assert (card.task, card.classes) == ("segmentation", 5)
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -318,7 +318,7 @@ def test_a_trusted_pickle_of_a_segmenter_is_a_teacher(tmp_path, lraspp):
 
 @pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v2", "torchvision/lraspp_mobilenet_v3_large"])
 def test_segmenters_export_for_any_size(name):
-    model, side = body(name, classes=3).eval(), {"min": 32, "max": 999}
+    model, side = build_model(name, classes=3).eval(), {"min": 32, "max": 999}
     n, h, w = torch.export.Dim("n"), torch.export.Dim("h", **side), torch.export.Dim("w", **side)
     example = torch.rand(2, 3, 64, 96)
     program = torch.export.export(model, (example,), dynamic_shapes=({0: n, 2: h, 3: w},)).module()

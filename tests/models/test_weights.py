@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import CompressError, UsageError
-from compress.models import MODELS
-from compress.models.weights import read_weights
+from compress.models.checkpoints import read_checkpoint
+from compress.models.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -52,40 +52,40 @@ WRAPPINGS = {
 def test_every_usual_wrapping_comes_off(tmp_path, state, wrapping):
     path = tmp_path / "w.pth"
     torch.save(WRAPPINGS[wrapping](state), path)
-    assert same(read_weights(path).state, state)
+    assert same(read_checkpoint(path).state, state)
 
 
 def test_safetensors_and_the_old_torch_format_are_read(tmp_path, state):
     save_file(dict(state), tmp_path / "w.safetensors", metadata={"arch": "wrn16_1"})
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    found = read_weights(tmp_path / "w.safetensors")
+    found = read_checkpoint(tmp_path / "w.safetensors")
     assert same(found.state, state)
-    assert (found.container, found.wrapping, found.facts) == ("safetensors", (), {"arch": "wrn16_1"})
-    assert same(read_weights(tmp_path / "old.pth").state, state)
+    assert (found.container, found.wrapping, found.metadata) == ("safetensors", (), {"arch": "wrn16_1"})
+    assert same(read_checkpoint(tmp_path / "old.pth").state, state)
 
 
 def test_plain_weights_go_before_averaged_ones_unless_asked(tmp_path, state):
     averaged = {key: value + 1 for key, value in state.items()}
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "w.pth")
-    found = read_weights(tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")
     assert found.has_ema
     assert same(found.state, state)
-    assert same(read_weights(tmp_path / "w.pth", ema=True).state, averaged)
+    assert same(read_checkpoint(tmp_path / "w.pth", ema=True).state, averaged)
 
 
 def test_what_else_the_file_says_is_kept(tmp_path, state):
     torch.save({"model": state, "epoch": 7, "arch": "wrn16_1", "classes": ["cat", "dog"]}, tmp_path / "a.pth")
-    found = read_weights(tmp_path / "a.pth")
-    assert found.facts == {"epoch": 7, "arch": "wrn16_1"}
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found.metadata == {"epoch": 7, "arch": "wrn16_1"}
     assert found.class_names == ["cat", "dog"]
     torch.save({"model": state, "class_to_idx": {"dog": 1, "cat": 0}}, tmp_path / "b.pth")
-    assert read_weights(tmp_path / "b.pth").class_names == ["cat", "dog"]
+    assert read_checkpoint(tmp_path / "b.pth").class_names == ["cat", "dog"]
 
 
 def test_a_prefix_that_not_all_names_share_stays(tmp_path):
     state = {"model.weight": torch.ones(2), "head.weight": torch.ones(2)}
     torch.save(state, tmp_path / "w.pth")
-    assert same(read_weights(tmp_path / "w.pth").state, state)
+    assert same(read_checkpoint(tmp_path / "w.pth").state, state)
 
 
 class Payload:
@@ -107,7 +107,7 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path, state, writer)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
     with pytest.raises(CompressError, match=r"refused.*posix\.system.*would execute code.*--trust-pickle") as caught:
-        read_weights(path)
+        read_checkpoint(path)
     assert caught.value.exit_code == 1
     assert not tripwire.exists()
 
@@ -115,12 +115,12 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path, state, writer)
 def test_a_pickled_module_is_refused_with_the_way_to_convert_it(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "m.pth")
     with pytest.raises(CompressError, match=r"torch\.nn\.modules\.linear\.Linear.*torch\.save\(m\.state_dict\(\)"):
-        read_weights(tmp_path / "m.pth")
+        read_checkpoint(tmp_path / "m.pth")
 
 
 def test_a_pickled_module_is_loaded_on_trust(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "m.pth")
-    found = read_weights(tmp_path / "m.pth", trust_pickle=True)
+    found = read_checkpoint(tmp_path / "m.pth", trust_pickle=True)
     assert isinstance(found.module, nn.Linear)
     assert not found.module.training
     assert found.container == "pickled module"
@@ -134,7 +134,7 @@ def test_a_truncated_file_says_so(tmp_path, state, kind, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CompressError, match=r"copy it again|truncated|empty"):
-        read_weights(path)
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -153,23 +153,23 @@ def test_a_truncated_file_says_so(tmp_path, state, kind, share):
 def test_what_is_no_state_dict_is_named(tmp_path, content, sentence):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CompressError, match=sentence):
-        read_weights(tmp_path / "w.pth")
+        read_checkpoint(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [b"hello, world", bytes(range(256)) * 40, b"\x89PNG\r\n\x1a\n" + bytes(500)])
 def test_another_kind_of_file_is_named(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(CompressError, match="not a torch file"):
-        read_weights(tmp_path / "w.pth")
+        read_checkpoint(tmp_path / "w.pth")
 
 
 def test_a_decompression_bomb_is_refused_unopened(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(200 * 2**20))
     with pytest.raises(CompressError, match="decompression bomb"):
-        read_weights(tmp_path / "w.pth")
+        read_checkpoint(tmp_path / "w.pth")
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
-        read_weights(tmp_path / "w.pth")
+        read_checkpoint(tmp_path / "w.pth")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.segmenters import TorchvisionSegmenter
+from compress.models.segmentation import TorchvisionSegmenter
 
 #: pixels that one step on the last feature map spans
-STRIDE = 8
+OUTPUT_STRIDE = 8
 #: (height, width) of the images that these networks are compared on
 IMAGE_SIZE = (256, 256)
 
@@ -25,7 +25,7 @@ def resnet50(classes: int, channels: int) -> TorchvisionSegmenter:
 
     inner = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
     if channels != 3:
-        inner.set_submodule("backbone.conv1", first(nn.Conv2d(channels, 64, 7, 2, 3, bias=False)))
+        inner.set_submodule("backbone.conv1", init_first_conv(nn.Conv2d(channels, 64, 7, 2, 3, bias=False)))
     return TorchvisionSegmenter(inner)
 
 
@@ -37,13 +37,13 @@ def mobilenet_v2(classes: int, channels: int) -> TorchvisionSegmenter:
 
     features = mobilenet_v2(weights=None).features[:-1]
     if channels != 3:
-        features.set_submodule("0.0", first(nn.Conv2d(channels, 32, 3, 2, 1, bias=False)))
-    blocks = nn.Sequential(features[0], *dilated(features[1:]))
+        features.set_submodule("0.0", init_first_conv(nn.Conv2d(channels, 32, 3, 2, 1, bias=False)))
+    blocks = nn.Sequential(features[0], *dilate_blocks(features[1:]))
     backbone = IntermediateLayerGetter(blocks, {str(len(blocks) - 1): "out"})
     return TorchvisionSegmenter(DeepLabV3(backbone, DeepLabHead(320, classes)))
 
 
-class Block(nn.Module):
+class PaddedInvertedResidual(nn.Module):
     """An inverted residual that pads before it widens, as the paper's does: 5.55 G multiply-accumulates in convolutions
     at 256x256, where padding inside makes 5.21 G."""
 
@@ -56,21 +56,21 @@ class Block(nn.Module):
         return x + made if self.residual else made
 
 
-def first(conv: nn.Conv2d) -> nn.Conv2d:
+def init_first_conv(conv: nn.Conv2d) -> nn.Conv2d:
     """A first layer for grey images, begun as torchvision begins its own."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
-def dilated(blocks: nn.Sequential) -> Iterator[Block]:
+def dilate_blocks(blocks: nn.Sequential) -> Iterator[PaddedInvertedResidual]:
     """MobileNetV2's blocks after its first layer. Where STRIDE is reached, further strides become 1 and double the
     distance between the taps of what follows."""
     reached, rate = 2, 1
     for block in blocks:
         (spatial,) = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
         spatial.dilation, spatial.padding = (rate, rate), (0, 0)
-        yield Block(block.get_submodule("conv"), bool(block.use_res_connect), padding=rate)
-        if reached == STRIDE and spatial.stride == (2, 2):
+        yield PaddedInvertedResidual(block.get_submodule("conv"), bool(block.use_res_connect), padding=rate)
+        if reached == OUTPUT_STRIDE and spatial.stride == (2, 2):
             spatial.stride, rate = (1, 1), 2 * rate
         reached *= spatial.stride[0]
 

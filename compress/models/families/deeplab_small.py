@@ -19,22 +19,22 @@ from compress.models.families.wrn import WideResNet
 RATES = (2, 4)
 
 
-class Pyramid(nn.Module):
+class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: 1x1, dilated 3x3 at each of RATES, and the mean of the whole map; then a 1x1."""
 
     def __init__(self, inside: int, width: int) -> None:
         super().__init__()
-        self.near = unit(inside, width, 1)
-        self.far = nn.ModuleList(unit(inside, width, 3, rate) for rate in RATES)
+        self.near = conv_bn_relu(inside, width, 1)
+        self.far = nn.ModuleList(conv_bn_relu(inside, width, 3, rate) for rate in RATES)
         self.whole = nn.Conv2d(inside, width, 1)
-        self.project = unit((2 + len(RATES)) * width, width, 1)
+        self.project = conv_bn_relu((2 + len(RATES)) * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = self.whole(x.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *x.shape[2:])
         return self.project(torch.cat([self.near(x), *(far(x) for far in self.far), whole], 1))
 
 
-def unit(inside: int, outside: int, kernel: int, rate: int = 1) -> nn.Sequential:
+def conv_bn_relu(inside: int, outside: int, kernel: int, rate: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inside, outside, kernel, padding=rate * (kernel // 2), dilation=rate, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU())
 
@@ -46,10 +46,10 @@ class SmallDeepLab(nn.Module):
         super().__init__()
         backbone = WideResNet(depth, width, classes, channels)
         backbone.conv1.stride = (2, 2)
-        dilate(backbone.block3)
+        dilate_stage(backbone.block3)
         self.conv1, self.bn = backbone.conv1, backbone.bn
         self.block1, self.block2, self.block3 = backbone.block1, backbone.block2, backbone.block3
-        self.pyramid = Pyramid(64 * width, 32 * width)
+        self.pyramid = ASPP(64 * width, 32 * width)
         self.classifier = nn.Conv2d(32 * width, classes, 1)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
@@ -58,7 +58,7 @@ class SmallDeepLab(nn.Module):
         return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def dilate(stage: nn.Module) -> None:
+def dilate_stage(stage: nn.Module) -> None:
     """No stride, and twice the distance between the taps of its 3x3 convolutions."""
     for conv in stage.modules():
         if isinstance(conv, nn.Conv2d):
@@ -67,8 +67,8 @@ def dilate(stage: nn.Module) -> None:
                 conv.dilation = conv.padding = (2, 2)
 
 
-def deeplab(depth: int, width: int, classes: int, channels: int) -> SmallDeepLab:
+def build_deeplab(depth: int, width: int, classes: int, channels: int) -> SmallDeepLab:
     return SmallDeepLab(depth, width, classes, channels)
 
 
-MODELS = {f"deeplab_wrn{depth}_{width}": partial(deeplab, depth, width) for depth, width in [(16, 1), (16, 2)]}
+MODELS = {f"deeplab_wrn{depth}_{width}": partial(build_deeplab, depth, width) for depth, width in [(16, 1), (16, 2)]}

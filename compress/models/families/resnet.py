@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the way round."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
@@ -41,8 +41,8 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
-        first = Block(inside, outside, stride)
-        return nn.Sequential(first, *(Block(outside, outside, 1) for _ in range(blocks - 1)))
+        first = BasicBlock(inside, outside, stride)
+        return nn.Sequential(first, *(BasicBlock(outside, outside, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -50,8 +50,8 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def resnet(blocks: tuple[int, int, int, int], classes: int, channels: int) -> ResNet:
+def build_resnet(blocks: tuple[int, int, int, int], classes: int, channels: int) -> ResNet:
     return ResNet(blocks, classes, channels)
 
 
-MODELS = {"resnet18": partial(resnet, (2, 2, 2, 2)), "resnet34": partial(resnet, (3, 4, 6, 3))}
+MODELS = {"resnet18": partial(build_resnet, (2, 2, 2, 2)), "resnet34": partial(build_resnet, (3, 4, 6, 3))}

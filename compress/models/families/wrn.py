@@ -54,10 +54,10 @@ class WideResNet(nn.Module):
         return self.fc(F.relu(self.bn(x)).mean((2, 3)))
 
 
-def wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet:
+def build_wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet:
     return WideResNet(depth, width, classes, channels)
 
 
 #: (depth, width): the paper's, and two shallow ones for devices with little to spare
 SIZES = ((10, 1), (10, 2), (16, 1), (16, 2), (40, 1), (40, 2))
-MODELS = {f"wrn{depth}_{width}": partial(wrn, depth, width) for depth, width in SIZES}
+MODELS = {f"wrn{depth}_{width}": partial(build_wrn, depth, width) for depth, width in SIZES}

@@ -1,4 +1,4 @@
-"""Images wherever they lie: counted, named, labelled perhaps, and read one by one as RGB."""
+"""Images wherever they lie: counted, named, labeled perhaps, and read one by one as RGB."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from compress.errors import CompressError
 #: pixels above which an image is taken for a decompression bomb (Pillow's own limit)
 MAX_PIXELS = 89_478_485
 #: what Pillow knows by name only, or hands to another program: EPS would run Ghostscript on the user's files
-NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+EXCLUDED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 #: EXIF's key; 5 and above lie on their side
-ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 #: in a mask: nobody judges this pixel
-IGNORE = 255
+IGNORE_INDEX = 255
 #: what Pillow's decoders raise on broken files, besides `OSError`
-BROKEN = (
+DECODE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 
 
-class BadImage(Exception):
+class UnreadableImageError(Exception):
     """One image that cannot be read; the message says why. The run skips it, counts it and names it."""
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSet:
     """A set of images. `opened(i)` gives a Pillow image, a path or a binary file; `read(i)` the picture in RGB.
 
     For segmentation, `masks(i)` gives the classes of its pixels: a Pillow image of one channel, a path to one, or an
@@ -48,32 +48,32 @@ class Images:
     """
 
     name: str
-    items: Sequence[str]  #: a name for each image, for people
-    opened: Callable[[int], Image.Image | Path | IO[bytes]]
+    names: Sequence[str]  #: a name for each image, for people
+    open_image: Callable[[int], Image.Image | Path | IO[bytes]]
     identity: str  #: what changes when the content does
     labels: np.ndarray | None = None  #: int64 [n]
     class_names: list[str] | None = None
-    masks: Callable[[int], Image.Image | Path | np.ndarray] | None = None
+    open_mask: Callable[[int], Image.Image | Path | np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.names)
 
-    def item(self, i: int) -> str:
-        return self.items[i]
+    def name_of(self, i: int) -> str:
+        return self.names[i]
 
-    def bare(self) -> Images:
+    def without_labels(self) -> ImageSet:
         """The images alone, without what is known of them."""
         return replace(self, labels=None, class_names=None, masks=None)
 
-    def spread(self, limit: int) -> Images:
+    def subsample(self, limit: int) -> ImageSet:
         """At most `limit` of the images, evenly spread through the set."""
         if limit >= len(self):
             return self
         chosen = np.linspace(0, len(self) - 1, limit).astype(np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        items = [self.items[int(i)] for i in chosen]
-        opened, masks, identity = self.opened, self.masks, f"{self.identity} {limit}"
-        return Images(
+        items = [self.names[int(i)] for i in chosen]
+        opened, masks, identity = self.open_image, self.open_mask, f"{self.identity} {limit}"
+        return ImageSet(
             self.name, items, lambda i: opened(int(chosen[i])), identity, labels, self.class_names,
             None if masks is None else lambda i: masks(int(chosen[i])),
         )  # fmt: skip
@@ -83,113 +83,122 @@ class Images:
         digest = hashlib.sha256(f"{self.name}\n{self.identity}\n{len(self)}".encode(errors="surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        if self.masks is not None:
+        if self.open_mask is not None:
             digest.update(f"masks {self.class_names}".encode())
         return digest.hexdigest()
 
-    def read(self, i: int) -> Image.Image:
+    def read_image(self, i: int) -> Image.Image:
         """Image `i` in RGB. Raises BadImage for anything that is not a whole, reasonable image."""
-        with quiet():
+        with silence_warnings():
             try:
-                source = self.opened(i)
+                source = self.open_image(i)
                 if isinstance(source, Image.Image):
-                    return to_rgb(within_limit(source))
+                    return to_rgb(check_pixel_limit(source))
                 if isinstance(source, Path):
-                    refuse_devices(source)
-                with Image.open(source, formats=formats()) as image:
-                    return to_rgb(within_limit(image))
+                    reject_special_files(source)
+                with Image.open(source, formats=readable_formats()) as image:
+                    return to_rgb(check_pixel_limit(image))
             except UnidentifiedImageError as error:
-                raise BadImage("not an image that Pillow reads") from error
+                raise UnreadableImageError("not an image that Pillow reads") from error
             except Image.DecompressionBombError as error:
-                raise BadImage(" ".join(str(error).split())) from error
-            except BROKEN as error:
-                raise BadImage(" ".join(str(error).split())[:200] or type(error).__name__) from error
+                raise UnreadableImageError(" ".join(str(error).split())) from error
+            except DECODE_ERRORS as error:
+                raise UnreadableImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
-    def sizes(self) -> Iterator[tuple[int, int]]:
+    def iter_sizes(self) -> Iterator[tuple[int, int]]:
         """(width, height) of every image that can be opened, upright, from its header where it has one."""
         for i in range(len(self)):
-            with quiet(), contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError, *BROKEN):
-                source = self.opened(i)
+            with (
+                silence_warnings(),
+                contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError, *DECODE_ERRORS),
+            ):
+                source = self.open_image(i)
                 if isinstance(source, Image.Image):
                     yield source.size
                     continue
-                with Image.open(source, formats=formats()) as image:
-                    yield upright_size(image)
+                with Image.open(source, formats=readable_formats()) as image:
+                    yield oriented_size(image)
 
-    def mask(self, i: int) -> np.ndarray:
+    def read_mask(self, i: int) -> np.ndarray:
         """uint8 [h, w]: the class of every pixel of image `i`, IGNORE where nobody judges.
 
         Raises BadImage where it cannot be read, CompressError where it holds what is no class.
         """
-        assert self.masks is not None
-        with quiet():
+        assert self.open_mask is not None
+        with silence_warnings():
             try:
-                source = self.masks(i)
+                source = self.open_mask(i)
                 if isinstance(source, Path):
-                    refuse_devices(source)
-                    with Image.open(source, formats=formats()) as image:
-                        values = indices(within_limit(image))
+                    reject_special_files(source)
+                    with Image.open(source, formats=readable_formats()) as image:
+                        values = mask_indices(check_pixel_limit(image))
                 else:
-                    values = indices(source) if isinstance(source, Image.Image) else source
+                    values = mask_indices(source) if isinstance(source, Image.Image) else source
             except UnidentifiedImageError as error:
-                raise BadImage("its mask is not an image that Pillow reads") from error
+                raise UnreadableImageError("its mask is not an image that Pillow reads") from error
             except Image.DecompressionBombError as error:
-                raise BadImage(" ".join(str(error).split())) from error
-            except BROKEN as error:
-                raise BadImage("its mask: " + (" ".join(str(error).split())[:200] or type(error).__name__)) from error
-        self.refuse_strange(values, i)
+                raise UnreadableImageError(" ".join(str(error).split())) from error
+            except DECODE_ERRORS as error:
+                raise UnreadableImageError(
+                    "its mask: " + (" ".join(str(error).split())[:200] or type(error).__name__)
+                ) from error
+        self.check_mask_values(values, i)
         return values.astype(np.uint8)
 
-    def refuse_strange(self, values: np.ndarray, i: int) -> None:
+    def check_mask_values(self, values: np.ndarray, i: int) -> None:
         """Raises CompressError for a mask with a value that is neither a class nor IGNORE."""
-        top = len(self.class_names) if self.class_names else IGNORE
-        strange = values[((values < 0) | (values >= top)) & (values != IGNORE)]
+        top = len(self.class_names) if self.class_names else IGNORE_INDEX
+        strange = values[((values < 0) | (values >= top)) & (values != IGNORE_INDEX)]
         if strange.size:
             raise CompressError(
-                f"{self.name}: the mask of {self.item(i)} holds {int(strange.flat[0])}; expected classes 0 to "
-                f"{top - 1}, and {IGNORE} where nothing is judged."
+                f"{self.name}: the mask of {self.name_of(i)} holds {int(strange.flat[0])}; expected classes 0 to "
+                f"{top - 1}, and {IGNORE_INDEX} where nothing is judged."
             )
 
 
-def classes_in(masks: Iterable[np.ndarray]) -> int:
+def count_mask_classes(masks: Iterable[np.ndarray]) -> int:
     """One more than the largest class that occurs; 0 where none does."""
-    return max((1 + int(mask[mask != IGNORE].max()) for mask in masks if (mask != IGNORE).any()), default=0)
+    return max((1 + int(mask[mask != IGNORE_INDEX].max()) for mask in masks if (mask != IGNORE_INDEX).any()), default=0)
 
 
-def indices(image: Image.Image) -> np.ndarray:
+def mask_indices(image: Image.Image) -> np.ndarray:
     """[h, w] of a label map: grey values or palette indices as they are. Raises BadImage for colour."""
     if image.mode not in ("1", "L", "P", "I", "I;16"):
-        raise BadImage(f"its mask has mode {image.mode}; expected one channel of class indices (mode L or P)")
+        raise UnreadableImageError(
+            f"its mask has mode {image.mode}; expected one channel of class indices (mode L or P)"
+        )
     values = np.asarray(image)
     return values.astype(np.uint8) if image.mode == "1" else values
 
 
 @cache
-def formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read."""
     Image.init()
-    return tuple(name for name in Image.OPEN if name not in NOT_READ)
+    return tuple(name for name in Image.OPEN if name not in EXCLUDED_FORMATS)
 
 
 @cache
-def extensions() -> frozenset[str]:
+def readable_extensions() -> frozenset[str]:
     """File name endings of the formats that are read, in lower case with their dot."""
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name not in NOT_READ)
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name not in EXCLUDED_FORMATS)
 
 
-def refuse_devices(path: Path) -> None:
+def reject_special_files(path: Path) -> None:
     """A pipe or a device would be waited on for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise BadImage("not a regular file")
+        raise UnreadableImageError("not a regular file")
 
 
-def within_limit(image: Image.Image) -> Image.Image:
+def check_pixel_limit(image: Image.Image) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
+        raise UnreadableImageError(
+            f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?"
+        )
     return image
 
 
-class _Quiet:
+class WarningSilencer:
     """Silences warnings while any thread reads; `warnings.catch_warnings` alone is the process's, not a thread's."""
 
     def __init__(self) -> None:
@@ -212,14 +221,14 @@ class _Quiet:
 
 
 #: Pillow warns of odd metadata, a thousand times in a large set; what it cannot read it raises
-quiet = _Quiet()
+silence_warnings = WarningSilencer()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Grey, palette, CMYK and 16-bit images as RGB, upright; what is transparent lies on white."""
-    image = upright(image)
+    image = apply_exif_orientation(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(to_uint8(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -228,23 +237,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_exif_orientation(image: Image.Image) -> Image.Image:
     """The picture as its camera was held. EXIF that cannot be parsed says nothing; the pixels are read all the same."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except BROKEN:
+    except DECODE_ERRORS:
         return image
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
+def oriented_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of the picture as its camera was held. A PNG without EXIF would be decoded to look for it."""
     known = image.format != "PNG" or "exif" in image.info
-    turned = known and image.getexif().get(ORIENTATION, 1) >= 5
+    turned = known and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def eight_bits(values: np.ndarray) -> np.ndarray:
+def to_uint8(values: np.ndarray) -> np.ndarray:
     """Deep grey values as uint8: 16 bits by their high byte, floats in [0, 1] by 255, wider ranges by their maximum."""
     top = np.nan_to_num(values, posinf=0, neginf=0).max(initial=0)
     if values.dtype.kind in "iu" and (values.dtype.itemsize == 2 or 255 < top <= 65535):

@@ -21,26 +21,26 @@ import torch
 
 from compress.errors import CompressError
 
-Kind = Literal["weights", "program", "script", "onnx"]
+FileKind = Literal["weights", "program", "script", "onnx"]
 
-OPERATORS = re.compile(
+ALLOWED_OPERATORS = re.compile(
     r"torch\.ops\.(aten|prims|prim|torchvision|quantized_decomposed|higher_order)\.\w+(\.\w+)?"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_)"
     r"|torch\.sym_(max|min|not|int|float|ite|sqrt|sum)|torch\._sym_sqrt"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
 #: operators that reach for the file system
-FILES = re.compile(r"\b(from_file|save|load)\b")
+FILE_OPERATORS = re.compile(r"\b(from_file|save|load)\b")
 #: what sympy writes of an integer expression over symbols: names of its own, no attribute, no other string
-EXPRESSION = re.compile(
+SYMBOLIC_EXPRESSION = re.compile(
     r"(?:[A-Z][A-Za-z_]*|'[a-z]{1,4}\d+'|[a-z]{1,4}\d+|\b(?:positive|nonnegative|integer|real)=True"
     r"|floor|ceiling|\d+(?:\.\d+)?|[\s()+*/,<>=!&|-])*"
 )
-NAME = re.compile(r"[\w.]*")
-RECORDS = {"archive_format", "archive_version", "byteorder"}
+IDENTIFIER = re.compile(r"[\w.]*")
+ALLOWED_RECORDS = {"archive_format", "archive_version", "byteorder"}
 
 
-def kind_of(path: Path) -> Kind:
+def detect_file_kind(path: Path) -> FileKind:
     """ONNX by its name; weights, a `torch.export` program or TorchScript by content."""
     if path.suffix.lower() == ".onnx":
         return "onnx"
@@ -63,23 +63,26 @@ def kind_of(path: Path) -> Kind:
     return "script" if "constants.pkl" in names and any(name.startswith("code/") for name in names) else "weights"
 
 
-def vet_program(path: Path) -> None:
+def validate_program(path: Path) -> None:
     """Refuse a `torch.export` program that could do anything but compute. Raises CompressError."""
     reader = open_reader(path)
     names: list[str] = reader.get_all_records()
     if "archive_format" not in names:
         raise CompressError(f"{path}: not a program of torch 2.8 or newer; load and save it again with a newer torch.")
     if len(set(names)) != len(names):
-        raise refused(path, "two records of the same name")
+        raise unsafe_file_error(path, "two records of the same name")
     for name in names:
         if name.startswith("models/"):
-            vet_graph(path, read_json(path, reader, name))
+            validate_graph(path, read_json(path, reader, name))
         elif name.endswith("_config.json"):
-            vet_payload(path, reader, read_json(path, reader, name), name.rpartition("/")[0])
+            validate_payload(path, reader, read_json(path, reader, name), name.rpartition("/")[0])
         elif name.startswith("data/sample_inputs/") or name.endswith(".pt"):
-            vet_pickle(path, name, reader.get_record(name))
-        elif not name.startswith(("data/weights/", "data/constants/", ".data/", "extra/")) and name not in RECORDS:
-            raise refused(path, f"the record {name}")
+            validate_pickle(path, name, reader.get_record(name))
+        elif (
+            not name.startswith(("data/weights/", "data/constants/", ".data/", "extra/"))
+            and name not in ALLOWED_RECORDS
+        ):
+            raise unsafe_file_error(path, f"the record {name}")
 
 
 def open_reader(path: Path):
@@ -96,21 +99,23 @@ def read_json(path: Path, reader: Any, name: str) -> Any:
         raise CompressError(f"{path}: {name} is damaged ({error}); export the program again.") from error
 
 
-def vet_graph(path: Path, graph: Any) -> None:
+def validate_graph(path: Path, graph: Any) -> None:
     """Operators, expressions and names of a serialised graph, wherever in it they stand."""
-    for key, value in strings(graph):
-        if key == "target" and not (OPERATORS.fullmatch(value) and not FILES.search(value) and "__" not in value):
-            if not NAME.fullmatch(value) or value.startswith(("torch", "_operator", "math", "#")):
-                raise refused(path, f"the operator {value[:80]}")
-        elif key == "expr_str" and not EXPRESSION.fullmatch(value):
-            raise refused(path, f"the expression {value[:80]!r}")
-        elif key in ("name", "class_fqn") and not NAME.fullmatch(value):
-            raise refused(path, f"the name {value[:80]!r}")
+    for key, value in iter_strings(graph):
+        if key == "target" and not (
+            ALLOWED_OPERATORS.fullmatch(value) and not FILE_OPERATORS.search(value) and "__" not in value
+        ):
+            if not IDENTIFIER.fullmatch(value) or value.startswith(("torch", "_operator", "math", "#")):
+                raise unsafe_file_error(path, f"the operator {value[:80]}")
+        elif key == "expr_str" and not SYMBOLIC_EXPRESSION.fullmatch(value):
+            raise unsafe_file_error(path, f"the expression {value[:80]!r}")
+        elif key in ("name", "class_fqn") and not IDENTIFIER.fullmatch(value):
+            raise unsafe_file_error(path, f"the name {value[:80]!r}")
         elif "default_factory" in value or "__enum__" in value:
-            raise refused(path, "an argument type that imports code")
+            raise unsafe_file_error(path, "an argument type that imports code")
 
 
-def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def iter_strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every string in some JSON, with the key it stands under; keys of objects too, under the key "name"."""
     stack = [(key, content)]
     while stack:
@@ -123,23 +128,23 @@ def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
             stack.extend((key, item) for item in value)
 
 
-def vet_payload(path: Path, reader: Any, payload: Any, folder: str) -> None:
+def validate_payload(path: Path, reader: Any, payload: Any, folder: str) -> None:
     """Weights and constants: plain tensors, or pickles that hold nothing else."""
     entries = payload.get("config", {}) if isinstance(payload, dict) else {}
     for entry in entries.values():
         name = str(entry.get("path_name"))
         if not name.startswith(("weight_", "tensor_")):
-            raise refused(path, f"the custom object {name}")
+            raise unsafe_file_error(path, f"the custom object {name}")
         if entry.get("use_pickle"):
-            vet_pickle(path, name, reader.get_record(f"{folder}/{name}"))
+            validate_pickle(path, name, reader.get_record(f"{folder}/{name}"))
 
 
-def vet_pickle(path: Path, name: str, content: bytes) -> None:
+def validate_pickle(path: Path, name: str, content: bytes) -> None:
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise refused(path, f"a pickle in {name} that is more than tensors") from error
+        raise unsafe_file_error(path, f"a pickle in {name} that is more than tensors") from error
 
 
-def refused(path: Path, what: str) -> CompressError:
+def unsafe_file_error(path: Path, what: str) -> CompressError:
     return CompressError(f"{path}: refused: it holds {what}, which could run code; export it again from the network.")

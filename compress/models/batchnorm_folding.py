@@ -20,16 +20,16 @@ from torch.utils._pytree import tree_leaves
 from compress.errors import UsageError
 
 
-def folded(net: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+def fold_batchnorm(net: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     """A copy of `net` in eval mode, in which every BatchNorm that alone reads a convolution has become part of it.
 
     `net` reads images [n, 3, *image_size] and is left as it is. Raises UsageError where nothing can be folded.
     """
     made = copy.deepcopy(net).eval()
-    found = pairs(made, image_size)
+    found = find_foldable_pairs(made, image_size)
     if not found:
         raise UsageError(
-            "teachers.fold: in this teacher no BatchNorm is seen that follows a convolution directly, so there is "
+            "teachers.fold_batchnorm: in this teacher no BatchNorm is seen that follows a convolution directly, so there is "
             "nothing to fold; leave it out."
         )
     layers = dict(made.named_modules())
@@ -42,12 +42,12 @@ def folded(net: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     return made
 
 
-def pairs(net: nn.Module, image_size: tuple[int, int]) -> list[tuple[str, str]]:
+def find_foldable_pairs(net: nn.Module, image_size: tuple[int, int]) -> list[tuple[str, str]]:
     """Names of the convolutions, each with that of the BatchNorm that reads its output and nothing else does.
 
     Only layers of exactly these types that run once, without hooks, and whose weights nobody else reads.
     """
-    names = {layer: name for name, layer in net.named_modules() if is_plain(layer)}
+    names = {layer: name for name, layer in net.named_modules() if is_foldable(layer)}
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}
     read: list[tuple[nn.Module, nn.Module]] = []
     runs: Counter[nn.Module] = Counter()
@@ -67,51 +67,53 @@ def pairs(net: nn.Module, image_size: tuple[int, int]) -> list[tuple[str, str]]:
     ]
     weight = next(net.parameters(), torch.zeros(()))
     try:
-        with torch.no_grad(), Uses() as uses:
-            uses.count([net(torch.full((2, 3, *image_size), 0.5, dtype=weight.dtype, device=weight.device))])
+        with torch.no_grad(), TensorUseCounter() as uses:
+            uses.count_tensors([net(torch.full((2, 3, *image_size), 0.5, dtype=weight.dtype, device=weight.device))])
     finally:
         for hook in hooks:
             hook.remove()
-    inputs = {layer: uses.of[number] for number, (layer, _) in outputs.items()}
+    inputs = {layer: uses.counts[number] for number, (layer, _) in outputs.items()}
     return [
         (names[conv], names[norm])
         for conv, norm in read
-        if inputs[conv] == 1 and runs[conv] == runs[norm] == 1 and uses.most([*tensors(conv), *tensors(norm)]) == 1
+        if inputs[conv] == 1
+        and runs[conv] == runs[norm] == 1
+        and uses.max_uses([*own_tensors(conv), *own_tensors(norm)]) == 1
     ]
 
 
-class Uses(TorchFunctionMode):
+class TensorUseCounter(TorchFunctionMode):
     """While open, counts for every tensor the calls that make tensors of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.of: Counter[int] = Counter()
-        self.seen: list[Tensor] = []  # held, so that no id is given twice
+        self.counts: Counter[int] = Counter()
+        self.kept_alive: list[Tensor] = []  # held, so that no id is given twice
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not `x.shape`
-            self.count([args, kwargs])
+            self.count_tensors([args, kwargs])
         return result
 
-    def count(self, nested: Any) -> None:
+    def count_tensors(self, nested: Any) -> None:
         found = [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
-        self.seen += found
-        self.of.update({id(leaf) for leaf in found})
+        self.kept_alive += found
+        self.counts.update({id(leaf) for leaf in found})
 
-    def most(self, tensors: Iterable[Tensor]) -> int:
-        return max(self.of[id(tensor)] for tensor in tensors)
+    def max_uses(self, tensors: Iterable[Tensor]) -> int:
+        return max(self.counts[id(tensor)] for tensor in tensors)
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_foldable(layer: nn.Module) -> bool:
     """A subclass may compute something else, and a hook may look in or make the weights."""
     known = type(layer) is nn.Conv2d or (type(layer) is nn.BatchNorm2d and layer.running_mean is not None)
     return known and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
-def tensors(layer: nn.Module) -> list[Tensor]:
+def own_tensors(layer: nn.Module) -> list[Tensor]:
     return [*layer.parameters(), *layer.buffers()]
 
 

@@ -1,4 +1,4 @@
-"""Build the shipped index of architectures: `python -m compress.models.make_fingerprints` (15 minutes on one core).
+"""Build the shipped index of architectures: `python -m compress.models.make_architecture_index` (15 minutes on one core).
 
 Every network of torchvision and timm, and the usual pairs of smp, are built on the meta device. Where several have the
 same names and shapes, they are built for real with the same random weights and asked the same question: equal answers
@@ -17,15 +17,20 @@ from torch import Tensor, nn
 
 from compress.errors import UsageError
 from compress.files import write_bytes
-from compress.models import MODELS, body, timm_names, torchvision_names
-from compress.models.fingerprint import Fingerprint, fingerprint, shell
-from compress.models.fitting import SIDE_HEADS
-from compress.models.recognise import INDEX, Index, pack
-from compress.models.segmenters import smp_package, torchvision_segmenters
+from compress.models.architecture_index import (
+    AUXILIARY_HEADS,
+    INDEX_FILE,
+    ArchitectureIndex,
+    Fingerprint,
+    compute_fingerprint,
+    pack_index,
+)
+from compress.models.registry import MODELS, build_model, build_on_meta, list_timm_models, list_torchvision_classifiers
+from compress.models.segmentation import import_smp, list_torchvision_segmenters
 
 #: networks above this many parameters are not compared; they stay listed side by side
-LARGEST = 120_000_000
-SAME = 1e-4
+MAX_PARAMETERS = 120_000_000
+TOLERANCE = 1e-4
 #: encoders of smp that checkpoints are likely to have
 ENCODERS = (
     "resnet18",
@@ -59,51 +64,51 @@ ENCODERS = (
 )
 
 
-def architectures() -> list[str]:
+def list_architectures() -> list[str]:
     return [
-        *(f"torchvision/{name}" for name in [*torchvision_names(), *torchvision_segmenters()]),
-        *(f"timm/{name}" for name in timm_names()),
-        *smp_pairs(),
+        *(f"torchvision/{name}" for name in [*list_torchvision_classifiers(), *list_torchvision_segmenters()]),
+        *(f"timm/{name}" for name in list_timm_models()),
+        *iter_smp_pairs(),
     ]
 
 
-def smp_pairs() -> Iterator[str]:
+def iter_smp_pairs() -> Iterator[str]:
     """Every architecture of smp with each of ENCODERS that it can be built on."""
-    for arch in smp_package().MODEL_ARCHITECTURES_MAPPING:
+    for arch in import_smp().MODEL_ARCHITECTURES_MAPPING:
         for encoder in ENCODERS:
             try:
-                shell(f"smp/{arch}:{encoder}", classes=2)
+                build_on_meta(f"smp/{arch}:{encoder}", classes=2)
             except (UsageError, RuntimeError, AttributeError):
                 continue  # not every encoder can be dilated, or has maps enough
             yield f"smp/{arch}:{encoder}"
 
 
-def fingerprints(names: list[str]) -> Iterator[Fingerprint]:
+def iter_fingerprints(names: list[str]) -> Iterator[Fingerprint]:
     for number, name in enumerate(names, start=1):
         print(f"\r{number}/{len(names)} {name:<60.60}", end="", file=sys.stderr, flush=True)
-        print_ = fingerprint(name)
+        print_ = compute_fingerprint(name)
         if print_.axes.classes:  # a network without a classifier is no teacher
             yield print_
     print(file=sys.stderr)
 
 
-def look_alikes(prints: list[Fingerprint]) -> list[list[str]]:
+def group_lookalikes(prints: list[Fingerprint]) -> list[list[str]]:
     """Architectures with the same tensors, as far as names and sketch tell."""
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for print_ in prints:
-        groups.setdefault((print_.names, print_.sketch), []).append(print_.name)
+        groups.setdefault((print_.names_hash, print_.sketch), []).append(print_.name)
     return [names for names in groups.values() if len(names) > 1]
 
 
-def twins(names: list[str]) -> list[frozenset[str]]:
+def group_equivalents(names: list[str]) -> list[frozenset[str]]:
     """Those of some look-alikes that give equal answers with equal weights, in groups of two and more."""
-    size = sum(parameter.numel() for parameter in shell(names[0], classes=11).parameters())
-    if size > LARGEST:
+    size = sum(parameter.numel() for parameter in build_on_meta(names[0], classes=11).parameters())
+    if size > MAX_PARAMETERS:
         return []
-    answers = {name: answer(name) for name in names}
+    answers = {name: probe_logits(name) for name in names}
     groups: list[list[str]] = []
     for name in names:
-        home = next((g for g in groups if equal(answers[g[0]], answers[name])), None)
+        home = next((g for g in groups if are_equal(answers[g[0]], answers[name])), None)
         if home is None:
             groups.append([name])
         else:
@@ -111,19 +116,19 @@ def twins(names: list[str]) -> list[frozenset[str]]:
     return [frozenset(group) for group in groups if len(group) > 1]
 
 
-def answer(name: str) -> Tensor:
+def probe_logits(name: str) -> Tensor:
     """Logits of a network for a fixed image, with weights that are a function of their names' order only."""
     generator = torch.Generator().manual_seed(0)
-    model = body(name, classes=11).eval()
+    model = build_model(name, classes=11).eval()
     with torch.no_grad():
         for key, value in sorted(model.state_dict().items()):
-            if value.is_floating_point() and not key.startswith(SIDE_HEADS):
-                value.copy_(plausible(key, value, generator))
-        height, width = native_size(name, model)
+            if value.is_floating_point() and not key.startswith(AUXILIARY_HEADS):
+                value.copy_(random_tensor(key, value, generator))
+        height, width = native_image_size(name, model)
         return model(torch.rand(1, 3, height, width, generator=generator))
 
 
-def plausible(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
+def random_tensor(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
     """Random values under which no part of a network stays silent: no zero gains, no variances below a half."""
     noise = torch.randn(value.shape, generator=generator)
     if "running_var" in key:
@@ -133,30 +138,30 @@ def plausible(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
     return noise / max(value[0].numel(), 1) ** 0.5
 
 
-def native_size(name: str, model: nn.Module) -> tuple[int, int]:
+def native_image_size(name: str, model: nn.Module) -> tuple[int, int]:
     cfg = getattr(model, "default_cfg", None) or {}
     size = cfg.get("test_input_size") if cfg.get("fixed_input_size") else None
     _, height, width = size or cfg.get("input_size") or (3, 224, 224)
     return (299, 299) if name == "torchvision/inception_v3" else (height, width)
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def are_equal(a: Tensor, b: Tensor) -> bool:
     scale = a.abs().max()
-    return bool(torch.isfinite(a).all() and scale > 0 and (a - b).abs().max() <= SAME * scale)
+    return bool(torch.isfinite(a).all() and scale > 0 and (a - b).abs().max() <= TOLERANCE * scale)
 
 
 def main() -> None:
-    prints = list(fingerprints(architectures()))
+    prints = list(iter_fingerprints(list_architectures()))
     groups: list[frozenset[str]] = []
-    for names in look_alikes([*fingerprints(list(MODELS)), *prints]):
-        found = twins(names)
+    for names in group_lookalikes([*iter_fingerprints(list(MODELS)), *prints]):
+        found = group_equivalents(names)
         print(f"{', '.join(names)}: {[sorted(group) for group in found] or 'differ'}", file=sys.stderr, flush=True)
         groups += found
     versions = tuple(
         (package, metadata.version(package)) for package in ("torchvision", "timm", "segmentation-models-pytorch")
     )
-    target = Path(str(resources.files("compress.models") / INDEX))
-    write_bytes(target, pack(Index(tuple(prints), tuple(groups), versions)))
+    target = Path(str(resources.files("compress.models") / INDEX_FILE))
+    write_bytes(target, pack_index(ArchitectureIndex(tuple(prints), tuple(groups), versions)))
     print(f"{len(prints)} architectures, {target.stat().st_size} bytes: {target}", file=sys.stderr)
 
 

@@ -27,13 +27,13 @@ from compress.errors import CompressError, UsageError
 PLAIN_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "shadow")
 #: put before every key by a wrapper module
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "body.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "body.")
 CLASS_NAME_KEYS = ("class_names", "classes", "labels", "categories")
 #: inert records that training scripts leave beside the weights (argparse's options, NumPy's numbers, paths)
-INERT = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype]
+SAFE_TYPES = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype]
 #: an honest archive stores tensors as they are; one that unpacks to far more than its size is a bomb
 BOMB_RATIO, BOMB_SLACK = 20, 64 * 2**20
-CONVERT = (
+CONVERT_HINT = (
     "In the environment that made it, and only if you trust it, run: "
     'python -c "import torch; m = torch.load({name!r}, weights_only=False); '
     "torch.save(m.state_dict(), 'weights.pt')\" and give us weights.pt "
@@ -42,19 +42,19 @@ CONVERT = (
 
 
 @dataclass(frozen=True)
-class Weights:
+class CheckpointWeights:
     """The tensors of one network, and what else the file said."""
 
     state: dict[str, Tensor]
     container: str  #: "safetensors", "torch", or "pickled module"
     wrapping: tuple[str, ...] = ()  #: keys and prefixes taken off, outermost first
-    facts: dict[str, Any] = field(default_factory=dict)  #: epoch, arch, metrics … as the file has them
+    metadata: dict[str, Any] = field(default_factory=dict)  #: epoch, arch, metrics … as the file has them
     class_names: list[str] | None = None
     has_ema: bool = False  #: averaged weights lie beside the plain ones
     module: nn.Module | None = None  #: only from a trusted pickle
 
 
-def read_weights(path: Path, *, trust_pickle: bool = False, ema: bool = False) -> Weights:
+def read_checkpoint(path: Path, *, trust_pickle: bool = False, ema: bool = False) -> CheckpointWeights:
     """The weights in `path` (.safetensors, .pt, .pth, .bin, .ckpt …), freed of every usual wrapping.
 
     Where a file holds both, the plain weights are taken, or the averaged ones with `ema=True`; averaged ones alone are
@@ -68,8 +68,8 @@ def read_weights(path: Path, *, trust_pickle: bool = False, ema: bool = False) -
     if is_safetensors(path):
         content, container = read_safetensors(path), "safetensors"
     else:
-        content, container = read_torch(path, trust_pickle=trust_pickle), "torch"
-    return unwrap(content, path, container, ema=ema)
+        content, container = read_torch_file(path, trust_pickle=trust_pickle), "torch"
+    return unwrap_checkpoint(content, path, container, ema=ema)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -91,35 +91,35 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     return {"state_dict": state, **{key: value for key, value in notes.items() if key != "format"}}
 
 
-def read_torch(path: Path, *, trust_pickle: bool) -> Any:
-    check_archive(path)
+def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
+    check_decompressed_size(path)
     try:
-        with torch.serialization.safe_globals(inert_globals()):
+        with torch.serialization.safe_globals(list_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        blocked = blocked_global(str(error))
+        blocked = parse_blocked_global(str(error))
         if blocked is None:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
         if trust_pickle:
-            return run_pickle(path)
+            return load_trusted_pickle(path)
         raise CompressError(
             f"{path}: refused: this is a pickle that wants to run {blocked}, and loading it would execute code. "
-            + CONVERT.format(name=path.name)
+            + CONVERT_HINT.format(name=path.name)
         ) from error
     except MemoryError as error:
         raise CompressError(f"{path}: asks for more memory than there is; damaged or hostile.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
 
 
-def inert_globals() -> list[Any]:
+def list_safe_globals() -> list[Any]:
     """What the restricted unpickler may build besides tensors: records without behaviour."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
-    return [*INERT, *numbers, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    return [*SAFE_TYPES, *numbers, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
 
 
-def blocked_global(message: str) -> str | None:
+def parse_blocked_global(message: str) -> str | None:
     """The name of what torch's restricted unpickler would not run, if that was its complaint."""
     found = re.search(
         r"GLOBAL (\S+) (?:was not|whose module)|for unrecognized function (.+)|but got (<class .+>)", message
@@ -127,7 +127,7 @@ def blocked_global(message: str) -> str | None:
     return next((group for group in found.groups() if group), None) if found else None
 
 
-def run_pickle(path: Path) -> Any:
+def load_trusted_pickle(path: Path) -> Any:
     """Load a pickle for a user who said that it may run. The one place in this package where a file's code executes."""
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
@@ -136,15 +136,15 @@ def run_pickle(path: Path) -> Any:
             f"{path}: needs its own code on the Python path ({error}); run where that is installed."
         ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> CompressError:
+def unreadable_error(path: Path, error: Exception) -> CompressError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     return CompressError(f"{path}: truncated, damaged or not a torch file ({reason}); copy it again.")
 
 
-def check_archive(path: Path) -> None:
+def check_decompressed_size(path: Path) -> None:
     """Refuse an archive that would unpack to far more than its size."""
     if not zipfile.is_zipfile(path):
         return
@@ -152,46 +152,48 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     if size > BOMB_RATIO * path.stat().st_size + BOMB_SLACK:
         raise CompressError(
             f"{path}: refused, {path.stat().st_size} bytes that unpack to {size}: a decompression bomb."
         )
 
 
-def unwrap(content: Any, path: Path, container: str, *, ema: bool) -> Weights:
+def unwrap_checkpoint(content: Any, path: Path, container: str, *, ema: bool) -> CheckpointWeights:
     """Take a checkpoint's wrapping off, keys first, then prefixes common to all names."""
     wrapping: list[str] = []
     facts: dict[str, Any] = {}
     names: list[str] | None = None
     has_ema = False
-    while isinstance(content, Mapping) and not is_state(content):
-        facts.update({str(key): value for key, value in content.items() if is_fact(value)})
-        names = names or class_names(content)
-        plain, averaged = first_of(content, PLAIN_KEYS), first_of(content, EMA_KEYS)
+    while isinstance(content, Mapping) and not is_state_dict(content):
+        facts.update({str(key): value for key, value in content.items() if is_metadata_value(value)})
+        names = names or read_class_names(content)
+        plain, averaged = first_key(content, PLAIN_KEYS), first_key(content, EMA_KEYS)
         has_ema = has_ema or (plain is not None and averaged is not None)
         key = (averaged or plain) if ema else (plain or averaged)
         if key is None or len(wrapping) > 4:
             raise CompressError(
-                f"{path}: no weights in it; found {describe(content)}, expected a state dict of tensors."
+                f"{path}: no weights in it; found {describe_content(content)}, expected a state dict of tensors."
             )
         if not (container == "safetensors" and key == "state_dict"):
             wrapping.append(key)
         content = content[key]
     if isinstance(content, nn.Module):
-        return Weights(
+        return CheckpointWeights(
             dict(content.state_dict()), "pickled module", tuple(wrapping), facts, names, has_ema, content.eval()
         )
     if not isinstance(content, Mapping):
-        raise CompressError(f"{path}: no weights in it; found {describe(content)}, expected a state dict of tensors.")
+        raise CompressError(
+            f"{path}: no weights in it; found {describe_content(content)}, expected a state dict of tensors."
+        )
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     state.pop("n_averaged", None)  # torch's AveragedModel counts its updates
     check_tensors(state, path)
-    state, prefixes = strip(state)
-    return Weights(state, container, (*wrapping, *prefixes), facts, names, has_ema)
+    state, prefixes = strip_prefixes(state)
+    return CheckpointWeights(state, container, (*wrapping, *prefixes), facts, names, has_ema)
 
 
-def is_state(content: Mapping[Any, Any]) -> bool:
+def is_state_dict(content: Mapping[Any, Any]) -> bool:
     """Mostly tensors at the top level: a state dict, whatever odd counters lie in it."""
     tensors = sum(isinstance(value, Tensor) for value in content.values())
     return tensors > 0 and not any(
@@ -199,15 +201,15 @@ def is_state(content: Mapping[Any, Any]) -> bool:
     )
 
 
-def first_of(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None:
+def first_key(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None:
     return next((key for key in keys if isinstance(content.get(key), Mapping | nn.Module)), None)
 
 
-def is_fact(value: Any) -> bool:
+def is_metadata_value(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
 
 
-def class_names(content: Mapping[Any, Any]) -> list[str] | None:
+def read_class_names(content: Mapping[Any, Any]) -> list[str] | None:
     """Class names as a list, or as a table index -> name or name -> index, under one of the usual keys."""
     for key in CLASS_NAME_KEYS:
         value = content.get(key)
@@ -219,7 +221,7 @@ def class_names(content: Mapping[Any, Any]) -> list[str] | None:
     return None
 
 
-def describe(content: Any) -> str:
+def describe_content(content: Any) -> str:
     if isinstance(content, Mapping):
         keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
         return f"a dictionary with {keys}"
@@ -242,11 +244,11 @@ def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def strip(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """`state` without the prefixes that wrappers put before every name, and those prefixes."""
     taken: list[str] = []
     while True:
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in state)), None)
+        prefix = next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) and key != p for key in state)), None)
         if prefix is None:
             return state, taken
         state = {key.removeprefix(prefix): value for key, value in state.items()}

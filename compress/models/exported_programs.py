@@ -16,20 +16,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError
-from compress.models import TASKS
-from compress.models.archive import vet_program
-from compress.models.card import Card
-from compress.models.segmenters import logits_of
-from compress.models.wishes import Wishes
+from compress.models.card import ModelCard
+from compress.models.file_safety import validate_program
+from compress.models.overrides import ModelOverrides
+from compress.models.registry import TASK_BY_OUTPUT_DIMS
+from compress.models.segmentation import extract_logits
 
 EXPORTED = "exported"
 #: batch sizes tried before a program is believed to take any
-TRIALS = (1, 3)
+PROBE_BATCH_SIZES = (1, 3)
 #: what a program raises that does not like its input
-FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
+PROBE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
 
-class Program(nn.Module):
+class ExportedProgramModel(nn.Module):
     """A program file as a network: images [n, c, h, w] -> logits [n, classes] or [n, classes, h, w]. It knows no
     training mode."""
 
@@ -38,24 +38,24 @@ class Program(nn.Module):
         self.program = program
         self.training = False
 
-    def train(self, mode: bool = True) -> Program:
+    def train(self, mode: bool = True) -> ExportedProgramModel:
         return self
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
-        return logits_of(self.program(x), x)
+        return extract_logits(self.program(x), x)
 
 
 @dataclass(frozen=True)
-class Signature:
+class InputSignature:
     """What a program reads, as far as its file says; None: not said, or free."""
 
     channels: int | None = None
     image_size: tuple[int, int] | None = None
 
 
-def load_program(path: Path) -> tuple[Program, Signature]:
+def load_exported_program(path: Path) -> tuple[ExportedProgramModel, InputSignature]:
     """A `.pt2` file. Raises CompressError if it is damaged, may run code, or reads anything but one batch of images."""
-    vet_program(path)
+    validate_program(path)
     try:
         exported = torch.export.load(path)
         module = exported.module(check_guards=False)
@@ -63,10 +63,10 @@ def load_program(path: Path) -> tuple[Program, Signature]:
         raise CompressError(
             f"{path}: cannot be loaded ({first_line(error)}); export it again with this torch."
         ) from error
-    return Program(module), signature(path, exported)
+    return ExportedProgramModel(module), read_signature(path, exported)
 
 
-def signature(path: Path, exported: torch.export.ExportedProgram) -> Signature:
+def read_signature(path: Path, exported: torch.export.ExportedProgram) -> InputSignature:
     wanted = set(exported.graph_signature.user_inputs)
     inputs = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder" and n.name in wanted]
     found = inputs[0] if len(inputs) == 1 else None
@@ -76,10 +76,10 @@ def signature(path: Path, exported: torch.export.ExportedProgram) -> Signature:
         )
     _, channels, height, width = found.shape
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    return Signature(channels if isinstance(channels, int) else None, size)
+    return InputSignature(channels if isinstance(channels, int) else None, size)
 
 
-def load_script(path: Path) -> tuple[Program, Signature]:
+def load_torchscript(path: Path) -> tuple[ExportedProgramModel, InputSignature]:
     """A TorchScript file, which the user must trust: it can run any operator. Raises CompressError if it is damaged."""
     try:
         with warnings.catch_warnings():
@@ -88,7 +88,7 @@ def load_script(path: Path) -> tuple[Program, Signature]:
     except (RuntimeError, ValueError, OSError) as error:
         raise CompressError(f"{path}: cannot be loaded as TorchScript ({first_line(error)}); save it again.") from error
     module.eval()
-    return Program(module), Signature()
+    return ExportedProgramModel(module), InputSignature()
 
 
 def first_line(error: Exception) -> str:
@@ -96,9 +96,14 @@ def first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def unknown(
-    model: nn.Module, where: str, wishes: Wishes, signature: Signature = Signature(), *, gradients: bool = True
-) -> Card:
+def infer_card(
+    model: nn.Module,
+    where: str,
+    wishes: ModelOverrides,
+    signature: InputSignature = InputSignature(),
+    *,
+    gradients: bool = True,
+) -> ModelCard:
     """The card of a network of which only answers, and `gradients`, are known. Images go in as they are, in [0, 1]."""
     size = wishes.image_size or signature.image_size
     if size is None:
@@ -109,15 +114,15 @@ def unknown(
     if signature.image_size not in (None, size):
         height, width = signature.image_size
         raise UsageError(f"{where}: reads images of {height}x{width}, found {size[0]}x{size[1]} asked for.")
-    grey = wishes.grey if wishes.grey is not None else signature.channels == 1
+    grey = wishes.grayscale if wishes.grayscale is not None else signature.channels == 1
     channels = 1 if grey else 3
     if signature.channels not in (None, channels):
         raise UsageError(f"{where}: reads {signature.channels} channels, expected {channels}.")
-    classes, task = probe(model, where, size, channels, gradients=gradients)
-    return Card(EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grey=grey)
+    classes, task = probe_output(model, where, size, channels, gradients=gradients)
+    return ModelCard(EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grayscale=grey)
 
 
-def probe(
+def probe_output(
     model: nn.Module, where: str, image_size: tuple[int, int], channels: int = 3, *, gradients: bool = True
 ) -> tuple[int, str]:
     """The class count and the task of an unknown network, from answers to small batches.
@@ -125,32 +130,34 @@ def probe(
     Raises CompressError unless it takes any batch size, answers [n, classes] or [n, classes, h, w], and, if `gradients`
     are wanted, lets them through to the images.
     """
-    for batch in TRIALS:
+    for batch in PROBE_BATCH_SIZES:
         x = torch.rand(batch, channels, *image_size, requires_grad=True)
         try:
             answer = model(x)
         except CompressError:
             raise
-        except FAILURES as error:
-            raise CompressError(f"{where}: fails on {describe(x)} ({first_line(error)}); {advice(batch)}") from error
-        if answer.dim() not in TASKS or len(answer) != batch or answer.shape[2:] not in ((), x.shape[2:]):
+        except PROBE_ERRORS as error:
             raise CompressError(
-                f"{where}: answers {list(answer.shape)} to {describe(x)}, expected [{batch}, classes], "
+                f"{where}: fails on {describe_images(x)} ({first_line(error)}); {batch_size_advice(batch)}"
+            ) from error
+        if answer.dim() not in TASK_BY_OUTPUT_DIMS or len(answer) != batch or answer.shape[2:] not in ((), x.shape[2:]):
+            raise CompressError(
+                f"{where}: answers {list(answer.shape)} to {describe_images(x)}, expected [{batch}, classes], "
                 f"or [{batch}, classes, height, width] of a segmenter."
             )
     if not gradients:
-        return answer.shape[1], TASKS[answer.dim()]
+        return answer.shape[1], TASK_BY_OUTPUT_DIMS[answer.dim()]
     (gradient,) = torch.autograd.grad(answer.sum(), x, allow_unused=True) if answer.requires_grad else (None,)
     if gradient is None:
         raise CompressError(f"{where}: lets no gradient through to the images; export it without no_grad.")
-    return answer.shape[1], TASKS[answer.dim()]
+    return answer.shape[1], TASK_BY_OUTPUT_DIMS[answer.dim()]
 
 
-def describe(x: Tensor) -> str:
+def describe_images(x: Tensor) -> str:
     return f"images {list(x.shape)}"
 
 
-def advice(batch: int) -> str:
-    if batch == TRIALS[0]:
+def batch_size_advice(batch: int) -> str:
+    if batch == PROBE_BATCH_SIZES[0]:
         return "give the size it expects with --image-size, or export it with dynamic batch (torch.export.Dim)."
     return "export it with a dynamic batch: dynamic_shapes=({0: torch.export.Dim('batch')},)."

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from compress.errors import CompressError, UsageError, nearest
+from compress.errors import CompressError, UsageError, suggest_nearest
 
 
 class TorchvisionSegmenter(nn.Module):
@@ -22,11 +22,11 @@ class TorchvisionSegmenter(nn.Module):
         from torchvision.models.segmentation import LRASPP
 
         self.backbone, self.classifier = inner.get_submodule("backbone"), inner.get_submodule("classifier")
-        self.reads_several_maps = isinstance(inner, LRASPP)
+        self.uses_multiple_features = isinstance(inner, LRASPP)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         features = self.backbone(x)
-        small = self.classifier(features if self.reads_several_maps else features["out"])
+        small = self.classifier(features if self.uses_multiple_features else features["out"])
         return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -48,13 +48,13 @@ class SmpSegmenter(nn.Module):
         return self.segmentation_head(deep)[:, :, :height, :width]
 
 
-def torchvision_segmenters() -> list[str]:
+def list_torchvision_segmenters() -> list[str]:
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models.segmentation)
 
 
-def torchvision_segmenter(name: str, classes: int) -> nn.Module:
+def build_torchvision_segmenter(name: str, classes: int) -> nn.Module:
     """One of `torchvision_segmenters()` with random weights; nothing is downloaded."""
     import torchvision
 
@@ -63,31 +63,31 @@ def torchvision_segmenter(name: str, classes: int) -> nn.Module:
     )
 
 
-def smp_package():
+def import_smp():
     try:
         import segmentation_models_pytorch
     except ImportError as error:
         raise UsageError(
-            "segmentation-models-pytorch is not installed; install it with `pip install 'compress[smp]'`."
+            "segmentation-models-pytorch is not installed; install it with `pip install 'compress-distill[smp]'`."
         ) from error
     return segmentation_models_pytorch
 
 
-def smp_names() -> list[str]:
+def list_smp_models() -> list[str]:
     """ARCH:ENCODER of every architecture with every encoder it is made for; `tu-NAME`, any of timm's, comes on top."""
-    smp = smp_package()
+    smp = import_smp()
     usual = [arch for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"]  # DPT is for transformers of timm's
     return [f"{arch}:{encoder}" for arch in usual for encoder in smp.encoders.get_encoder_names()]
 
 
-def smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
+def build_smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
     """`name` is ARCH:ENCODER; random weights, nothing is downloaded. Raises UsageError for what smp cannot make."""
-    smp = smp_package()
+    smp = import_smp()
     arch, _, encoder = name.partition(":")
     architectures = list(smp.MODEL_ARCHITECTURES_MAPPING)
     if arch not in architectures:
         raise UsageError(
-            f"smp/{name}: no such architecture in segmentation-models-pytorch{nearest(arch, architectures)} "
+            f"smp/{name}: no such architecture in segmentation-models-pytorch{suggest_nearest(arch, architectures)} "
             f"Known: {', '.join(architectures)}; write smp/ARCH:ENCODER."
         )
     if not encoder:
@@ -97,7 +97,7 @@ def smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
     encoders = smp.encoders.get_encoder_names()
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise UsageError(
-            f"smp/{name}: no such encoder{nearest(encoder, encoders)} See `compress models smp/{arch}`; "
+            f"smp/{name}: no such encoder{suggest_nearest(encoder, encoders)} See `compress models smp/{arch}`; "
             "tu-NAME takes any encoder of timm's."
         )
     extra = {"dynamic_img_size": True} if arch == "dpt" else {}  # else its transformer reads one size only
@@ -109,7 +109,7 @@ def smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
     return SmpSegmenter(inner, 2 * multiple if arch == "dpt" else multiple)  # DPT halves its patches' map once more
 
 
-def logits_of(answer: object, x: Tensor) -> Tensor:
+def extract_logits(answer: object, x: Tensor) -> Tensor:
     """The logits in what a network of unknown making answers to images `x`: the first of several, or the entry "out" or
     "logits"; a map of them enlarged to the images' size. Raises CompressError where there is no tensor."""
     if isinstance(answer, Mapping):
@@ -123,6 +123,6 @@ def logits_of(answer: object, x: Tensor) -> Tensor:
     return answer
 
 
-def answer_hook(_: nn.Module, images: tuple[Tensor, ...], answer: object) -> Tensor:
+def logits_hook(_: nn.Module, images: tuple[Tensor, ...], answer: object) -> Tensor:
     """A forward hook: the module answers with its logits alone. A wrapper would change the names of its tensors."""
-    return logits_of(answer, images[0])
+    return extract_logits(answer, images[0])

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from compress.data.batches import in_order
-from compress.data.cache import Cached
+from compress.data.batches import iter_batches
+from compress.data.cache import ImageCache
 from compress.errors import CompressError
 
 BINS = 10
 #: pixels that a teacher is asked about at once, where nobody says otherwise
-BATCH_PIXELS = 2**21
+PIXELS_PER_BATCH = 2**21
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelCounts:
     """Counts over every pixel of every image, where the teacher answers with maps."""
 
     entropy: np.ndarray  #: in BINS bins over [0, ln C]
@@ -31,22 +31,22 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """One entry an image; of a map, the mean over its pixels and its commonest class."""
 
     entropy: np.ndarray  #: nats, in [0, ln C]
     confidence: np.ndarray  #: largest probability, in [1/C, 1]
     prediction: np.ndarray  #: class of the largest logit
     classes: int
-    pixels: Pixels | None = None  #: None for a teacher of one answer an image
+    pixels: PixelCounts | None = None  #: None for a teacher of one answer an image
 
     def summary(self) -> dict[str, Any]:
         """Histograms and class balance over all answers, one an image or one a pixel, as JSON has them."""
         top = math.log(self.classes)
         if self.pixels is None:
-            found = Pixels(
-                binned(self.entropy, top),
-                binned(self.confidence, 1.0),
+            found = PixelCounts(
+                bin_counts(self.entropy, top),
+                bin_counts(self.confidence, 1.0),
                 np.bincount(self.prediction, minlength=self.classes),
             )
         else:
@@ -58,9 +58,9 @@ class Answers:
             "decisions": int(found.classes.sum()),
             "entropy_mean": float(self.entropy.mean()),
             "entropy_max": top,
-            "entropy_histogram": histogram(found.entropy, top),
+            "entropy_histogram": format_histogram(found.entropy, top),
             "confidence_mean": float(self.confidence.mean()),
-            "confidence_histogram": histogram(found.confidence, 1.0),
+            "confidence_histogram": format_histogram(found.confidence, 1.0),
             "class_shares": [round(float(share), 6) for share in shares],
             "largest_share": float(shares.max()),
             "classes_never_predicted": int((shares == 0).sum()),
@@ -69,38 +69,38 @@ class Answers:
         }
 
 
-def binned(values: np.ndarray, high: float) -> np.ndarray:
+def bin_counts(values: np.ndarray, high: float) -> np.ndarray:
     """How many of the values fall into each of BINS bins over [0, high]."""
     return np.histogram(np.clip(values, 0.0, high), bins=BINS, range=(0.0, high))[0]
 
 
-def histogram(counts: np.ndarray, high: float) -> dict[str, list[float]]:
+def format_histogram(counts: np.ndarray, high: float) -> dict[str, list[float]]:
     edges = np.histogram_bin_edges(np.empty(0), bins=BINS, range=(0.0, high))
     return {"counts": counts.tolist(), "edges": [round(float(edge), 6) for edge in edges]}
 
 
-def answers(
-    cached: Cached,
+def predict(
+    cached: ImageCache,
     logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c *map"]],
     batch_size: int | None = None,
-) -> Answers:
+) -> Predictions:
     """The teacher's answers to every image. Raises CompressError where a logit is not finite.
 
     `logits`: one row of logits an image, or a map of them. Images at a time without `batch_size`: what fits in memory.
     """
     height, width = cached.pixels.shape[1:3]
-    batch_size = batch_size or max(1, min(256, BATCH_PIXELS // (height * width)))
-    parts: list[Answers] = []
+    batch_size = batch_size or max(1, min(256, PIXELS_PER_BATCH // (height * width)))
+    parts: list[Predictions] = []
     with torch.no_grad():
-        for images, _ in in_order(cached, batch_size):
+        for images, _ in iter_batches(cached, batch_size):
             answer = logits(images.float() / 255).float().cpu()
             if not bool(answer.isfinite().all()):
                 raise CompressError(f"{cached.name}: the teacher's logits are not finite; is its checkpoint whole?")
-            parts.append(of_batch(answer))
-    return joined(parts)
+            parts.append(summarize_batch(answer))
+    return concatenate_predictions(parts)
 
 
-def of_batch(answer: Float[Tensor, "n c *map"]) -> Answers:
+def summarize_batch(answer: Float[Tensor, "n c *map"]) -> Predictions:
     """Through log_softmax, as p · log p is NaN where a probability underflows, and NaN sorts first."""
     classes, dense = answer.shape[1], answer.ndim > 2
     log_p = (answer if dense else answer.double()).log_softmax(1)  # twice the memory of a map buys nothing
@@ -108,21 +108,23 @@ def of_batch(answer: Float[Tensor, "n c *map"]) -> Answers:
     confidence = log_p.amax(1).exp()
     label = answer.argmax(1)
     if not dense:
-        return Answers(entropy.numpy(), confidence.numpy(), label.numpy(), classes)
+        return Predictions(entropy.numpy(), confidence.numpy(), label.numpy(), classes)
     counts = torch.stack([row.bincount(minlength=classes) for row in label.flatten(1)])
-    pixels = Pixels(binned(entropy.numpy(), math.log(classes)), binned(confidence.numpy(), 1.0), counts.sum(0).numpy())
+    pixels = PixelCounts(
+        bin_counts(entropy.numpy(), math.log(classes)), bin_counts(confidence.numpy(), 1.0), counts.sum(0).numpy()
+    )
     means = entropy.double().mean(1).numpy(), confidence.flatten(1).double().mean(1).numpy()
-    return Answers(*means, counts.argmax(1).numpy(), classes, pixels)
+    return Predictions(*means, counts.argmax(1).numpy(), classes, pixels)
 
 
-def joined(parts: list[Answers]) -> Answers:
+def concatenate_predictions(parts: list[Predictions]) -> Predictions:
     maps = [part.pixels for part in parts if part.pixels is not None]
-    return Answers(
+    return Predictions(
         np.concatenate([part.entropy for part in parts]),
         np.concatenate([part.confidence for part in parts]),
         np.concatenate([part.prediction for part in parts]),
         parts[0].classes,
-        Pixels(
+        PixelCounts(
             np.sum([one.entropy for one in maps], 0),
             np.sum([one.confidence for one in maps], 0),
             np.sum([one.classes for one in maps], 0),
@@ -132,6 +134,6 @@ def joined(parts: list[Answers]) -> Answers:
     )
 
 
-def highest_entropy(found: Answers, n: int) -> np.ndarray:
+def select_highest_entropy(found: Predictions, n: int) -> np.ndarray:
     """Indices of the `n` images that the teacher is least sure of, in their own order: the paper's OOD subset."""
     return np.sort(np.argsort(-found.entropy, kind="stable")[:n])

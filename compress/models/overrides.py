@@ -1,0 +1,60 @@
+"""What the user says about a model, and whether it can be true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compress.errors import UsageError
+from compress.models.card import ModelCard
+
+
+@dataclass(frozen=True)
+class ModelOverrides:
+    """Facts that override or complete what a model says of itself; None: nothing to say.
+
+    Example:
+        >>> ModelOverrides(image_size=(224, 224), mean=[0.5], std=[0.5]).classes is None
+        True
+    """
+
+    architecture: str | None = None  #: architecture of bare weights; None: recognized from the tensors
+    classes: int | None = None  #: expected number of classes
+    image_size: tuple[int, int] | None = None  #: (height, width) in pixels
+    mean: Sequence[float] | None = None  #: per channel, or one for all, of values in [0, 1]
+    std: Sequence[float] | None = None  #: per channel, or one for all, of values in [0, 1]
+    grayscale: bool | None = None  #: the network reads one channel
+    class_names: Sequence[str] | None = None
+    trust_pickle: bool = False  #: load pickles and TorchScript, which can run code
+    ema: bool = False  #: prefer averaged weights
+    resize: int | None = None  #: short side in pixels before the center crop
+
+
+def apply_overrides(card: ModelCard, overrides: ModelOverrides, spec: str) -> ModelCard:
+    """The card with the overrides of the user. Raises UsageError if both cannot be true."""
+    if overrides.classes is not None and overrides.classes != card.classes:
+        raise UsageError(f"{spec}: found {card.classes} classes, expected {overrides.classes}; leave out --classes.")
+    if overrides.grayscale is not None and overrides.grayscale != card.grayscale:
+        kind = "grayscale" if card.grayscale else "color"
+        raise UsageError(f"{spec}: found a model of {kind} images, expected the other; leave out --grayscale.")
+    if overrides.class_names is not None and len(overrides.class_names) != card.classes:
+        raise UsageError(f"{spec}: found {len(overrides.class_names)} class names, expected {card.classes}.")
+    return replace(
+        card,
+        image_size=overrides.image_size or card.image_size,
+        resize=overrides.resize or (None if overrides.image_size else card.resize),
+        mean=channel_values(overrides.mean, card, "mean", spec) if overrides.mean is not None else card.mean,
+        std=channel_values(overrides.std, card, "std", spec) if overrides.std is not None else card.std,
+        class_names=list(overrides.class_names) if overrides.class_names is not None else card.class_names,
+    )
+
+
+def channel_values(values: Sequence[float], card: ModelCard, name: str, spec: str) -> tuple[float, ...]:
+    """One value per channel for images in [0, 1]; a single value applies to all channels."""
+    numbers = tuple(float(value) for value in values)
+    numbers = numbers * card.channels if len(numbers) == 1 else numbers
+    if len(numbers) != card.channels:
+        raise UsageError(f"{spec}: found {len(numbers)} values for --{name}, expected 1 or {card.channels}.")
+    if max(numbers) > 1 or min(numbers) < 0 or (name == "std" and min(numbers) == 0):
+        raise UsageError(f"{spec}: --{name} {numbers}: expected values in [0, 1] (divide values in [0, 255] by 255).")
+    return numbers
