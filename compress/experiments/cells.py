@@ -1,0 +1,153 @@
+"""Runs and cells of an experiment as data, and what their directories already hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress import config
+from compress.errors import UsageError
+from compress.experiments.config import FilePrecision, Format, PruningConfig
+from compress.files import write_text
+from profiles.records import has_records, read_existing_records, read_records
+
+if TYPE_CHECKING:
+    from compress.training.config import DataConfig, TaskConfig, TeacherConfig, TrainConfig
+    from profiles.records import Record
+
+#: in the directory of a run: its exported files; how it was stopped early
+FILES, PRUNED = "files.json", "pruned.json"
+#: in the output directory: the teacher's files; the recipe of every run
+TEACHER, RECIPES = "teacher", "recipes"
+FileType = tuple[Format, FilePrecision]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training: a student, a method and a seed, in a directory of its own."""
+
+    method: str  #: name in the config
+    name: str  #: display name of the method
+    student: str
+    seed: int
+    directory: Path
+    train_config: TrainConfig
+    steps_from: RunSpec | None = None  #: the run whose step count replaces the time limit
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the directory holds the record of a finished training."""
+        return has_records(self.directory)
+
+    def write_recipe(self) -> Path:
+        """Write the training recipe of this run beside the run directories and return its path.
+
+        Raises:
+            UsageError: the run whose step count is needed has not finished.
+        """
+        training = replace(self.train_config.training, seed=self.seed)
+        if self.steps_from is not None:
+            if not self.steps_from.is_finished:
+                raise UsageError(f"seed {self.steps_from.seed} has not finished; --same-steps needs its step count.")
+            training = replace(training, time_limit=None, steps=self.steps_from.read_steps())
+        path = self.directory.parent / RECIPES / f"{self.directory.name}.yaml"
+        write_text(path, config.dump_yaml(replace(self.train_config, training=training)))
+        return path
+
+    def read_steps(self) -> int:
+        """The number of steps that the finished run made."""
+        return int(read_records(self.directory)[-1].run["steps"])
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """A model and the files that are made of it, in the directory of its records."""
+
+    directory: Path
+    model: TeacherConfig
+    task: TaskConfig
+    file_types: tuple[FileType, ...]
+    data: DataConfig
+    calibration: str | None = None  #: None: no int8 files
+    calibration_images: int = 256
+    max_drop: float | None = None
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The settings that existing files must have been made with."""
+        return {
+            "architecture": self.model.architecture, "trust_pickle": self.model.trust_pickle,
+            "classes": self.task.classes, "validation": self.data.validation, "calibration": self.calibration,
+            "calibration_images": self.calibration_images, "max_drop": self.max_drop,
+        }  # fmt: skip
+
+    def read_outcome(self) -> dict[str, Any]:
+        """What became of the files so far, without those made with other settings or deleted since."""
+        try:
+            outcome = json.loads((self.directory / FILES).read_bytes())
+            if outcome["request"] != self.request:
+                raise ValueError("made with other settings")
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"request": self.request, "made": [], "rejected": []}
+        outcome["made"] = [entry for entry in outcome["made"] if (self.directory / entry["file"]).exists()]
+        return outcome
+
+    def list_missing(self, outcome: Mapping[str, Any]) -> list[FileType]:
+        """The file types that were neither made nor rejected."""
+        known = {(entry["format"], entry["precision"]) for kind in ("made", "rejected") for entry in outcome[kind]}
+        return [pair for pair in self.file_types if pair not in known]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every file was made and measured, or rejected."""
+        outcome = self.read_outcome()
+        return not self.list_missing(outcome) and all(entry["is_measured"] for entry in outcome["made"])
+
+    def find_record(self) -> Record | None:
+        """The record of the network in PyTorch; None if there is none yet."""
+        records = read_existing_records(self.directory)
+        return next((record for record in records if not record.format and record.metrics), None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a sweep and the files of its student."""
+
+    run: RunSpec
+    files: ExportSpec
+    pruning: PruningConfig
+
+    @property
+    def name(self) -> str:
+        return self.run.directory.name
+
+    def read_pruned(self) -> dict[str, Any] | None:
+        """Where the training was stopped early; None if it was not, or is to continue."""
+        path = self.run.directory / PRUNED
+        if self.pruning.kind == "none" or self.run.is_finished or not path.exists():
+            return None
+        return json.loads(path.read_bytes())
+
+    @property
+    def is_done(self) -> bool:
+        return self.read_pruned() is not None or (self.run.is_finished and self.files.is_complete)
+
+    def read_score(self) -> float | None:
+        """Score of the trained student, or the last score of a training that was stopped early."""
+        pruned = self.read_pruned()
+        if pruned is not None:
+            return pruned["score"]
+        record = self.files.find_record() if self.run.is_finished else None
+        return None if record is None else next(iter(record.metrics.values()), None)
+
+
+def require_resume(output_dir: Path, name: str, resume: bool | None) -> None:
+    """Raise UsageError if `resume` does not fit what the output directory holds."""
+    exists = (output_dir / name).exists()
+    if resume is True and not exists:
+        raise UsageError(f"{output_dir}: found no {name}, expected an experiment to continue; check --out.")
+    if resume is False and exists:
+        raise UsageError(f"{output_dir}: holds an experiment already; choose another --out or remove the directory.")

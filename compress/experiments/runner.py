@@ -1,0 +1,342 @@
+"""Run jobs in a plain loop (one worker) or as Ray tasks (several workers, or a cluster).
+
+A job is a function and its arguments. It starts its trainings as processes of their own, which save their state when
+they are stopped, so a job that is run again continues where the training was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from compress.errors import CompressError, UsageError
+
+if TYPE_CHECKING:
+    from compress.experiments.config import Resources
+
+Progress = Callable[[str], None]
+
+#: seconds between two looks at a running process
+POLL_S = 1.0
+#: seconds that an orphaned training has to save its state and end
+ORPHAN_S = 300.0
+#: how often Ray runs a job again after its worker or its machine died
+MAX_RETRIES = 2
+OBJECT_STORE_BYTES = 80_000_000
+#: runs `compress` as a process that receives SIGTERM when its parent dies (on Linux), so that it saves its state
+CHILD_SCRIPT = """
+import ctypes, os, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv.pop(1)):
+    sys.exit(128 + signal.SIGTERM)
+runpy.run_module("compress", run_name="__main__", alter_sys=True)
+"""
+#: Ray on this machine alone: no telemetry, a secret token, loopback addresses only; a killed worker leaves its training
+#: to save its state; memory is watched by the operating system
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+#: of these, what the driver of a cluster sets
+CLUSTER_VARIABLES = ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function to call with `arguments` and a progress callback."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass
+class JobOutcomes:
+    """What became of the jobs that ran."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  #: name -> error message
+    signum: int = 0  #: the signal that stopped the jobs; 0: none
+
+
+class Executor(Protocol):
+    """Runs jobs, and owns objects that all of them share."""
+
+    def share(self, cls: type, *arguments: Any) -> Any: ...
+    def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes: ...
+
+
+class SignalReceived(KeyboardInterrupt):
+    """SIGINT or SIGTERM."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def start_executor(
+    workers: int | None = None, on: str | None = None, *, resources: Resources, device: str = "auto"
+) -> Iterator[Executor]:
+    """Start what runs the jobs, and stop it at the end.
+
+    Args:
+        workers: Maximum number of jobs at a time. Default: 1, or as many as fit on the cluster.
+        on: Address of a Ray cluster, HOST:PORT or auto. Default: this machine.
+        resources: Reserved by each job.
+        device: Device of the trainings; cpu reserves no GPU.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if on is None and (workers or 1) == 1:
+        yield LoopExecutor()
+        return
+    executor = RayExecutor(workers, on, resources, device)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+class LoopExecutor:
+    """Runs one job after another in this process."""
+
+    def share(self, cls: type, *arguments: Any) -> Any:
+        return cls(*arguments)
+
+    def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes:
+        outcomes = JobOutcomes()
+        try:
+            with raise_on_signals():
+                for job in jobs:
+                    record_outcome(outcomes, job, *run_job(job, progress), progress=progress)
+        except KeyboardInterrupt as error:
+            outcomes.signum = getattr(error, "signum", signal.SIGINT)
+        return outcomes
+
+
+class RayExecutor:
+    """Runs jobs as Ray tasks, on this machine or on a cluster."""
+
+    def __init__(self, workers: int | None, on: str | None, resources: Resources, device: str) -> None:
+        local = dict(LOCAL_ENVIRONMENT)
+        if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+            local["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        environment = (
+            local if on is None else {key: local[key] for key in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS")}
+        )
+        os.environ.update({key: value for key, value in environment.items() if key not in os.environ})
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError("several workers need Ray: pip install 'compress-distill[sweep]'.") from error
+        self.ray, self.workers = ray, workers
+        self.cpus = resources.cpus or (1 if on is not None else max(1, count_cores() // (workers or 1)))
+        self.owns_ray = not ray.is_initialized()
+        with contextlib.redirect_stdout(sys.stderr):
+            if self.owns_ray and on is None:
+                ray.init(
+                    "local", num_cpus=self.cpus * (workers or 1), include_dashboard=False, configure_logging=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )  # fmt: skip
+            elif self.owns_ray:
+                try:
+                    ray.init(on, configure_logging=False)
+                except (ConnectionError, RuntimeError, ValueError) as error:
+                    raise UsageError(
+                        f"--on {on}: no Ray cluster reached ({str(error).splitlines()[0]}); start one with `ray start`."
+                    ) from error
+        self.gpus = resources.gpus if resources.gpus is not None else self._default_gpus(on, device)
+
+    def _default_gpus(self, on: str | None, device: str) -> float:
+        """One GPU per job; on one machine with fewer GPUs than workers an equal share."""
+        available = 0 if device == "cpu" else int(self.ray.cluster_resources().get("GPU", 0))
+        if not available:
+            return 0
+        return 1 if on is not None else 1 / math.ceil((self.workers or 1) / available)
+
+    def share(self, cls: type, *arguments: Any) -> Any:
+        """Create an actor on the machine of the driver; the result calls its methods."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return ActorProxy(self.ray.remote(cls).options(num_cpus=0, scheduling_strategy=here).remote(*arguments))
+
+    def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes:
+        outcomes, waiting, running = JobOutcomes(), list(jobs), {}
+        task = self.ray.remote(run_job_remotely)
+        reserved = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": MAX_RETRIES}
+        # Ray prints its warnings and the lines of its workers to standard output, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                with raise_on_signals():
+                    while waiting or running:
+                        while waiting and len(running) < (self.workers or len(jobs)):
+                            job = waiting.pop(0)
+                            running[task.options(name=job.name, **reserved).remote(job, os.getcwd())] = job
+                        done, _ = self.ray.wait(list(running), timeout=POLL_S)
+                        for reference in done:
+                            record_outcome(outcomes, running.pop(reference), *self._get(reference), progress=progress)
+            except KeyboardInterrupt as error:
+                outcomes.signum = getattr(error, "signum", signal.SIGINT)
+                for reference in running:  # raises KeyboardInterrupt in the job, which stops its training
+                    self.ray.cancel(reference, force=False)
+                if running:
+                    self.ray.wait(list(running), num_returns=len(running), timeout=ORPHAN_S)
+        return outcomes
+
+    def _get(self, reference: Any) -> tuple[Any, str | None]:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            return None, f"its worker died {MAX_RETRIES + 1} times ({reason}); is there enough memory?"
+
+    def close(self) -> None:
+        if self.owns_ray:
+            self.ray.shutdown()
+
+
+class ActorProxy:
+    """Calls the methods of a Ray actor as if it were a plain object."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "actor" or name.startswith("__"):
+            raise AttributeError(name)
+        import ray
+
+        return lambda *arguments: ray.get(getattr(self.actor, name).remote(*arguments))
+
+
+def run_job(job: Job, progress: Progress) -> tuple[Any, str | None]:
+    """Run a job; return its result, or the message of its error."""
+    try:
+        return job.function(*job.arguments, progress), None
+    except Exception as error:
+        if isinstance(getattr(error, "exit_code", None), int):
+            return None, str(error)
+        return None, f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def run_job_remotely(job: Job, directory: str) -> tuple[Any, str | None]:
+    """Run a job in a Ray worker, in the working directory of the driver if this machine has it."""
+    with contextlib.suppress(OSError):
+        os.chdir(directory)
+    return run_job(job, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def record_outcome(outcomes: JobOutcomes, job: Job, result: Any, error: str | None, *, progress: Progress) -> None:
+    """Keep the result or the failure of a job."""
+    if error is None:
+        outcomes.results[job.name] = result
+    else:
+        outcomes.failures[job.name] = error
+        progress(f"{job.name}: {error}")
+
+
+@contextlib.contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raise SignalReceived on SIGINT and SIGTERM, if this is the main thread."""
+
+    def raise_signal(signum: int, _: FrameType | None) -> None:
+        raise SignalReceived(signum)
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {signum: signal.signal(signum, raise_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def run_compress(
+    arguments: Sequence[str], progress: Progress, *, should_stop: Callable[[], bool] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:  # fmt: skip
+    """Run a `compress` command as a process; return its exit code and the last line that it wrote to stderr.
+
+    The process is told to save its state and end (SIGTERM) when `should_stop` returns True and when this call is
+    interrupted.
+    """
+    command = [sys.executable, "-c", CHILD_SCRIPT, str(os.getpid()), *arguments]
+    last_line = [""]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace", start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
+        env={**os.environ, **(environment or {})},
+    ) as process:  # fmt: skip
+        reader = threading.Thread(target=_relay_lines, args=(process, progress, last_line), daemon=True)
+        reader.start()
+        try:
+            while True:
+                try:
+                    process.wait(POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    if should_stop is not None and should_stop():
+                        process.terminate()
+                        process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        reader.join()
+    return process.returncode, last_line[0].removeprefix("Error: ")
+
+
+def _relay_lines(process: subprocess.Popen[str], progress: Progress, last_line: list[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        progress(line.rstrip("\n"))
+        last_line[0] = line.strip() or last_line[0]
+
+
+def exit_reason(code: int, last_line: str) -> str:
+    """Why a process failed."""
+    if code < 0:
+        cause = ", possibly out of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{cause}"
+    return last_line or f"exit code {code}"
+
+
+def wait_until_unlocked(lock: Path) -> None:
+    """Wait until no process holds the lock of a run; an orphaned training saves its state and ends.
+
+    Raises:
+        CompressError: the lock is still held after five minutes.
+    """
+    from compress.files import is_locked
+
+    end = time.monotonic() + ORPHAN_S
+    while is_locked(lock):
+        if time.monotonic() > end:
+            raise CompressError(f"{lock.parent}: process {lock.read_text().strip()} still runs there; end it.")
+        time.sleep(POLL_S)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
