@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from compress.config import setting
+from compress.config.quantities import Duration
 from compress.engine.accelerator import Precision
 
 Count = Annotated[int, Field(gt=0)]
@@ -23,9 +24,9 @@ class TrainingSchedule:
 
     steps: Count | None = setting(None, "Number of iterations of the method.")
     epochs: Positive | None = setting(None, "Number of epochs over the training images (instead of steps).")
-    time_limit: Positive | None = setting(
+    time_limit: Duration | None = setting(
         None,
-        "Time limit in seconds (instead of steps); not reproducible bit for bit.",
+        "Time limit in seconds or with a unit, as 10m (instead of steps); not reproducible bit for bit.",
     )
     batch_size: Count | None = setting(None, "Batch size per step, summed over processes; default: the method's own.")
     evaluate_every: Count | None = setting(None, "Steps between evaluations; default: ten evaluations per run.")
