@@ -1,4 +1,4 @@
-"""Runs small enough for a test: nets of a few hundred weights, images in memory, a handful of steps."""
+"""Small runs for tests: networks of a few hundred weights, images in memory, few steps."""
 
 from __future__ import annotations
 
@@ -12,65 +12,69 @@ import torch
 from torch import Tensor, nn
 
 from compress import config
-from compress.cli.options import find_recipe
-from compress.engine.display import Display
+from compress.engine.accelerator import Accelerator
+from compress.engine.config import TrainingSchedule
+from compress.engine.logging import ProgressDisplay
 from compress.engine.method import Method
-from compress.engine.pace import Pace
-from compress.engine.place import Place
-from compress.engine.player import Frozen
 from compress.engine.run import Run
-from compress.engine.stream import Times
+from compress.engine.stream import Repeats
+from compress.engine.trainable import FrozenModel
 from compress.methods import METHODS
-from compress.models import network
-from compress.models.card import Card
-from compress.models.folder import save_model
+from compress.models.card import ModelCard
 from compress.models.network import Network
-from compress.plan import Plan, read_plan
-from compress.tasks import task_of
+from compress.models.registry import build_network
+from compress.models.serialization import save_model
+from compress.tasks import task_for_card
+from compress.training.recipes import find_recipe
+from compress.training.setup import TrainConfig, load_config
 
 CLASSES, SIZE, IMAGES, BATCH = 4, 16, 48, 8
-CARD = Card("tiny:small", classes=CLASSES, image_size=(SIZE, SIZE))
+CARD = ModelCard("tiny:small", classes=CLASSES, image_size=(SIZE, SIZE))
 CARDS = {
     "classification": CARD,
-    "segmentation": Card("tiny:dense", classes=CLASSES, image_size=(SIZE, SIZE), task="segmentation"),
+    "segmentation": ModelCard("tiny:dense", classes=CLASSES, image_size=(SIZE, SIZE), task="segmentation"),
 }
 CPU = torch.device("cpu")
 
-#: settings that make a method's own nets small, where it has any
+#: settings that make a method's own networks small
 SETTINGS: dict[str, dict[str, Any]] = {
-    "mosaic": {"width_G": 8, "width_D": 8, "z_dim": 8, "moves": 2},
-    "crd": {"negatives": 16, "dimensions": 8},
-    "sskd": {"head_share": 0.25},
+    "mosaic": {"width_G": 8, "width_D": 8, "z_dim": 8, "student_steps": 2},
+    "crd": {"negatives": 16, "embedding_dim": 8},
+    "sskd": {"head_fraction": 0.25},
     "dafl": {"width_G": 8, "z_dim": 8},
-    "zskt": {"width_G": 8, "z_dim": 8, "moves": 2},
-    "dfad": {"width_G": 8, "z_dim": 8, "moves": 2},
-    "dfq": {"width_G": 8, "z_dim": 8, "moves": 2},
-    "deepinversion": {"iterations": 3, "images": 8, "moves": 2},
+    "zskt": {"width_G": 8, "z_dim": 8, "student_steps": 2},
+    "dfad": {"width_G": 8, "z_dim": 8, "student_steps": 2},
+    "dfq": {"width_G": 8, "z_dim": 8, "student_steps": 2},
+    "deepinversion": {"iterations": 3, "images_per_synthesis": 8, "student_steps": 2},
     "cmi": {
-        "width_G": 8, "z_dim": 8, "dimensions": 8, "bank": 24, "negatives": 6, "iterations": 2, "images": 8, "moves": 2,
+        "width_G": 8, "z_dim": 8, "embedding_dim": 8, "bank_size": 24, "negatives": 6, "iterations": 2,
+        "images_per_synthesis": 8, "student_steps": 2,
     },
-    "fastdfkd": {"width_G": 8, "z_dim": 8, "iterations": 2, "images": 8, "moves": 2, "warmup": 1, "reset": 1},
+    "fastdfkd": {
+        "width_G": 8, "z_dim": 8, "iterations": 2, "images_per_synthesis": 8, "student_steps": 2,
+        "warmup": 1, "reset": 1,
+    },
 }  # fmt: skip
 
 
 def small(classes: int) -> nn.Module:
-    """Two convolutions with BatchNorm, and a linear layer."""
+    """Build two convolutions with BatchNorm, and a linear layer."""
     down = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     more = [nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*down, *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
 
 
 def dense(classes: int) -> nn.Module:
-    """A convolution with BatchNorm, and logits at the size of the images."""
+    """Build a convolution with BatchNorm whose logits have the size of the images."""
     down = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*down, nn.Conv2d(8, classes, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
 
 
-def born(seed: int, card: Card = CARD) -> Network:
-    """A network with random weights and, as if it had been trained, BatchNorm statistics unlike the initial ones."""
+def random_network(seed: int, card: ModelCard = CARD) -> Network:
+    """Build a network with random weights and BatchNorm statistics that differ from the initial ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = network(card)
+        net = build_network(card)
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None
@@ -80,20 +84,20 @@ def born(seed: int, card: Card = CARD) -> Network:
     return net
 
 
-def level(teacher: Frozen) -> None:
-    """Make the teacher of a tiny run see several classes in its images: a net just born sees one in all of them."""
+def balance_predictions(teacher: FrozenModel) -> None:
+    """Make a teacher predict several classes for the images of a tiny run; a random network predicts one."""
     with torch.no_grad():
         last = [m for m in teacher.net.modules() if isinstance(m, nn.Linear)][-1]
-        last.bias -= teacher.net(Pictures(seed=5).pixels / 255).mean(0)
+        last.bias -= teacher.net(InMemoryImages(seed=5).pixels / 255).mean(0)
 
 
-class Pictures:
-    """Labelled uint8 images in memory, any batch of which is a pure function of (seed, position, rank).
+class InMemoryImages:
+    """Labeled uint8 images; every batch is a pure function of (seed, position, rank).
 
-    With `masks` every pixel has its label, or 255. `asked` counts how often a teacher was asked about all of them.
+    With `masks`, every pixel has its label, or 255. `predict_calls` counts the calls of `predict_all`.
     """
 
-    asked = 0
+    predict_calls = 0
 
     def __init__(self, n: int = IMAGES, size: int = SIZE, seed: int = 0, *, masks: bool = False) -> None:
         rng = np.random.default_rng(seed)
@@ -107,31 +111,34 @@ class Pictures:
         return len(self.pixels)
 
     def batches(
-        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool, times: Times = None
-    ) -> PictureBatches:
-        return PictureBatches(self, batch_size, (*seed, rank), augment, times)
+        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world_size: int, augment: bool,
+        repeats: Repeats = None,
+    ) -> InMemoryBatches:  # fmt: skip
+        return InMemoryBatches(self, batch_size, (*seed, rank), augment, repeats)
 
-    def answers(self, teacher: Frozen) -> tuple[Tensor, Tensor]:
-        self.asked += 1
+    def predict_all(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
+        self.predict_calls += 1
         with torch.no_grad():
             p = teacher(self.pixels / 255).double().softmax(1)
         return p.argmax(1), p.amax(1)
 
 
-class PictureBatches:
-    def __init__(self, source: Pictures, n: int, seed: tuple[int, ...], augment: bool, times: Times = None) -> None:
+class InMemoryBatches:
+    def __init__(
+        self, source: InMemoryImages, n: int, seed: tuple[int, ...], augment: bool, repeats: Repeats = None
+    ) -> None:
         self.source, self.n, self.seed, self.augment = source, n, seed, augment
-        self.odds = None if times is None else (times / times.sum()).numpy()
+        self.odds = None if repeats is None else (repeats / repeats.sum()).numpy()
 
-    def at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([*self.seed, position])
         images = len(self.source)
         drawn = rng.integers(0, images, self.n) if self.odds is None else rng.choice(images, self.n, p=self.odds)
-        chosen = torch.from_numpy(drawn)
-        pixels, labels = self.source.pixels[chosen], self.source.labels[chosen]
+        indices = torch.from_numpy(drawn)
+        pixels, labels = self.source.pixels[indices], self.source.labels[indices]
         if self.augment and rng.random() < 0.5:
-            return pixels.flip(3), labels.flip(2) if labels.ndim == 3 else labels, chosen
-        return pixels, labels, chosen
+            return pixels.flip(3), labels.flip(2) if labels.ndim == 3 else labels, indices
+        return pixels, labels, indices
 
 
 def tiny_method(name: str, **settings: Any) -> Method:
@@ -143,86 +150,83 @@ def tiny_run(
     name: str = "mosaic",
     *,
     steps: int | None = 4,
-    place: Place | None = None,
+    accelerator: Accelerator | None = None,
     precision: str = "32",
     batch_size: int = BATCH,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    keep: bool = False,
+    save_models: bool = False,
     task: str = "classification",
-    **pace: Any,
+    **schedule: Any,
 ) -> Run:
-    """A run for the method called `name`, as `compress.plan` would make it; `keep` writes students to the folder."""
-    place = place or Place(CPU, precision)  # pyright: ignore[reportArgumentType]
+    """Create a run for a method, as `compress.training.setup` does; `save_models` writes students to the folder."""
+    accelerator = accelerator or Accelerator(CPU, precision)  # pyright: ignore[reportArgumentType]
     folder.mkdir(parents=True, exist_ok=True)
     card = CARDS[task]
-    teachers = [Frozen(born(1, card), place)] if METHODS[name].teachers else []
-    sources = {need: Pictures(seed=5, masks=task == "segmentation") for need in METHODS[name].needs}
+    teachers = [FrozenModel(random_network(1, card), accelerator)] if METHODS[name].teachers else []
+    sources = {need: InMemoryImages(seed=5, masks=task == "segmentation") for need in METHODS[name].needs}
 
-    def keep_student(which: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
+    def save_student(which: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
         assert isinstance(net, Network)
-        save_model(folder / which, net, Card(**card.as_dict() | {"metrics": metrics, "provenance": {"step": step}}))
+        updates = {"metrics": metrics, "provenance": {"step": step}}
+        save_model(folder / which, net, ModelCard(**card.as_dict() | updates))
 
     return Run(
-        folder=folder,
-        place=place,
-        pace=Pace(steps=steps, precision=place.precision, **pace),
-        task=task_of(card),
-        student=born(2, card),
+        run_dir=folder,
+        accelerator=accelerator,
+        schedule=TrainingSchedule(steps=steps, precision=accelerator.precision, **schedule),
+        task=task_for_card(card),
+        student=random_network(2, card),
         teachers=teachers,
         sources=sources,
         batch_size=batch_size,
         steps=steps,
-        display=Display(name, quiet=True),
+        display=ProgressDisplay(name, quiet=True),
         validate=validate,
-        keep_student=keep_student if keep else None,
+        save_student=save_student if save_models else None,
     )
 
 
-def recipe(name: str) -> tuple[Plan, Method]:
-    """What a recipe that we ship says, some teacher given."""
-    document = config.read_yaml(find_recipe(Path(name)))
-    return read_plan(document.merge({"teachers": [{"model": "x"}]}, where=""))
+def read_recipe(name: str, teacher: str = "x") -> tuple[TrainConfig, Any]:
+    """Load a shipped recipe, with some teacher."""
+    document = config.load_yaml(find_recipe(Path(name)))
+    return load_config(document.merge({"teachers": [{"model": teacher}]}, source=""))
 
 
-def share_of_class_0(net: nn.Module) -> dict[str, float]:
-    """A score that needs no labels: a pure function of the network."""
-    return {"accuracy": float((net(Pictures(16, seed=9).pixels / 255).softmax(1)[:, 0]).mean())}
+def score_class_0(net: nn.Module) -> dict[str, float]:
+    """Score a network without labels: a pure function of its weights."""
+    return {"accuracy": float((net(InMemoryImages(16, seed=9).pixels / 255).softmax(1)[:, 0]).mean())}
 
 
-def flat(state: Any, path: str = "") -> dict[str, Any]:
-    """A nested state as path -> leaf."""
+def flatten_state(state: Any, path: str = "") -> dict[str, Any]:
+    """Flatten a nested state to path -> leaf."""
     if isinstance(state, dict):
-        return {k: v for key, inner in state.items() for k, v in flat(inner, f"{path}/{key}").items()}
+        return {k: v for key, inner in state.items() for k, v in flatten_state(inner, f"{path}/{key}").items()}
     if isinstance(state, list | tuple):
-        return flat(dict(enumerate(state)), path)
+        return flatten_state(dict(enumerate(state)), path)
     return {path: state}
 
 
-def differences(one: Any, other: Any, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """The paths at which two nested states are not bit for bit the same."""
-    a, b = flat(one), flat(other)
-    found = sorted(a.keys() ^ b.keys())
-    for path in a.keys() & b.keys():
-        if not path.startswith(ignore) and not same(a[path], b[path]):
-            found.append(path)
-    return found
+def state_differences(one: Any, other: Any, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Return the paths at which two nested states are not bit-identical."""
+    a, b = flatten_state(one), flatten_state(other)
+    changed = [p for p in a.keys() & b.keys() if not p.startswith(ignore) and not is_identical(a[p], b[p])]
+    return sorted(a.keys() ^ b.keys()) + changed
 
 
-def same(a: Any, b: Any) -> bool:
+def is_identical(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and fingerprint(a) == fingerprint(b)
+        return a.dtype == b.dtype and a.shape == b.shape and hash_tensor(a) == hash_tensor(b)
     return type(a) is type(b) and a == b
 
 
-def fingerprint(tensor: Tensor) -> str:
-    """Of the bytes: unlike ==, it tells -0 from 0 and NaN from NaN."""
+def hash_tensor(tensor: Tensor) -> str:
+    """Hash the bytes of a tensor: unlike ==, distinguishes -0 from 0 and finds NaN equal to NaN."""
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
 
 
-def finished(run: Run) -> dict[str, Any]:
-    """What the newest checkpoint of the run holds, all of it."""
-    found = run.checkpoints.load()
-    assert found is not None
-    step, shared, own = found
-    return {"step": step, "shared": shared, "own": own}
+def final_state(run: Run) -> dict[str, Any]:
+    """Return everything in the newest checkpoint of the run."""
+    checkpoint = run.checkpoints.load()
+    assert checkpoint is not None
+    return dict(zip(("step", "shared", "per_rank"), checkpoint, strict=True))

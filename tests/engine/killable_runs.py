@@ -1,8 +1,8 @@
-"""A process that has imported everything once and forks runs that are to be killed, at a time or a touch of the disk.
+"""A process that imports everything once and forks runs, which are killed at a given time or disk access.
 
-Reads one order a line from standard input, as JSON, and answers each with a line: how the run ended. Orders: `folder`;
-`after` (seconds) or `touch` (a number, with `before`), when it dies; `when` (words of its diary) it is sent `signal`;
-`hang`, to stay in its third step.
+Reads orders from standard input, one JSON object per line, and answers each with a line. Keys: `folder`; `after`
+(seconds) or `touch` (number of a disk access, with `before`) until the kill; `when` (words in the diary) to send
+`signal`; `hang` to sleep in the third step.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import IO, Any
 import tiny
 import torch
 
-from compress.engine.play import play
 from compress.engine.run import Run
+from compress.engine.trainer import train
 from compress.errors import CompressError
 
 STEPS, SAVE = 15, 3
 
 
-class Diary:
-    """MosaicKD that notes the step it begins at and each that it has done, in a file that outlives it."""
+class DiaryMethod:
+    """MosaicKD that records its first step and each completed step in a file."""
 
     def __init__(self, path: Path, *, hang: bool) -> None:
         self.method = tiny.tiny_method("mosaic")
@@ -41,39 +41,40 @@ class Diary:
 
     def step(self) -> dict[str, torch.Tensor]:
         if not self.began:
-            self.note("began", self.run.step)
+            self.record("began", self.run.step)
             self.began = True
         if self.hang and self.run.step == 2:
-            self.note("hangs", 2)
+            self.record("hangs", 2)
             time.sleep(600)
         losses = self.method.step()
-        self.note("did", self.run.step + 1)
+        self.record("did", self.run.step + 1)
         return losses
 
-    def note(self, what: str, step: int) -> None:
+    def record(self, what: str, step: int) -> None:
         os.write(self.file, f"{what} {step}\n".encode())
 
 
-def live(order: dict[str, Any]) -> int:
-    """One run, from wherever its folder says to its end. Returns the exit code that the command would give."""
+def run_to_end(order: dict[str, Any]) -> int:
+    """Run or resume to the end; returns the exit code of the command."""
     folder = Path(order["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     touches = itertools.count()
-    watch(touches, order.get("touch"), order.get("before", False))
+    kill_at_disk_access(touches, order.get("touch"), order.get("before", False))
     run = tiny.tiny_run(
-        folder, steps=STEPS, save=SAVE, evaluate=7, log=1, validate=tiny.share_of_class_0, keep=True
+        folder, steps=STEPS, save_every=SAVE, evaluate_every=7, log_every=1, validate=tiny.score_class_0,
+        save_models=True,
     )  # fmt: skip
     try:
-        play(Diary(folder / "diary", hang=order.get("hang", False)), run)
+        train(DiaryMethod(folder / "diary", hang=order.get("hang", False)), run)
     except CompressError as error:
-        (folder / "last words").write_text(str(error))
+        (folder / "error").write_text(str(error))
         return error.exit_code
     (folder / "touches").write_text(str(next(touches)))
     return 0
 
 
-def watch(touches: Iterator[int], at: int | None, before: bool) -> None:
-    """Count every touch of the disk, and die at one of them: before it, after it, or amid a write."""
+def kill_at_disk_access(touches: Iterator[int], at: int | None, before: bool) -> None:
+    """Count all disk accesses and kill the process at one: before it, after it, or within a write."""
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -83,15 +84,15 @@ def watch(touches: Iterator[int], at: int | None, before: bool) -> None:
             here = next(touches) == at
             if here and before:
                 die()
-            answer = call(*args, **options)
+            result = call(*args, **options)
             if here:
                 die()
-            return answer
+            return result
 
         return touched
 
-    class Cut:
-        """A file whose fatal write is cut in the middle."""
+    class CutFile:
+        """A file whose fatal write stops in the middle."""
 
         def __init__(self, file: IO[bytes]) -> None:
             self.file = file
@@ -103,7 +104,7 @@ def watch(touches: Iterator[int], at: int | None, before: bool) -> None:
                 die()
             return self.file.write(content)
 
-        def __enter__(self) -> Cut:
+        def __enter__(self) -> CutFile:
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -115,17 +116,17 @@ def watch(touches: Iterator[int], at: int | None, before: bool) -> None:
     for name in ("fsync", "replace", "unlink"):
         setattr(os, name, fatal(getattr(os, name)))
     fdopen = os.fdopen
-    os.fdopen = lambda *args, **options: Cut(fdopen(*args, **options))  # pyright: ignore
+    os.fdopen = lambda *args, **options: CutFile(fdopen(*args, **options))  # pyright: ignore
 
 
-def bear(order: dict[str, Any]) -> dict[str, Any]:
-    """Fork a run, do to it what the order says, and tell how it ended (as subprocess does: minus the signal)."""
+def fork_run(order: dict[str, Any]) -> dict[str, Any]:
+    """Fork a run and follow the order; returns the exit code (as subprocess: minus the signal)."""
     begin = time.monotonic()
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            code = live(order)
+            code = run_to_end(order)
         finally:
             os._exit(code)
     if "after" in order:
@@ -136,7 +137,7 @@ def bear(order: dict[str, Any]) -> dict[str, Any]:
         send(pid, order["signal"])
         time.sleep(0.2)
     _, status = os.waitpid(pid, 0)
-    return {"ended": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begin}
+    return {"exit_code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begin}
 
 
 def send(pid: int, signum: int) -> None:
@@ -154,4 +155,4 @@ def await_word(path: Path, word: str, pid: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(bear(json.loads(line))), flush=True)
+        print(json.dumps(fork_run(json.loads(line))), flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import CompressError
 from compress.methods import METHODS
 
@@ -22,7 +22,7 @@ CASES = [f"{name} {precision}" for name in METHODS for precision in ("32", "bf16
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(folder, what each of two processes found)."""
+    """(folder, results of each of two processes)."""
     folder = tmp_path_factory.mktemp("pair")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,7 +31,7 @@ def pair(tmp_path_factory):
     shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "engine" / "pair.py", folder],
+            [sys.executable, TESTS / "engine" / "rank_process.py", folder],
             env=shared | {"RANK": str(rank), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stderr=subprocess.PIPE,
             text=True,
@@ -44,28 +44,28 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_replicas_are_equal_to_the_bit(pair, case):
-    first, second = (found[case] for found in pair[1])
-    assert first["players"] == second["players"]
+def test_replicas_are_bit_identical(pair, case):
+    first, second = (results[case] for results in pair[1])
+    assert first["trainables"] == second["trainables"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_process_draws_noise_and_images_of_its_own(pair, case):
-    first, second = (found[case] for found in pair[1])
+def test_processes_draw_different_data(pair, case):
+    first, second = (results[case] for results in pair[1])
     assert first["random"] != second["random"]
-    for seen in ("first images", "made"):
-        assert len(first[seen]) == len(second[seen])
-        assert all(one != other for one, other in zip(first[seen], second[seen], strict=True))
+    for key in ("first images", "pools"):
+        assert len(first[key]) == len(second[key])
+        assert all(one != other for one, other in zip(first[key], second[key], strict=True))
     assert first["positions"] == second["positions"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_of_two_processes_resumes_exactly(pair, case):
-    assert [found[case]["differs after resuming"] for found in pair[1]] == [[], []]
+def test_two_processes_resume_exactly(pair, case):
+    assert [results[case]["differences"] for results in pair[1]] == [[], []]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_process_writes_what_there_is_once(pair, case):
+def test_only_rank_zero_writes_shared_files(pair, case):
     folder = pair[0].joinpath(*case.split()) / "whole"
     assert {path.name for path in (folder / "checkpoints").glob("*4*")} == {
         "step-000000004.json", "step-000000004.again.rank0.pt", "step-000000004.again.rank1.pt",
@@ -74,11 +74,11 @@ def test_one_process_writes_what_there_is_once(pair, case):
     assert kinds.count("evaluation") == 2
 
 
-def test_the_step_on_two_halves_of_a_batch_is_the_step_on_all_of_it(pair):
-    assert all(found["mean gradient"]["off by"] < 1e-6 for found in pair[1])
+def test_gradients_are_averaged_over_processes(pair):
+    assert all(results["mean gradient"]["error"] < 1e-6 for results in pair[1])
 
 
-def test_one_process_refuses_to_go_on_for_two(pair):
+def test_other_process_count_raises(pair):
     run = tiny.tiny_run(pair[0] / "kd" / "32" / "whole", "kd", steps=9)
-    with pytest.raises(CompressError, match=r"saved by 2 processes, resumed by 1; use --devices 2"):
-        play(tiny.tiny_method("kd"), run)
+    with pytest.raises(CompressError, match="--devices 2"):
+        train(tiny.tiny_method("kd"), run)

@@ -1,4 +1,4 @@
-"""What begins and ends within one step: drafts, and the ways to use a player without moving it."""
+"""Inner loops, given gradients, and forward passes that change nothing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from compress.engine.place import Place
-from compress.engine.player import Diverged, Draft, Player, new_scaler
+from compress.engine.accelerator import Accelerator
 from compress.engine.schedules import constant
+from compress.engine.trainable import DivergedError, InnerLoop, TrainableModel, create_grad_scaler
 
-PLACES = [Place(tiny.CPU, precision) for precision in ("32", "bf16", "16")]
-HALF = PLACES[2]
-each_place = pytest.mark.parametrize("place", PLACES, ids=lambda place: place.precision)
+ACCELERATORS = [Accelerator(tiny.CPU, precision) for precision in ("32", "bf16", "16")]
+HALF = ACCELERATORS[2]
+each_accelerator = pytest.mark.parametrize("accelerator", ACCELERATORS, ids=lambda accelerator: accelerator.precision)
 
 
-def player(place: Place, optim=None) -> Player:
+def model(accelerator: Accelerator, optim=None) -> TrainableModel:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
-    return Player("S", net, place, optim or partial(SGD, lr=0.1), constant)
+    return TrainableModel("S", net, accelerator, optim or partial(SGD, lr=0.1), constant)
 
 
 @pytest.fixture
@@ -32,149 +32,139 @@ def x():
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
 
-@each_place
-def test_a_draft_goes_down_the_gradient_as_the_optimizer_alone_would(place):
+@each_accelerator
+def test_inner_loop_matches_optimizer(accelerator):
     target = torch.tensor([1.0, -2.0, 3.0])
     mine, its = (torch.zeros(3, requires_grad=True) for _ in range(2))
-    draft, alone = Draft("x", place, Adam([mine], lr=0.1)), Adam([its], lr=0.1)
+    loop, alone = InnerLoop("x", accelerator, Adam([mine], lr=0.1)), Adam([its], lr=0.1)
     for _ in range(30):
-        draft.minimize((mine - target).square().sum())
+        loop.optimization_step((mine - target).square().sum())
         alone.zero_grad()
         (its - target).square().sum().backward()
         alone.step()
     assert torch.allclose(mine, its, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_is_named_before_anything_moves():
+def test_inner_loop_non_finite_loss_raises():
     x = torch.ones(2, requires_grad=True)
-    with pytest.raises(Diverged, match="the loss of the images is nan"):
-        Draft("the images", PLACES[0], SGD([x], lr=1.0)).minimize(x.sum() * float("nan"))
+    with pytest.raises(DivergedError, match="the images"):
+        InnerLoop("the images", ACCELERATORS[0], SGD([x], lr=1.0)).optimization_step(x.sum() * float("nan"))
     assert torch.equal(x, torch.ones(2))
 
 
-@each_place
-def test_a_player_may_move_together_with_a_draft_each_by_its_own_optimizer(place, x):
-    alone, together = player(place), player(place)
+@each_accelerator
+def test_inner_loop_steps_jointly_with_model(accelerator, x):
+    alone, together = model(accelerator), model(accelerator)
     v = x.clone().requires_grad_()
-    alone.minimize(alone(x).float().square().mean())
-    draft = Draft("x", place, SGD([v], lr=0.0))
-    draft.minimize(together(v).float().square().mean(), together=[together])
+    alone.optimization_step(alone(x).float().square().mean())
+    loop = InnerLoop("x", accelerator, SGD([v], lr=0.0))
+    loop.optimization_step(together(v).float().square().mean(), jointly_with=[together])
     for mine, its in zip(together.net.parameters(), alone.net.parameters(), strict=True):
         assert torch.allclose(mine, its, atol=1e-6)
     assert v.grad is not None
     assert torch.equal(v, x)
 
 
-def test_in_float16_an_overflow_moves_nobody_lowers_the_scale_and_leaves_no_direction(x):
-    S, v, scaler = player(HALF), x.clone().requires_grad_(), new_scaler(HALF)
+def test_inner_loop_float16_overflow_skips_step(x):
+    S, v, scaler = model(HALF), x.clone().requires_grad_(), create_grad_scaler(HALF)
     before, scale = copy.deepcopy(dict(S.net.named_parameters())), scaler.get_scale()
-    draft = Draft("x", HALF, SGD([v], lr=1.0), scaler=scaler)
-    draft.minimize(S(v).float().square().mean() * 1e30, together=[S])
-    assert tiny.differences(before, dict(S.net.named_parameters())) == []
+    loop = InnerLoop("x", HALF, SGD([v], lr=1.0), scaler=scaler)
+    loop.optimization_step(S(v).float().square().mean() * 1e30, jointly_with=[S])
+    assert tiny.state_differences(before, dict(S.net.named_parameters())) == []
     assert torch.equal(v, x)
     assert scaler.get_scale() == scale / 2
     assert v.grad is not None
     assert bool(v.grad.isfinite().all())
 
 
-def test_a_kept_scaler_knows_its_scale_in_the_next_draft():
-    scaler = new_scaler(HALF)
+def test_inner_loop_keeps_scaler_scale():
+    scaler = create_grad_scaler(HALF)
     for halvings in (1, 2, 3):
         v = torch.ones(2, requires_grad=True)
-        Draft("x", HALF, SGD([v], lr=1.0), scaler=scaler).minimize(v.sum() * 1e36)
+        InnerLoop("x", HALF, SGD([v], lr=1.0), scaler=scaler).optimization_step(v.sum() * 1e36)
         assert scaler.get_scale() == 2.0**16 / 2**halvings
 
 
-class Two(Place):
-    """A place of two processes, of which the other has `spoilt` gradients: what is averaged with them is."""
+class OverflowingPeer(Accelerator):
+    """Two processes, of which the other one has an overflow."""
 
-    spoilt = False
+    overflow = False
 
-    def average(self, tensors):
+    def all_reduce_mean(self, tensors):
         for tensor in tensors:
-            tensor += float("nan") if self.spoilt else 0.0
+            tensor += float("nan") if self.overflow else 0.0
 
 
-@pytest.mark.parametrize("spoilt", [False, True])
-def test_where_one_process_overflows_no_process_moves(spoilt):
-    place = Two(tiny.CPU, "16", rank=0, world=2)
-    object.__setattr__(place, "spoilt", spoilt)
-    v, scaler = torch.ones(2, requires_grad=True), new_scaler(HALF)
-    Draft("x", place, SGD([v], lr=0.1), scaler=scaler).minimize(v.square().sum())
-    assert torch.equal(v, torch.ones(2)) == spoilt
-    assert (scaler.get_scale() == 2.0**15) == spoilt
+@pytest.mark.parametrize("overflow", [False, True])
+def test_inner_loop_shares_overflow_between_processes(overflow):
+    accelerator = OverflowingPeer(tiny.CPU, "16", rank=0, world_size=2)
+    object.__setattr__(accelerator, "overflow", overflow)
+    v, scaler = torch.ones(2, requires_grad=True), create_grad_scaler(HALF)
+    InnerLoop("x", accelerator, SGD([v], lr=0.1), scaler=scaler).optimization_step(v.square().sum())
+    assert torch.equal(v, torch.ones(2)) == overflow
+    assert (scaler.get_scale() == 2.0**15) == overflow
 
 
-def test_the_gradients_of_nets_are_averaged_and_those_of_the_rest_are_not(x):
-    class Doubling(Place):
-        def average(self, tensors):
+def test_inner_loop_averages_gradients_of_nets(x):
+    class Doubling(Accelerator):
+        def all_reduce_mean(self, tensors):
             for tensor in tensors:
                 tensor *= 2
 
     net, v = nn.Linear(4, 2), x.clone().requires_grad_()
     net(v).square().mean().backward()
     expected, own = [2 * p.grad for p in net.parameters()], v.grad.clone()
-    place = Doubling(tiny.CPU, "32")
-    Draft("x", place, SGD([*net.parameters(), v], lr=0.0), nets=[net]).minimize(net(v).square().mean())
+    accelerator = Doubling(tiny.CPU, "32")
+    InnerLoop("x", accelerator, SGD([*net.parameters(), v], lr=0.0), nets=[net]).optimization_step(
+        net(v).square().mean()
+    )
     assert all(torch.allclose(p.grad, e) for p, e in zip(net.parameters(), expected, strict=True))
     assert torch.allclose(v.grad, own)
 
 
-# A player.
+# Trainable models.
 
 
-@each_place
-def test_a_player_moves_along_gradients_made_by_hand(place):
-    S = player(place, partial(SGD, lr=0.5))
-    before = [p.detach().clone() for p in S.net.parameters()]
-    gradients = [torch.full_like(p, 0.2) for p in before]
-    S.move_along(gradients)
-    for old, new in zip(before, S.net.parameters(), strict=True):
-        assert torch.allclose(new, old - 0.1, atol=1e-6)
-    S.net[0].weight.grad.zero_()
-    assert float(gradients[0][0, 0]) == pytest.approx(0.2), "they are copied, and the giver's stay as they are"
-
-
-def test_moving_along_a_players_own_gradient_is_minimizing(x):
-    one, other = (player(PLACES[0], partial(Adam, lr=0.01)) for _ in range(2))
+def test_apply_gradients_equals_optimization_step(x):
+    one, other = (model(ACCELERATORS[0], partial(Adam, lr=0.01)) for _ in range(2))
     for _ in range(3):
         loss = one(x).square().mean()
-        one.move_along(list(torch.autograd.grad(loss, list(one.net.parameters()))))
-        other.minimize(other(x).square().mean())
-    assert tiny.differences(one.state_dict(), other.state_dict()) == []
+        one.apply_gradients(list(torch.autograd.grad(loss, list(one.net.parameters()))))
+        other.optimization_step(other(x).square().mean())
+    assert tiny.state_differences(one.state_dict(), other.state_dict()) == []
 
 
-def test_hand_made_gradients_are_averaged_over_the_processes():
-    class Halving(Place):
-        def average(self, tensors):
+def test_apply_gradients_averages_over_processes():
+    class Halving(Accelerator):
+        def all_reduce_mean(self, tensors):
             for tensor in tensors:
                 tensor /= 2
 
-    S = player(Halving(tiny.CPU, "32"), partial(SGD, lr=1.0))
+    S = model(Halving(tiny.CPU, "32"), partial(SGD, lr=1.0))
     before = [p.detach().clone() for p in S.net.parameters()]
-    S.move_along([torch.ones_like(p) for p in before])
+    S.apply_gradients([torch.ones_like(p) for p in before])
     assert all(torch.allclose(p, old - 0.5) for p, old in zip(S.net.parameters(), before, strict=True))
 
 
-@each_place
-def test_at_rest_nothing_of_a_player_changes_and_gradients_reach_the_image(place, x):
-    S, v = player(place), x.clone().requires_grad_()
+@each_accelerator
+def test_forward_eval_changes_nothing(accelerator, x):
+    S, v = model(accelerator), x.clone().requires_grad_()
     before = copy.deepcopy(S.state_dict())
-    answer = S.at_rest(v)
-    answer.float().square().sum().backward()
-    assert tiny.differences(before, S.state_dict()) == []
+    output = S.forward_eval(v)
+    output.float().square().sum().backward()
+    assert tiny.state_differences(before, S.state_dict()) == []
     assert all(p.grad is None and p.requires_grad for p in S.net.parameters())
     assert v.grad is not None
     assert v.grad.abs().sum() > 0
     assert S.net.training
     S.net.eval()
-    with place.autocast():
-        assert torch.equal(answer, S.net(x)), "it is the answer of eval mode"
+    with accelerator.autocast():
+        assert torch.equal(output, S.net(x))
 
 
-def test_a_player_at_rest_learns_again_after_an_error(x):
-    S = player(replace(PLACES[0]))
+def test_forward_eval_restores_training_after_error(x):
+    S = model(replace(ACCELERATORS[0]))
     with pytest.raises(RuntimeError):
-        S.at_rest(x[:, :2])
+        S.forward_eval(x[:, :2])
     assert S.net.training
     assert all(p.requires_grad for p in S.net.parameters())

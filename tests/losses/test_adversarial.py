@@ -16,32 +16,32 @@ def judged():
     return torch.from_numpy(np.random.default_rng(0).standard_normal((6, 1, 4, 5)).astype(np.float32) * 4)
 
 
-def test_real_is_minus_log_of_the_probability_of_real_summed_over_patches(judged):
+def test_real_is_formula(judged):
     sigma = 1 / (1 + np.exp(-judged.numpy().astype(np.float64)))
     assert adversarial.real(judged).item() == pytest.approx(-np.log(sigma).sum() / 6, rel=1e-5)
 
 
-def test_fake_is_minus_log_of_the_probability_of_fake_summed_over_patches(judged):
+def test_fake_is_formula(judged):
     sigma = 1 / (1 + np.exp(-judged.numpy().astype(np.float64)))
     assert adversarial.fake(judged).item() == pytest.approx(-np.log(1 - sigma).sum() / 6, rel=1e-5)
 
 
-def test_they_mirror_each_other(judged):
+def test_real_and_fake_are_symmetric(judged):
     assert adversarial.fake(judged).item() == pytest.approx(adversarial.real(-judged).item(), rel=1e-6)
 
 
-def test_an_undecided_judge_costs_ln_2_a_patch():
+def test_undecided_discriminator_loss_is_ln2():
     for loss in (adversarial.real, adversarial.fake):
         assert loss(torch.zeros(3, 1, 8, 8)).item() == pytest.approx(64 * math.log(2), rel=1e-6)
 
 
-def test_twice_as_many_images_cost_the_same_and_twice_as_many_patches_double(judged):
+def test_loss_scales_with_patches_only(judged):
     for loss in (adversarial.real, adversarial.fake):
         assert loss(torch.cat([judged, judged])).item() == pytest.approx(loss(judged).item(), rel=1e-5)
         assert loss(torch.cat([judged, judged], 3)).item() == pytest.approx(2 * loss(judged).item(), rel=1e-5)
 
 
-def test_a_sure_judge_gives_no_infinity_and_a_fooled_one_keeps_its_gradient():
+def test_confident_discriminator_is_finite():
     """Non-saturating: a generator that is found out at once still learns, with slope -1 a patch."""
     for size in (1e2, 1e4, 1e30):
         for loss in (adversarial.real, adversarial.fake):
@@ -52,7 +52,7 @@ def test_a_sure_judge_gives_no_infinity_and_a_fooled_one_keeps_its_gradient():
             assert sorted(gradient.abs().flatten().tolist()) == pytest.approx([0, 1], abs=1e-30)
 
 
-def test_half_precision_logits_are_summed_in_single(judged):
+def test_half_precision_computes_in_float32(judged):
     assert adversarial.real(judged.bfloat16()).dtype == torch.float32
     many = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16)
     assert adversarial.real(many).item() == pytest.approx(4096 * math.log(2), rel=1e-6)

@@ -28,40 +28,40 @@ def attended(maps):
 
 
 @pytest.mark.parametrize("shape", MAPS)
-def test_hint_is_the_mean_of_the_squares(shape):
+def test_hint_is_formula(shape):
     (s, s32), (t, t32) = pair(shape), pair(shape)
     assert features.hint(s32, t32).item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-5)
     assert features.hint(t32, t32).item() == 0
 
 
 @pytest.mark.parametrize("shape", MAPS)
-def test_attention_is_the_formula_for_any_two_numbers_of_channels(shape):
+def test_attention_is_formula(shape):
     n, c, h, w = shape
     (s, s32), (t, t32) = pair(shape), pair((n, c + 3, h, w))
     assert features.attention(s32, t32).item() == pytest.approx(((attended(s) - attended(t)) ** 2).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", MAPS)
-def test_attention_is_torchs_mean_squared_error_of_normalised_maps(shape):
+def test_attention_equals_torch_mse(shape):
     s, t = torch.randn(shape), torch.randn(shape)
     one, other = (F.normalize(maps.pow(2).mean(1).flatten(1)) for maps in (s, t))
     assert features.attention(s, t).item() == pytest.approx(F.mse_loss(one, other).item(), rel=1e-5)
 
 
-def test_attention_sees_where_and_not_how_much_nor_in_which_channel():
+def test_attention_ignores_scale_and_channels():
     maps = torch.randn(4, 6, 5, 5)
     assert features.attention(3 * maps, maps).item() == pytest.approx(0, abs=1e-12)
     assert features.attention(-maps.flip(1), maps).item() == pytest.approx(0, abs=1e-12)
     assert features.attention(maps.flip(2), maps).item() > 1e-4
 
 
-def test_attention_is_at_most_2_over_the_places_and_reaches_it():
+def test_attention_bounds():
     s, t = torch.zeros(3, 2, 4, 5), torch.zeros(3, 2, 4, 5)
     s[:, :, 0, 0], t[:, :, 3, 4] = 7, -0.1
     assert features.attention(s, t).item() == pytest.approx(2 / 20, rel=1e-6)
 
 
-def test_maps_of_nothing_give_no_nan():
+def test_zero_maps_are_finite():
     s = torch.zeros(2, 3, 4, 4, requires_grad=True)
     loss = features.attention(s, torch.randn(2, 3, 4, 4))
     (gradient,) = torch.autograd.grad(loss, s)
@@ -70,20 +70,20 @@ def test_maps_of_nothing_give_no_nan():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (6, 128)])
-def test_activation_is_the_mean_of_the_absolute_values(shape):
+def test_activation_is_formula(shape):
     f, f32 = pair(shape)
     assert features.activation(f32).item() == pytest.approx(np.abs(f).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", ROWS)
-def test_l1_is_the_mean_of_the_absolute_differences_over_rows_and_classes(shape):
+def test_l1_is_formula(shape):
     (s, s32), (t, t32) = pair(shape), pair(shape)
     assert logits.l1(s32, t32).item() == pytest.approx(np.abs(t - s).mean(), rel=1e-5)
     assert logits.l1(t32 + 2, t32).item() == pytest.approx(2, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", ROWS)
-def test_one_hot_is_torchs_cross_entropy_with_the_largest_logit_as_the_label(shape):
+def test_one_hot_equals_torch_cross_entropy(shape):
     t, t32 = pair(shape)
     e = np.exp(t - t.max(1, keepdims=True))
     p = e / e.sum(1, keepdims=True)
@@ -91,12 +91,12 @@ def test_one_hot_is_torchs_cross_entropy_with_the_largest_logit_as_the_label(sha
     assert logits.one_hot(t32).item() == pytest.approx(F.cross_entropy(t32, t32.argmax(1)).item(), rel=1e-5)
 
 
-def test_one_hot_keeps_its_bounds_and_reaches_them():
+def test_one_hot_bounds():
     assert logits.one_hot(torch.zeros(8, 10)).item() == pytest.approx(math.log(10), rel=1e-6)
     assert logits.one_hot(torch.eye(10) * 1e3).item() == 0
 
 
-def test_the_slope_of_one_hot_makes_the_largest_logit_larger():
+def test_one_hot_gradient_sign():
     t = torch.tensor([[1.0, 0.5, -1.0], [0.0, 0.0, 3.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(logits.one_hot(t), t)
     expected = (t.softmax(1) - F.one_hot(t.argmax(1), 3)).detach() / 2
@@ -104,7 +104,7 @@ def test_the_slope_of_one_hot_makes_the_largest_logit_larger():
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
-def test_saturated_logits_give_no_nan_in_value_or_gradient(scale):
+def test_saturated_logits_are_finite(scale):
     t = torch.tensor([[scale, 0.0, -scale], [scale, -scale, -scale]], requires_grad=True)
     for loss in (logits.one_hot(t), logits.l1(torch.zeros(2, 3), t)):
         (gradient,) = torch.autograd.grad(loss, t)
@@ -113,7 +113,7 @@ def test_saturated_logits_give_no_nan_in_value_or_gradient(scale):
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_single(half):
+def test_half_precision_computes_in_float32(half):
     s, t = (300 * torch.randn(4, 6, 5, 5)).to(half), (300 * torch.randn(4, 6, 5, 5)).to(half)
     for loss in (features.hint, features.attention):
         assert loss(s, t).dtype == torch.float32

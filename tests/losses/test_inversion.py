@@ -32,38 +32,38 @@ def four(x):
     return x[..., :, :-1] - right, x[..., :-1, :] - below, x[..., :-1, :-1] - across, x[..., :-1, 1:] - back
 
 
-def test_variation_is_the_sum_over_four_neighbours_of_norms_or_of_mean_absolute_values():
+def test_total_variation_is_formula():
     x, x32 = pair(3, 2, 5, 7)
     l2 = sum(np.linalg.norm(d.ravel()) for d in four(x))
     l1 = sum(np.abs(d).mean() for d in four(x))
-    assert inversion.variation_l2(x32).item() == pytest.approx(l2, rel=1e-5)
-    assert inversion.variation_l1(x32).item() == pytest.approx(l1, rel=1e-5)
+    assert inversion.total_variation_l2(x32).item() == pytest.approx(l2, rel=1e-5)
+    assert inversion.total_variation_l1(x32).item() == pytest.approx(l1, rel=1e-5)
 
 
-def test_plain_images_do_not_vary_and_are_pulled_nowhere():
+def test_total_variation_of_constant_images():
     x = torch.full((2, 3, 6, 6), 0.3, requires_grad=True)
-    (inversion.variation_l2(x) + inversion.variation_l1(x)).backward()
-    assert inversion.variation_l2(x).item() == pytest.approx(0, abs=1e-5)
-    assert inversion.variation_l1(x).item() == 0
+    (inversion.total_variation_l2(x) + inversion.total_variation_l1(x)).backward()
+    assert inversion.total_variation_l2(x).item() == pytest.approx(0, abs=1e-5)
+    assert inversion.total_variation_l1(x).item() == 0
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_a_mirrored_image_varies_as_much():
+def test_total_variation_is_flip_invariant():
     _, x = pair(2, 3, 8, 8)
-    for loss in (inversion.variation_l1, inversion.variation_l2):
+    for loss in (inversion.total_variation_l1, inversion.total_variation_l2):
         for mirrored in (x.flip(3), x.flip(2), x.transpose(2, 3)):
             assert loss(mirrored).item() == pytest.approx(loss(x).item(), rel=1e-5)
 
 
-def test_size_is_the_mean_of_the_norms_of_the_images():
+def test_image_l2_is_formula():
     x, x32 = pair(4, 3, 5, 5)
     expected = np.mean([np.linalg.norm(image.ravel()) for image in x])
-    assert inversion.size_l2(x32).item() == pytest.approx(expected, rel=1e-6)
+    assert inversion.image_l2(x32).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("T", [1.0, 3.0])
 @pytest.mark.parametrize("shape", [(7, 5), (16, 100)])
-def test_jensen_shannon_is_the_formula_and_symmetric(shape, T):
+def test_jensen_shannon_is_formula(shape, T):
     (s, s32), (t, t32) = pair(*shape, scale=4), pair(*shape, scale=4)
     p, q = softmax(t / T), softmax(s / T)
     m = (p + q) / 2
@@ -72,13 +72,13 @@ def test_jensen_shannon_is_the_formula_and_symmetric(shape, T):
     assert inversion.jensen_shannon(t32, s32, T).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_jensen_shannon_lies_between_0_and_ln_2_however_sure_the_two_are():
+def test_jensen_shannon_bounds():
     a, b = torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([[0.0, 1e4, 0.0]])
     assert inversion.jensen_shannon(a, b).item() == pytest.approx(math.log(2), rel=1e-6)
     assert inversion.jensen_shannon(a, a).item() == pytest.approx(0, abs=1e-7)
 
 
-def test_with_a_hundred_classes_every_logit_has_a_gradient():
+def test_jensen_shannon_gradient_for_all_classes():
     """The published clamp to [0.01, 0.99] leaves none for a probability below 0.01, which most of a hundred are."""
     _, s = pair(8, 100)
     s.requires_grad_()
@@ -86,52 +86,58 @@ def test_with_a_hundred_classes_every_logit_has_a_gradient():
     assert (s.grad.abs() > 0).double().mean() > 0.99
 
 
-def test_agreeing_kl_counts_the_rows_where_both_name_the_same_class_and_divides_by_all():
+def test_agreement_kl_is_formula():
     (s, s32), (t, t32) = pair(64, 4, scale=2), pair(64, 4, scale=2)
     p, q = softmax(t), softmax(s)
     agree = t.argmax(1) == s.argmax(1)
     assert 0 < agree.sum() < 64
     expected = ((p * np.log(p / q)).sum(1) * agree).sum() / 64
-    assert inversion.agreeing_kl(s32, t32).item() == pytest.approx(expected, rel=1e-5)
-    assert inversion.agreeing_kl(t32, t32).item() == pytest.approx(0, abs=1e-7)
+    assert inversion.agreement_kl(s32, t32).item() == pytest.approx(expected, rel=1e-5)
+    assert inversion.agreement_kl(t32, t32).item() == pytest.approx(0, abs=1e-7)
 
 
-def test_rows_on_which_the_two_disagree_pull_nowhere():
+def test_agreement_kl_ignores_disagreeing_rows():
     s, t = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[3.0, 0.0], [3.0, 0.0]], requires_grad=True)
-    inversion.agreeing_kl(s, t).backward()
+    inversion.agreement_kl(s, t).backward()
     assert t.grad[0].abs().sum() > 0
     assert torch.equal(t.grad[1], torch.zeros(2))
-    assert inversion.agreeing_kl(s[:1], t[:1]).item() == pytest.approx(logits.kl(s[:1], t[:1]).item())
+    assert inversion.agreement_kl(s[:1], t[:1]).item() == pytest.approx(logits.kl(s[:1], t[:1]).item())
 
 
 @pytest.mark.parametrize(("m", "new"), [(6, 6), (9, 4)])
-def test_contrast_is_the_cross_entropy_of_cosines_averaged_over_new_and_old_apart(m, new):
+def test_contrastive_loss_is_formula(m, new):
     (a, a32), (b, b32) = pair(m, 5), pair(m, 5)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     costs = -np.log(np.diag(softmax(a @ b.T / 0.2)))
     expected = costs[:new].mean() + (costs[new:].mean() if new < m else 0)
-    assert inversion.contrast(a32, b32, new, T=0.2).item() == pytest.approx(expected, rel=1e-5)
+    assert inversion.contrastive_loss(a32, b32, new, T=0.2).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_contrast_moves_the_views_and_not_the_anchors_and_is_least_where_each_has_its_own():
+def test_contrastive_loss_gradient_and_minimum():
     views, anchors = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
-    inversion.contrast(views, anchors, 5).backward()
+    inversion.contrastive_loss(views, anchors, 5).backward()
     assert views.grad is not None
     assert anchors.grad is None
     axes = torch.eye(5)
-    assert inversion.contrast(axes, axes, 5, T=0.05) < 1e-6 < inversion.contrast(axes, axes.roll(1, 0), 5, T=0.05)
-    assert inversion.contrast(torch.ones(5, 3), torch.ones(5, 3), 5).item() == pytest.approx(math.log(5), rel=1e-5)
+    assert (
+        inversion.contrastive_loss(axes, axes, 5, T=0.05)
+        < 1e-6
+        < inversion.contrastive_loss(axes, axes.roll(1, 0), 5, T=0.05)
+    )
+    assert inversion.contrastive_loss(torch.ones(5, 3), torch.ones(5, 3), 5).item() == pytest.approx(
+        math.log(5), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_numbers_are_computed_on_in_float32(dtype):
+def test_half_precision_computes_in_float32(dtype):
     s, t, x = torch.randn(4, 6).to(dtype), torch.randn(4, 6).to(dtype), torch.randn(2, 3, 4, 4).to(dtype)
     for loss, wide in [
         (inversion.jensen_shannon(s, t), inversion.jensen_shannon(s.float(), t.float())),
-        (inversion.agreeing_kl(s, t), inversion.agreeing_kl(s.float(), t.float())),
-        (inversion.contrast(s, t, 4), inversion.contrast(s.float(), t.float(), 4)),
-        (inversion.variation_l2(x), inversion.variation_l2(x.float())),
-        (inversion.size_l2(x), inversion.size_l2(x.float())),
+        (inversion.agreement_kl(s, t), inversion.agreement_kl(s.float(), t.float())),
+        (inversion.contrastive_loss(s, t, 4), inversion.contrastive_loss(s.float(), t.float(), 4)),
+        (inversion.total_variation_l2(x), inversion.total_variation_l2(x.float())),
+        (inversion.image_l2(x), inversion.image_l2(x.float())),
     ]:
         assert loss.dtype == torch.float32
         assert torch.equal(loss, wide)

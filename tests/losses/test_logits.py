@@ -27,40 +27,40 @@ def pair(shape, scale=3.0):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
-def test_kl_is_the_formula(shape, T):
+def test_kl_is_formula(shape, T):
     (s, s32), (t, t32) = pair(shape), pair(shape)
     p, q = softmax(t / T), softmax(s / T)
     assert logits.kl(s32, t32, T).item() == pytest.approx(T * T * (p * np.log(p / q)).sum(1).mean(), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_entropy_is_the_formula(shape):
+def test_entropy_is_formula(shape):
     t, t32 = pair(shape)
     p = softmax(t)
     assert logits.entropy(t32).item() == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_marginal_entropy_is_the_formula(shape):
+def test_marginal_entropy_is_formula(shape):
     t, t32 = pair(shape)
     p = softmax(t).mean(0)
     assert logits.marginal_entropy(t32).item() == pytest.approx(-(p * np.log(p)).sum(), rel=1e-5)
 
 
-def test_kl_has_the_teachers_answer_first():
+def test_kl_direction_is_teacher_first():
     """KL(teacher ‖ student): a sure teacher and an undecided student cost ln C; the other way round costs more."""
     sure, undecided = torch.tensor([[20.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 4)
     assert logits.kl(undecided, sure).item() == pytest.approx(math.log(4), rel=1e-4)
     assert logits.kl(sure, undecided).item() > 10
 
 
-def test_kl_is_nothing_for_equal_answers_and_for_a_shift_of_all_logits():
+def test_kl_of_equal_logits_is_zero():
     t = torch.randn(6, 9)
     assert logits.kl(t, t).item() == pytest.approx(0, abs=1e-6)
     assert logits.kl(t + 5, t).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_kl_keeps_its_gradient_as_the_temperature_rises():
+def test_kl_gradient_independent_of_temperature():
     """T² undoes the 1/T² of the gradient: at high T it tends to (s − t) / C of centred logits, whatever T is."""
     t, sizes = torch.randn(4, 5), []
     for T in (50.0, 100.0):
@@ -72,14 +72,14 @@ def test_kl_keeps_its_gradient_as_the_temperature_rises():
     assert torch.allclose(sizes[1], -centred / 5 / 4, atol=2e-3)
 
 
-def test_the_gradient_of_kl_is_the_difference_of_the_probabilities():
+def test_kl_gradient_is_probability_difference():
     s, t = torch.randn(6, 9, requires_grad=True), torch.randn(6, 9)
     (gradient,) = torch.autograd.grad(logits.kl(s, t), s)
     assert torch.allclose(gradient, (s.softmax(1) - t.softmax(1)).detach() / 6, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [logits.kl, logits.entropy, logits.marginal_entropy])
-def test_saturated_logits_give_no_nan_in_value_or_gradient(loss):
+def test_saturated_logits_are_finite(loss):
     """Gaps above 104 underflow in float32, where p · log p is NaN; here up to 1e30."""
     for scale in (1e2, 1e3, 1e4, 1e30):
         t = torch.tensor([[scale, 0.0, -scale], [scale, -scale, -scale]], requires_grad=True)
@@ -95,7 +95,7 @@ def test_saturated_logits_give_no_nan_in_value_or_gradient(loss):
         assert torch.isfinite(gradient).all()
 
 
-def test_entropies_keep_their_bounds_and_reach_them():
+def test_entropy_bounds():
     undecided = torch.zeros(8, 10)
     assert logits.entropy(undecided).item() == pytest.approx(math.log(10), rel=1e-6)
     assert logits.marginal_entropy(undecided).item() == pytest.approx(math.log(10), rel=1e-6)
@@ -105,7 +105,7 @@ def test_entropies_keep_their_bounds_and_reach_them():
     assert logits.marginal_entropy(sure[:1].repeat(4, 1)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_class_nobody_predicts_is_still_worth_predicting():
+def test_marginal_entropy_gradient_of_unused_class():
     """At a mean probability of 0 the slope of −p log p is infinite; what is left of it must point upwards, or be 0."""
     rows = torch.tensor([[2.0, 0.0, -60.0]] * 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(logits.marginal_entropy(rows), rows)
@@ -114,7 +114,7 @@ def test_a_class_nobody_predicts_is_still_worth_predicting():
 
 
 @pytest.mark.parametrize("loss", [logits.entropy, lambda t: logits.kl(t.flip(0), t)])
-def test_every_row_counts_the_same_so_dense_answers_serve_as_they_are(loss):
+def test_losses_average_over_rows(loss):
     """An answer [n, c, h, w] as rows [n·h·w, c] gives the mean over images and pixels, not a sum over pixels."""
     dense = torch.randn(3, 5, 4, 4)
     rows = dense.movedim(1, -1).reshape(-1, 5)
@@ -124,7 +124,7 @@ def test_every_row_counts_the_same_so_dense_answers_serve_as_they_are(loss):
     assert loss(torch.cat([rows, rows])).item() == pytest.approx(loss(rows).item(), rel=1e-5)
 
 
-def test_half_precision_answers_are_computed_in_single():
+def test_half_precision_computes_in_float32():
     t = torch.randn(8, 10)
     for loss in (logits.entropy, logits.marginal_entropy):
         assert loss(t.bfloat16()).dtype == torch.float32

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from compress.engine.taps import batchnorm_moments, central_moments
+from compress.engine.hooks import capture_batchnorm_stats, compute_central_moments
 from compress.losses import priors
 
 
-def test_the_prior_is_the_sum_of_the_distances_of_means_and_variances():
+def test_batchnorm_is_formula():
     rng = np.random.default_rng(0)
     moments = [tuple(rng.standard_normal(c).astype(np.float32) for _ in range(4)) for c in (3, 8)]
     expected = sum(np.linalg.norm(m - om) + np.linalg.norm(v - ov) for m, v, om, ov in moments)
@@ -19,7 +19,7 @@ def test_the_prior_is_the_sum_of_the_distances_of_means_and_variances():
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_statistics_that_agree_cost_nothing_and_pull_nowhere():
+def test_batchnorm_of_equal_statistics_is_zero():
     x = torch.randn(5, requires_grad=True)
     value = priors.batchnorm([(x, x, x.detach(), x.detach())])
     (gradient,) = torch.autograd.grad(value, x)
@@ -27,16 +27,16 @@ def test_statistics_that_agree_cost_nothing_and_pull_nowhere():
     assert torch.equal(gradient, torch.zeros(5))
 
 
-def test_a_teacher_without_batchnorm_is_named():
-    with pytest.raises(ValueError, match="no BatchNorm"):
+def test_batchnorm_without_layers_raises():
+    with pytest.raises(ValueError, match="BatchNorm"):
         priors.batchnorm([])
 
 
-def test_the_tap_reads_what_comes_into_each_batchnorm_and_leaves_no_hook():
+def test_capture_batchnorm_stats_reads_inputs():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)).eval()
     net[1].running_mean.normal_()
     x = torch.randn(6, 3, 9, 9)
-    with batchnorm_moments(net) as moments:
+    with capture_batchnorm_stats(net) as moments:
         net(x)
     for (mean, variance, old_mean, old_variance), at in zip(moments, (1, 4), strict=True):
         inside = net[:at](x).detach().double().movedim(1, 0).flatten(1)
@@ -49,20 +49,20 @@ def test_the_tap_reads_what_comes_into_each_batchnorm_and_leaves_no_hook():
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_gradients_reach_the_input_through_the_tap():
+def test_capture_batchnorm_stats_passes_gradients():
     net = nn.Sequential(nn.BatchNorm2d(3)).eval()
     x = torch.rand(4, 3, 5, 5, requires_grad=True)
-    with batchnorm_moments(net) as moments:
+    with capture_batchnorm_stats(net) as moments:
         net(x)
     priors.batchnorm(moments).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
 
 
-def test_moments_survive_a_mean_far_from_0():
+def test_central_moments_far_from_zero():
     """Without centring, the difference of squares at a mean of 1000 would lose a variance of 1 in float32."""
     x = torch.randn(64, 2, 8, 8) + 1000
-    mean, second = central_moments(x, torch.full((2,), 1000.0))
+    mean, second = compute_central_moments(x, torch.full((2,), 1000.0))
     exact = x.double().movedim(1, 0).flatten(1)
     assert torch.allclose(mean.double() + 1000, exact.mean(1), atol=1e-3)
     assert torch.allclose((second - mean.square()).double(), exact.var(1, unbiased=False), rtol=1e-3)

@@ -44,7 +44,7 @@ def cosine(e, i, j, k):
 
 
 @pytest.mark.parametrize(("n", "d", "e"), SHAPES)
-def test_distance_is_the_formula(n, d, e):
+def test_distance_is_formula(n, d, e):
     (s, s32), (t, t32) = rows(n, d), rows(n, e)
     of_s, of_t = distances(s), distances(t)
     expected = np.mean([huber(of_s[i][j] - of_t[i][j]) for i in range(n) for j in range(n)])
@@ -52,7 +52,7 @@ def test_distance_is_the_formula(n, d, e):
 
 
 @pytest.mark.parametrize(("n", "d", "e"), SHAPES)
-def test_angle_is_the_formula(n, d, e):
+def test_angle_is_formula(n, d, e):
     (s, s32), (t, t32) = rows(n, d), rows(n, e)
     triples = [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
     expected = np.mean([huber(cosine(s, *triple) - cosine(t, *triple)) for triple in triples])
@@ -60,7 +60,7 @@ def test_angle_is_the_formula(n, d, e):
 
 
 @losses
-def test_motion_mirror_and_scale_cost_nothing(loss):
+def test_relations_invariant_to_similarity_transform(loss):
     t = torch.randn(8, 5)
     turn = torch.linalg.qr(torch.randn(5, 5)).Q
     assert loss(3 * t @ turn + 7, t).item() == pytest.approx(0, abs=1e-6)
@@ -69,7 +69,7 @@ def test_motion_mirror_and_scale_cost_nothing(loss):
 
 
 @losses
-def test_images_that_coincide_give_finite_values_and_gradients(loss):
+def test_coinciding_rows_are_finite(loss):
     """A small set repeats within a batch, and a young student may call all images the same."""
     t = torch.randn(6, 4)
     for s in (t[[0, 0, 2, 2, 2, 5]].clone(), torch.zeros(6, 4)):
@@ -83,29 +83,29 @@ def test_images_that_coincide_give_finite_values_and_gradients(loss):
 
 
 @losses
-def test_half_precision_is_computed_in_single(loss):
+def test_half_precision_computes_in_float32(loss):
     s, t = torch.randn(6, 4).bfloat16(), torch.randn(6, 9).bfloat16()
     assert loss(s, t).dtype == torch.float32
     assert loss(s, t).item() == pytest.approx(loss(s.float(), t.float()).item())
 
 
 @losses
-def test_a_step_down_the_loss_brings_the_relations_nearer(loss):
+def test_relations_descend(loss):
     s, t = torch.randn(8, 3, requires_grad=True), torch.randn(8, 5)
     before = loss(s, t)
     (gradient,) = torch.autograd.grad(before, s)
     assert loss(s.detach() - 0.1 * gradient / gradient.norm(), t) < before
 
 
-def test_one_row_has_no_distances():
+def test_distance_of_one_row_raises():
     with pytest.raises(ValueError, match="found 1 rows, expected two or more"):
         relations.distance(torch.randn(1, 3), torch.randn(1, 3))
 
 
-def test_similarity_is_torchs_cosine():
+def test_cosine_similarity_equals_torch():
     changed, plain = torch.randn(6, 5), torch.randn(2, 5)
     expected = F.cosine_similarity(changed.double()[:, None], plain.double()[None], dim=2)
-    assert torch.allclose(relations.similarity(changed, plain).double(), expected, atol=1e-6)
+    assert torch.allclose(relations.cosine_similarity(changed, plain).double(), expected, atol=1e-6)
 
 
 def pick(scores, truth, share):
@@ -118,31 +118,31 @@ def pick(scores, truth, share):
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_rows_chosen_are_those_that_the_teacher_gets_least_wrong(share, seed):
+def test_select_rows_ranks_by_error(share, seed):
     torch.manual_seed(seed)
     scores, truth = torch.randn(21, 6), torch.randint(6, (21,))
-    kept = relations.chosen(scores, truth, share)
+    kept = relations.select_rows(scores, truth, share)
     assert set(kept.nonzero()[:, 0].tolist()) == pick(scores, truth, share)
 
 
-def test_a_share_of_one_keeps_all_and_of_none_what_is_right():
+def test_select_rows_fraction_bounds():
     scores, truth = torch.randn(30, 4), torch.randint(4, (30,))
-    assert relations.chosen(scores, truth, 1.0).all()
-    assert torch.equal(relations.chosen(scores, truth, 0.0), scores.argmax(1) == truth)
+    assert relations.select_rows(scores, truth, 1.0).all()
+    assert torch.equal(relations.select_rows(scores, truth, 0.0), scores.argmax(1) == truth)
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
-def test_the_divergence_of_the_rows_chosen_is_that_of_these_rows_alone(T):
+def test_selected_kl_equals_kl_of_rows(T):
     s, t, kept = torch.randn(9, 5, requires_grad=True), torch.randn(9, 5), torch.arange(9) % 3 == 0
-    value, alone = relations.chosen_kl(s, t, kept, T), logits.kl(s[kept], t[kept], T)
+    value, alone = relations.selected_kl(s, t, kept, T), logits.kl(s[kept], t[kept], T)
     assert value.item() == pytest.approx(alone.item(), rel=1e-5)
     mine, theirs = (torch.autograd.grad(loss, s)[0] for loss in (value, alone))
     assert torch.allclose(mine, theirs, atol=1e-6)
     assert (mine[~kept] == 0).all()
 
 
-def test_no_row_chosen_costs_nothing():
+def test_selected_kl_of_no_rows_is_zero():
     s = torch.randn(4, 5, requires_grad=True)
-    value = relations.chosen_kl(s, torch.randn(4, 5), torch.zeros(4, dtype=torch.bool), 4.0)
+    value = relations.selected_kl(s, torch.randn(4, 5), torch.zeros(4, dtype=torch.bool), 4.0)
     assert value.item() == pytest.approx(0, abs=1e-7)
     assert torch.autograd.grad(value, s)[0].abs().max() == 0

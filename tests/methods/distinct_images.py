@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compress.engine.run import Run
 
 
-class Once(tiny.Pictures):
+class Once(tiny.InMemoryImages):
     """Images of which a batch holds none twice: those that coincide have neither an angle nor an order."""
 
     def batches(self, batch_size: int, **_: Any) -> Any:
@@ -22,7 +22,7 @@ class OnceBatches:
     def __init__(self, source: Once, n: int) -> None:
         self.source, self.n = source, n
 
-    def at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(position))
         chosen = order[: self.n]
         return self.source.pixels[chosen], self.source.labels[chosen], chosen
@@ -37,14 +37,14 @@ def awake(run: Run) -> None:
         net.train()
         with torch.no_grad():
             for _ in range(50):
-                net(tiny.Pictures(seed=5).pixels / 255)
+                net(tiny.InMemoryImages(seed=5).pixels / 255)
     run.teacher.net.eval()
 
 
 def halves(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """(what enters the last layer of the tiny classifier, its answer), layer by layer, without hooks."""
     *layers, last = net.get_submodule("body").children()
-    x = net.get_submodule("normalise")(x)
+    x = net.get_submodule("normalize")(x)
     for layer in layers:
         x = layer(x)
     return x, last(x)

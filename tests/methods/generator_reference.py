@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compress import config
-from compress.cli.options import find_recipe
 from compress.engine.run import Run
-from compress.plan import Plan, read_plan
+from compress.training.recipes import find_recipe
+from compress.training.setup import TrainConfig, load_config
 
 STEPS = 3
 Losses = dict[str, Tensor]
@@ -32,7 +32,7 @@ class Twins:
     def __init__(self, method: Any, run: Run, optimizers: dict[str, Callable[..., Optimizer]]) -> None:
         self.m = method
         self.T = copy.deepcopy(run.teacher.net).double().requires_grad_(True)
-        self.G, self.S = (copy.deepcopy(run.players[name].net).double().train() for name in "GS")
+        self.G, self.S = (copy.deepcopy(run.trainables[name].net).double().train() for name in "GS")
         self.optimizers = {name: make(list(getattr(self, name).parameters())) for name, make in optimizers.items()}
         self.rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
@@ -62,7 +62,7 @@ def kl(s: Tensor, t: Tensor, T: float = 1.0) -> Tensor:
 def begun(folder: Path, name: str, *, task: str = "classification", **settings: Any) -> tuple[Any, Run]:
     """A method set up on a run, with the random state of its beginning."""
     method, run = tiny.tiny_method(name, **settings), tiny.tiny_run(folder, name, steps=STEPS, task=task)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     return method, run
 
@@ -86,7 +86,7 @@ def same_steps(
             assert mine[name].item() == pytest.approx(his.item(), rel=5e-5, abs=1e-6), (i, name)
     # As in test_mosaic: Adam can turn rounding into a whole step where a gradient is near 0. Nearly all weights agree.
     for name in "GS":
-        mine, his = run.players[name].net.state_dict(), getattr(twins, name).state_dict()
+        mine, his = run.trainables[name].net.state_dict(), getattr(twins, name).state_dict()
         left_out = noisy if name == "S" else () if remembered else tuple(dict(twins.G.named_buffers()))
         a, b = (torch.cat([v.reshape(-1).double() for k, v in one.items() if k not in left_out]) for one in (mine, his))
         assert torch.isclose(a, b, rtol=1e-4, atol=1e-5).double().mean() > 0.99, name
@@ -96,20 +96,22 @@ def same_steps(
 def moves_one_at_a_time(method: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> str:
     """One step, in which no player's loss gives a gradient to another, nor to the teacher. Who moved, in order."""
     order = []
-    for name, player in run.players.items():
+    for name, player in run.trainables.items():
 
-        def watched(loss: Tensor, name: str = name, minimize: Any = player.minimize, **options: Any) -> None:
-            others = [p for other in run.players.values() if other.name != name for p in other.net.parameters()]
+        def watched(
+            loss: Tensor, name: str = name, optimization_step: Any = player.optimization_step, **options: Any
+        ) -> None:
+            others = [p for other in run.trainables.values() if other.name != name for p in other.net.parameters()]
             for p in others:
                 p.grad = None
             before = [p.detach().clone() for p in others]
-            minimize(loss, **options)
+            optimization_step(loss, **options)
             order.append(name)
             assert all(p.grad is None for p in [*others, *run.teacher.net.parameters()])
             assert all(torch.equal(p, old) for p, old in zip(others, before, strict=True))
-            assert all(p.grad is not None for p in run.players[name].net.parameters())
+            assert all(p.grad is not None for p in run.trainables[name].net.parameters())
 
-        monkeypatch.setattr(player, "minimize", watched)
+        monkeypatch.setattr(player, "optimization_step", watched)
     method.step()
     return "".join(order)
 
@@ -117,7 +119,7 @@ def moves_one_at_a_time(method: Any, run: Run, monkeypatch: pytest.MonkeyPatch) 
 def trained(method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: int = 12) -> tuple[float, float]:
     """`measure` of what G makes of fixed noise, before and after a few steps in which S stands still."""
     monkeypatch = pytest.MonkeyPatch()
-    z = run.noise(64, method.z_dim)
+    z = run.fixed_noise(64, method.z_dim)
 
     def now() -> float:
         G = copy.deepcopy(method.G.net).train()
@@ -125,7 +127,7 @@ def trained(method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: i
             return measure(G(z)).item()
 
     with monkeypatch.context() as patch:
-        patch.setattr(method.S, "minimize", lambda *_, **__: None)
+        patch.setattr(method.S, "optimization_step", lambda *_, **__: None)
         before = now()
         for _ in range(steps):
             method.step()
@@ -139,7 +141,7 @@ def inputs_of(net: nn.Module) -> list[Tensor]:
     return seen
 
 
-def recipe(name: str) -> tuple[Plan, Any]:
+def recipe(name: str) -> tuple[TrainConfig, Any]:
     """The shipped recipe of that name, read with some teacher."""
-    document = config.read_yaml(find_recipe(Path(name)))
-    return read_plan(document.merge({"teachers": [{"model": "embedded/fashion_wrn16_2"}]}, where="test"))
+    document = config.load_yaml(find_recipe(Path(name)))
+    return load_config(document.merge({"teachers": [{"model": "embedded/fashion_wrn16_2"}]}, source="test"))

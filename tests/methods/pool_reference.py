@@ -12,12 +12,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import kl
+from generator_reference import kl
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from compress.engine.augmentation import random_crop_flip
 from compress.engine.run import Run
-from compress.engine.views import crop_flip
 
 STEPS = 5
 Losses = dict[str, float]
@@ -41,7 +41,7 @@ class Pupil:
 
     def learn(self, step: int) -> float:
         pixels = self.m.pool.pixels
-        x = crop_flip(pixels[torch.randint(len(pixels), (self.n,))].float() / 255).double()
+        x = random_crop_flip(pixels[torch.randint(len(pixels), (self.n,))].float() / 255).double()
         self.optimizer.param_groups[0]["lr"] = self.m.lr * (1 + math.cos(math.pi * step / STEPS)) / 2
         with torch.no_grad():
             t = self.T(x)
@@ -82,7 +82,7 @@ def agreeing(s: Tensor, t: Tensor) -> Tensor:
 def begun(folder: Path, name: str, **settings: Any) -> tuple[Any, Run]:
     """A method set up on a run, with the random state of its beginning."""
     method, run = tiny.tiny_method(name, **settings), tiny.tiny_run(folder, name, steps=STEPS)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     return method, run
 
@@ -127,7 +127,7 @@ def untouched(run: Run, act: Callable[[], object]) -> None:
     nets = [run.student, *(teacher.net for teacher in run.teachers)]
     before = [copy.deepcopy(net.state_dict()) for net in nets]
     act()
-    assert tiny.differences(before, [net.state_dict() for net in nets]) == []
+    assert tiny.state_differences(before, [net.state_dict() for net in nets]) == []
     assert all(p.grad is None for net in nets for p in net.parameters())
     assert run.student.training
 

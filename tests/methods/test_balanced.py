@@ -8,19 +8,19 @@ import math
 import pytest
 import tiny
 import torch
-from tiny import Pictures, tiny_method, tiny_run
+from tiny import InMemoryImages, tiny_method, tiny_run
 from torch.optim import SGD
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import CompressError
-from compress.methods.balanced import Balanced, balanced, shortage
+from compress.methods.balanced import Balanced, class_repeats, shortage_messages
 
 STEPS = 3
 
 
 def times(run) -> torch.Tensor:
     """How often each image comes, as the run's stream was told."""
-    odds = run.kept["stream unlabelled"][0].batches.odds
+    odds = run.registered["stream unlabeled"][0].batches.odds
     assert odds is not None
     return torch.from_numpy(odds) * len(odds)
 
@@ -28,24 +28,24 @@ def times(run) -> torch.Tensor:
 def started(folder, **settings):
     """A run after `setup`, and the labels that its teacher gives, asked again here."""
     run = tiny_run(folder, "balanced")
-    tiny.level(run.teacher)
-    run.seed()
+    tiny.balance_predictions(run.teacher)
+    run.seed_all()
     tiny_method("balanced", **settings).setup(run)
     with torch.no_grad():
-        labels = run.teacher.net(Pictures(seed=5).pixels / 255).argmax(1)
+        labels = run.teacher.net(InMemoryImages(seed=5).pixels / 255).argmax(1)
     return run, labels
 
 
-def test_the_student_follows_hintons_loss_on_what_is_drawn(tmp_path):
+def test_step_matches_kd_reference(tmp_path):
     run = tiny_run(tmp_path, "balanced", steps=STEPS)
-    tiny.level(run.teacher)
+    tiny.balance_predictions(run.teacher)
     T, S = copy.deepcopy(run.teacher.net).double(), copy.deepcopy(run.student).double().train()
     optim = SGD(S.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    play(tiny_method("balanced"), run)
-    batches = run.kept["stream unlabelled"][0].batches
+    train(tiny_method("balanced"), run)
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         optim.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * i / STEPS)) / 2
-        x = batches.at(i)[0].double() / 255
+        x = batches.batch_at(i)[0].double() / 255
         with torch.no_grad():
             p = (T(x) / 5).softmax(1)
         loss = 25 * (p * (p.log() - (S(x) / 5).log_softmax(1))).sum(1).mean()
@@ -56,7 +56,7 @@ def test_the_student_follows_hintons_loss_on_what_is_drawn(tmp_path):
         assert torch.allclose(value.double(), S.state_dict()[key].double(), rtol=1e-4, atol=1e-5), key
 
 
-def test_every_class_that_the_teacher_sees_is_drawn_alike(tmp_path):
+def test_classes_are_sampled_equally(tmp_path):
     run, labels = started(tmp_path)
     shown = torch.zeros(tiny.CLASSES, dtype=torch.float64).index_add_(0, labels, times(run))
     seen = labels.unique()
@@ -64,7 +64,7 @@ def test_every_class_that_the_teacher_sees_is_drawn_alike(tmp_path):
     assert torch.allclose(shown[seen], torch.tensor(len(labels) / len(seen)).double())
 
 
-def test_with_one_repeat_it_draws_as_plain_distillation_does(tmp_path):
+def test_one_repeat_is_plain_sampling(tmp_path):
     run, labels = started(tmp_path, repeats=1.0)
     assert torch.allclose(times(run), torch.ones(len(labels)).double())
 
@@ -85,16 +85,16 @@ def test_with_one_repeat_it_draws_as_plain_distillation_does(tmp_path):
         ([7, 3], 1, [1, 1]),
     ],
 )
-def test_an_image_comes_in_inverse_proportion_to_its_class_up_to_the_cap(counts, repeats, expected):
-    found = balanced(torch.tensor(counts), float(repeats))
+def test_class_repeats_inverse_to_counts(counts, repeats, expected):
+    found = class_repeats(torch.tensor(counts), float(repeats))
     assert torch.allclose(found, torch.tensor(expected).double())
 
 
-def test_no_images_are_lost_and_none_comes_more_often_than_allowed():
+def test_class_repeats_keep_total_and_cap():
     generator = torch.Generator().manual_seed(0)
     for repeats in (1.0, 1.5, 4.0, 50.0):
         counts = torch.randint(0, 1000, (100,), generator=generator) ** 3 // 10**6
-        found = balanced(counts, repeats)
+        found = class_repeats(counts, repeats)
         assert float((found * counts).sum()) == pytest.approx(float(counts.sum()))
         assert float(found.max()) <= repeats
         open_ = (counts > 0) & (found < repeats)
@@ -102,15 +102,15 @@ def test_no_images_are_lost_and_none_comes_more_often_than_allowed():
             assert torch.allclose((found * counts)[open_], (found * counts)[open_][0])
 
 
-def test_what_cannot_be_balanced_is_said_in_words():
+def test_shortage_messages_name_classes():
     counts = torch.tensor([90, 9, 0, 1])
     names = ["shirt", "bag", "boot", "coat"]
-    absent, rare = shortage(counts, balanced(counts, 2.0), names)
+    absent, rare = shortage_messages(counts, class_repeats(counts, 2.0), names)
     assert absent == ("The teacher sees 1 of its 4 classes in none of these images, so they cannot be balanced: boot.")
     assert rare == "It sees 2 in so few that method.repeats lets them come less often than the others: bag, coat."
-    assert shortage(counts[:2], balanced(counts[:2], 50.0), names[:2]) == []
+    assert shortage_messages(counts[:2], class_repeats(counts[:2], 50.0), names[:2]) == []
     many = torch.tensor([5] + [0] * 9)
-    assert shortage(many, balanced(many, 50.0), None)[0].endswith(
+    assert shortage_messages(many, class_repeats(many, 50.0), None)[0].endswith(
         "class 1, class 2, class 3, class 4, class 5 and 4 more."
     )
 
@@ -118,35 +118,35 @@ def test_what_cannot_be_balanced_is_said_in_words():
 # Asking once.
 
 
-def test_the_teacher_is_asked_once_and_not_again_by_a_run_that_goes_on(tmp_path):
+def test_teacher_predicts_once_across_resume(tmp_path):
     first = tiny_run(tmp_path, "balanced", steps=4)
-    play(tiny_method("balanced"), first)
+    train(tiny_method("balanced"), first)
     again = tiny_run(tmp_path, "balanced", steps=6)
-    play(tiny_method("balanced"), again)
-    assert [run.sources["unlabelled"].asked for run in (first, again)] == [1, 0]
+    train(tiny_method("balanced"), again)
+    assert [run.sources["unlabeled"].predict_calls for run in (first, again)] == [1, 0]
     assert torch.equal(times(again), times(first))
 
 
-def test_the_choice_is_the_checkpoints_whatever_the_teacher_would_say_now(tmp_path):
+def test_predictions_come_from_checkpoint(tmp_path):
     """On another machine its last bits differ, and an image near a border changes sides."""
     first = tiny_run(tmp_path, "balanced", steps=2)
-    play(tiny_method("balanced"), first)
+    train(tiny_method("balanced"), first)
     again = tiny_run(tmp_path, "balanced", steps=4)
     with torch.no_grad():
         [m for m in again.teacher.net.modules() if isinstance(m, torch.nn.Linear)][-1].bias[0] += 100
-    play(tiny_method("balanced"), again)
+    train(tiny_method("balanced"), again)
     assert torch.equal(times(again), times(first))
 
 
-def test_other_images_than_those_of_the_checkpoint_are_refused_in_one_sentence(tmp_path):
-    play(tiny_method("balanced"), tiny_run(tmp_path, "balanced", steps=2))
+def test_changed_image_count_raises(tmp_path):
+    train(tiny_method("balanced"), tiny_run(tmp_path, "balanced", steps=2))
     again = tiny_run(tmp_path, "balanced", steps=4)
-    again.sources["unlabelled"] = Pictures(47, seed=5)
+    again.sources["unlabeled"] = InMemoryImages(47, seed=5)
     with pytest.raises(CompressError, match=r"^the checkpoint knows .* 48 images, and now there are 47; bring back"):
-        play(tiny_method("balanced"), again)
+        train(tiny_method("balanced"), again)
 
 
-def test_the_recipe_is_kd_of_table_1_on_a_balanced_set():
-    plan, method = tiny.recipe("balanced-cifar100")
+def test_recipe_matches_table_1():
+    plan, method = tiny.read_recipe("balanced-cifar100")
     assert method == Balanced()
-    assert (plan.pace.epochs, plan.pace.batch_size, plan.data.unlabelled) == (200, 128, "cifar10")
+    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (200, 128, "cifar10")

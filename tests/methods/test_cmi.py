@@ -5,30 +5,30 @@ from __future__ import annotations
 import copy
 import math
 
-import pooled
+import pool_reference
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import recipe
+from generator_reference import recipe
 from tiny import tiny_method, tiny_run
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from compress.engine.play import play
-from compress.engine.views import crop_flip, resized_crop
+from compress.engine.augmentation import random_crop_flip, random_resized_crop
+from compress.engine.trainer import train
 from compress.errors import UsageError
 from compress.methods import cmi
 from compress.models.generators import DeepGenerator, SmallGenerator
-from compress.requirements import obstacle
+from compress.training.setup import incompatibility_reason
 
 
-class Twin(pooled.Pupil):
+class Twin(pool_reference.Pupil):
     """With the projection, its Adam, and the bank, a table written round and round."""
 
     def __init__(self, method, run) -> None:
         super().__init__(method, run)
-        self.H = copy.deepcopy(run.players["H"].net).double()
+        self.H = copy.deepcopy(run.trainables["H"].net).double()
         self.optimizer_H = Adam(self.H.parameters(), lr=method.lr_G)
         self.bank: list[Tensor] = []
         self.next = 0
@@ -38,32 +38,32 @@ class Twin(pooled.Pupil):
 
     def remember(self, rows: Tensor) -> None:
         for row in rows:
-            if len(self.bank) < self.m.bank:
+            if len(self.bank) < self.m.bank_size:
                 self.bank.append(row)
             else:
                 self.bank[self.next] = row
-            self.next = (self.next + 1) % self.m.bank
+            self.next = (self.next + 1) % self.m.bank_size
 
     def synthesize(self) -> tuple[float, Tensor, Tensor]:
-        m, n = self.m, self.m.images
-        G = copy.deepcopy(m.born()).double()
+        m, n = self.m, self.m.images_per_synthesis
+        G = copy.deepcopy(m.create_fresh_generator()).double()
         z = torch.randn(n, m.z_dim).double().requires_grad_()
         y = torch.randint(tiny.CLASSES, (n,))
         optimizer = Adam([{"params": G.parameters()}, {"params": [z]}], m.lr_G, betas=(0.5, 0.999))
         lowest, best = math.inf, (z, z)
         for _ in range(m.iterations):
             x = G(z)
-            whole, part = crop_flip(x).double(), resized_crop(x).double()
-            t, inside = pooled.looked_into(self.T, whole)
-            loss = m.cross_entropy * F.cross_entropy(t, y) - m.adv * pooled.agreeing(self.rests(whole), t)
-            loss = loss + m.bn * pooled.bn_distance(self.T, pooled.statistics(inside))
+            whole, part = random_crop_flip(x).double(), random_resized_crop(x).double()
+            t, inside = pool_reference.looked_into(self.T, whole)
+            loss = m.cross_entropy * F.cross_entropy(t, y) - m.adv * pool_reference.agreeing(self.rests(whole), t)
+            loss = loss + m.bn * pool_reference.bn_distance(self.T, pool_reference.statistics(inside))
             of_whole = torch.cat([one.mean((2, 3)) for one in inside], 1)
-            of_part = torch.cat([one.mean((2, 3)) for one in pooled.looked_into(self.T, part)[1]], 1)
+            of_part = torch.cat([one.mean((2, 3)) for one in pool_reference.looked_into(self.T, part)[1]], 1)
             drawn = [self.bank[i] for i in torch.randperm(len(self.bank))[: m.negatives].tolist()]
             old = torch.stack(drawn) if drawn else torch.zeros(0, 2 * of_part.shape[1], dtype=torch.float64)
             old_part, old_whole = old.chunk(2, dim=1)
             A, B = self.project(torch.cat([of_part, old_part, of_whole, old_whole])).chunk(2)
-            costs = F.cross_entropy(A @ B.detach().T / m.contrast_T, torch.arange(len(A)), reduction="none")
+            costs = F.cross_entropy(A @ B.detach().T / m.contrast_temperature, torch.arange(len(A)), reduction="none")
             loss = loss + m.contrast * (costs[:n].mean() + (costs[n:].mean() if drawn else 0.0))
             if loss.item() < lowest:
                 lowest, best = loss.item(), (x.detach(), torch.cat([of_part, of_whole], 1).detach())
@@ -80,21 +80,26 @@ class Twin(pooled.Pupil):
     "settings",
     [
         pytest.param({}, id="published"),
-        pytest.param({"bank": 13, "negatives": 100, "moves": 1, "images": 5}, id="a bank that no batch divides"),
-        pytest.param({"adv": 3.0, "bn": 0.1, "contrast": 2.0, "contrast_T": 0.5, "iterations": 4}, id="others"),
+        pytest.param(
+            {"bank_size": 13, "negatives": 100, "student_steps": 1, "images_per_synthesis": 5},
+            id="a bank that no batch divides",
+        ),
+        pytest.param(
+            {"adv": 3.0, "bn": 0.1, "contrast": 2.0, "contrast_temperature": 0.5, "iterations": 4}, id="others"
+        ),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
-    method, run = pooled.begun(tmp_path, "cmi", **settings)
+def test_step_matches_reference(tmp_path, settings):
+    method, run = pool_reference.begun(tmp_path, "cmi", **settings)
     twin = Twin(method, run)
-    pooled.same_steps(method, run, twin, Twin.synthesize)
-    pooled.near(method.H.net, twin.H)
-    table = method.remembered.table[: len(method.remembered)]
+    pool_reference.same_steps(method, run, twin, Twin.synthesize)
+    pool_reference.near(method.H.net, twin.H)
+    table = method.bank.table[: len(method.bank)]
     assert torch.allclose(table.double(), torch.stack(twin.bank), rtol=1e-3, atol=1e-4)
 
 
-def test_a_term_more_or_less_is_told_from_rounding_by_the_reference(tmp_path):
-    method, run = pooled.begun(tmp_path, "cmi")
+def test_reference_detects_changed_weight(tmp_path):
+    method, run = pool_reference.begun(tmp_path, "cmi")
     twin = Twin(method, run)
     state = torch.get_rng_state()
     mine = method.step()["G"].item()
@@ -107,39 +112,39 @@ ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "contrast": 0.0, "lr_G": 0
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "bn", "adv", "contrast"])
-def test_each_term_pulls_where_it_must(tmp_path, term, monkeypatch):
+def test_each_term_descends(tmp_path, term, monkeypatch):
     """Alone, what a term is to lower goes down; the disagreement that the images seek, which is subtracted, goes up."""
-    method, _ = pooled.begun(tmp_path, "cmi", **{**ALONE, term: 1.0})
-    costs, cost = [], method.cost
-    monkeypatch.setattr(method, "cost", lambda x, y: costs.append(cost(x, y)) or costs[-1])
+    method, _ = pool_reference.begun(tmp_path, "cmi", **{**ALONE, term: 1.0})
+    costs, cost = [], method.synthesis_loss
+    monkeypatch.setattr(method, "synthesis_loss", lambda x, y: costs.append(cost(x, y)) or costs[-1])
     if term == "adv":  # from the beginning the two agree on the class, and a little on how probable it is
-        monkeypatch.setattr(method.S, "at_rest", lambda x: 0.5 * method.T(x))
+        monkeypatch.setattr(method.S, "forward_eval", lambda x: 0.5 * method.T(x))
     method.synthesize()
     losses = [loss.item() for loss, _ in costs]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert term != "adv" or losses[-1] < 0
 
 
-def test_the_contrast_reaches_the_generator_by_the_part_alone(tmp_path, monkeypatch):
+def test_contrast_gradient_reaches_crop_only(tmp_path, monkeypatch):
     """The published code throws the anchors' gradient away: with the whole image as the only view there is none."""
-    method, _ = pooled.begun(tmp_path, "cmi", cross_entropy=0.0, bn=0.0, adv=0.0)
+    method, _ = pool_reference.begun(tmp_path, "cmi", cross_entropy=0.0, bn=0.0, adv=0.0)
     y = torch.zeros(8, dtype=torch.int64)
     reached = []
-    for view in ("resized_crop", "crop_flip"):
+    for view in ("random_resized_crop", "random_crop_flip"):
         x = torch.rand(8, 3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(0)).requires_grad_()
         with monkeypatch.context() as patch:
             keep = getattr(cmi, view)
             patch.setattr(cmi, view, lambda x, keep=keep: keep(x.detach()))
-            loss, _ = method.cost(x, y)
+            loss, _ = method.synthesis_loss(x, y)
             gradient = torch.autograd.grad(loss, x)[0]
         reached.append(bool(gradient.abs().sum() > 0))
     assert reached == [False, True]
 
 
-def test_the_generator_is_new_in_every_synthesis_and_the_projection_is_not(tmp_path, monkeypatch):
-    method, run = pooled.begun(tmp_path, "cmi")
-    born, made = method.born, []
-    monkeypatch.setattr(method, "born", lambda: made.append(born()) or made[-1])
+def test_generator_is_new_per_synthesis(tmp_path, monkeypatch):
+    method, run = pool_reference.begun(tmp_path, "cmi")
+    born, made = method.create_fresh_generator, []
+    monkeypatch.setattr(method, "create_fresh_generator", lambda: made.append(born()) or made[-1])
     beginnings = []
     for _ in range(2):
         before = copy.deepcopy(method.H.net.state_dict())
@@ -147,85 +152,96 @@ def test_the_generator_is_new_in_every_synthesis_and_the_projection_is_not(tmp_p
         beginnings.append(copy.deepcopy(born().state_dict()))
         torch.set_rng_state(state)
         method.synthesize()
-        assert tiny.differences(before, method.H.net.state_dict())
-    assert set(run.players) == {"S", "H"}
+        assert tiny.state_differences(before, method.H.net.state_dict())
+    assert set(run.trainables) == {"S", "H"}
     assert made[0] is not made[1]
     assert isinstance(made[0], SmallGenerator)
-    assert tiny.differences(*beginnings)
+    assert tiny.state_differences(*beginnings)
     weights = torch.cat(
         [p.flatten() for name, p in born().named_parameters() if name.endswith("weight") and p.ndim > 1]
     )
     assert weights.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_the_bank_is_in_the_checkpoint_and_fills_up_to_its_size(tmp_path):
+def test_bank_is_checkpointed_and_bounded(tmp_path):
     run = tiny_run(tmp_path, "cmi", steps=8)
-    method = tiny_method("cmi", moves=1, bank=20)
-    play(method, run)
-    kept = tiny.finished(run)["own"]["kept"]["bank"]
+    method = tiny_method("cmi", student_steps=1, bank_size=20)
+    train(method, run)
+    kept = tiny.final_state(run)["per_rank"]["registered"]["bank"]
     assert kept["rows"].shape == (20, 2 * (8 + 8))
     assert kept["next"] == 8 * 8 % 20
 
 
-def test_features_are_read_before_the_teacher_sees_the_part(tmp_path, monkeypatch):
+def test_features_are_crop_then_whole(tmp_path, monkeypatch):
     """What is remembered of an image is of its part first and of its whole second."""
-    method, _ = pooled.begun(tmp_path, "cmi")
+    method, _ = pool_reference.begun(tmp_path, "cmi")
     bright, dark = torch.full((8, 3, 16, 16), 0.9), torch.full((8, 3, 16, 16), 0.1)
-    monkeypatch.setattr(cmi, "crop_flip", lambda x: bright)
-    monkeypatch.setattr(cmi, "resized_crop", lambda x: dark)
-    _, known = method.cost(torch.rand(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
+    monkeypatch.setattr(cmi, "random_crop_flip", lambda x: bright)
+    monkeypatch.setattr(cmi, "random_resized_crop", lambda x: dark)
+    _, known = method.synthesis_loss(torch.rand(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
     for x, found in ((dark, known[:, :16]), (bright, known[:, 16:])):
-        inside = pooled.looked_into(method.T.net, x)[1]
+        inside = pool_reference.looked_into(method.T.net, x)[1]
         assert torch.allclose(found, torch.cat([one.mean((2, 3)) for one in inside], 1), atol=1e-5)
 
 
-def test_wide_teachers_are_compared_at_the_ends_of_their_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(cmi, "WIDEST", 10)
-    method, run = pooled.begun(tmp_path, "cmi")
-    assert list(method.features.args[1:]) == ["body.2", "body.5"]
-    play(tiny_method("cmi"), tiny_run(tmp_path / "run", "cmi"))
-    assert run.players["H"].net[0].in_features == 16
+def test_wide_teachers_use_stage_outputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(cmi, "MAX_FEATURES", 10)
+    method, run = pool_reference.begun(tmp_path, "cmi")
+    assert list(method.capture_features.args[1:]) == ["body.2", "body.5"]
+    train(tiny_method("cmi"), tiny_run(tmp_path / "run", "cmi"))
+    assert run.trainables["H"].net[0].in_features == 16
 
 
-def test_without_the_contrast_there_is_no_projection_and_no_bank(tmp_path):
+def test_zero_contrast_creates_no_bank(tmp_path):
     run = tiny_run(tmp_path, "cmi")
-    play(tiny_method("cmi", contrast=0.0), run)
-    assert set(run.players) == {"S"}
-    assert "bank" not in run.kept
+    train(tiny_method("cmi", contrast=0.0), run)
+    assert set(run.trainables) == {"S"}
+    assert "bank" not in run.registered
 
 
-def test_images_are_asked_for_all_classes_evenly(tmp_path):
-    pooled.even(*pooled.begun(tmp_path, "cmi", iterations=1))
+def test_synthesis_balances_classes(tmp_path):
+    pool_reference.even(*pool_reference.begun(tmp_path, "cmi", iterations=1))
 
 
-def test_a_synthesis_moves_neither_teacher_nor_student(tmp_path):
-    method, run = pooled.begun(tmp_path, "cmi")
-    pooled.untouched(run, method.synthesize)
+def test_synthesis_changes_no_network(tmp_path):
+    method, run = pool_reference.begun(tmp_path, "cmi")
+    pool_reference.untouched(run, method.synthesize)
 
 
-def test_larger_images_come_from_a_deep_generator_and_others_than_square_ones_are_refused(tmp_path):
+def test_large_images_use_deep_generator(tmp_path):
     run = tiny_run(tmp_path, "cmi")
     run.task.image_size = (96, 96)
     method = tiny_method("cmi")
     method.setup(run)
-    assert isinstance(method.born(), DeepGenerator)
+    assert isinstance(method.create_fresh_generator(), DeepGenerator)
     run = tiny_run(tmp_path, "cmi")
     run.task.image_size = (16, 32)
     with pytest.raises(UsageError, match="found 16x32"):
         tiny_method("cmi").setup(run)
 
 
-def test_a_teacher_without_batchnorm_is_refused_whatever_the_weights():
+def test_teacher_without_batchnorm_raises():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     for weights in ({}, {"bn": 0.0}):
-        problem = obstacle("cmi", tiny_method("cmi", **weights), "classification", plain)
+        problem = incompatibility_reason("cmi", tiny_method("cmi", **weights), "classification", plain)
         assert problem is not None
         assert "this teacher has none; use another method" in problem
 
 
-def test_the_recipe_has_the_published_settings():
+def test_recipe_has_published_settings():
     plan, method = recipe("cmi-cifar10")
-    assert plan.pace.steps == 200 * 400
-    assert (method.iterations, method.moves, method.images, plan.pace.batch_size) == (200, 400, 256, 128)
-    assert (method.bn, method.cross_entropy, method.adv, method.contrast, method.contrast_T) == (1, 1, 0.5, 0.8, 0.1)
+    assert plan.training.steps == 200 * 400
+    assert (method.iterations, method.student_steps, method.images_per_synthesis, plan.training.batch_size) == (
+        200,
+        400,
+        256,
+        128,
+    )
+    assert (method.bn, method.cross_entropy, method.adv, method.contrast, method.contrast_temperature) == (
+        1,
+        1,
+        0.5,
+        0.8,
+        0.1,
+    )
     assert (method.bank, method.negatives, method.dimensions, method.z_dim) == (40960, 4096, 256, 256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
-import distinct
+import distinct_images
 import pytest
 import tiny
 import torch
@@ -14,11 +14,11 @@ from tiny import tiny_method, tiny_run
 from torch import Tensor
 from torch.optim import SGD
 
-from compress.engine.place import Place
-from compress.engine.play import play
+from compress.engine.accelerator import Accelerator
 from compress.engine.run import Run
+from compress.engine.trainer import train
 from compress.errors import UsageError
-from compress.methods.crd import CRD, Bank
+from compress.methods.crd import CRD, EmbeddingBank
 
 STEPS = 4
 
@@ -26,7 +26,7 @@ STEPS = 4
 def begun(folder, **settings) -> tuple[CRD, Run]:
     method, run = tiny_method("crd", **settings), tiny_run(folder, "crd", steps=STEPS)
     assert isinstance(method, CRD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     return method, run
 
@@ -36,7 +36,9 @@ class Reference:
 
     def __init__(self, method: CRD, run: Run) -> None:
         self.m, self.T = method, copy.deepcopy(run.teacher.net).double()
-        self.S, self.E_T, self.E_S = (copy.deepcopy(run.players[n].net).double().train() for n in ("S", "E_T", "E_S"))
+        self.S, self.E_T, self.E_S = (
+            copy.deepcopy(run.trainables[n].net).double().train() for n in ("S", "E_T", "E_S")
+        )
         self.banks = {"T": method.M_T.rows.double(), "S": method.M_S.rows.double()}
         self.Z: dict[str, float] = {}
         learned = [p for net in (self.S, self.E_T, self.E_S) for p in net.parameters()]
@@ -53,9 +55,9 @@ class Reference:
     def step(self, x: Tensor, indices: Tensor, progress: float) -> dict[str, Tensor]:
         m = self.m
         self.optim.param_groups[0]["lr"] = m.lr * (1 + math.cos(math.pi * progress)) / 2
-        (f_t, t), (f_s, s) = distinct.halves(self.T, x), distinct.halves(self.S, x)
+        (f_t, t), (f_s, s) = distinct_images.halves(self.T, x), distinct_images.halves(self.S, x)
         e_t, e_s = (e / e.norm(dim=1, keepdim=True) for e in (self.E_T(f_t.detach()), self.E_S(f_s)))
-        drawn = m.draw(indices)
+        drawn = m.draw_negatives(indices)
         loss_E = self.contrast("T", e_s, drawn) + self.contrast("S", e_t, drawn)
         k = m.temperature
         loss_S = F.kl_div((s / k).log_softmax(1), (t / k).softmax(1), reduction="batchmean") * k * k
@@ -76,20 +78,20 @@ class Reference:
         pytest.param({"tau": 0.5}, id="soft"),
         pytest.param({}, id="published"),
         pytest.param(
-            {"nce": 0.1, "kl": 3.0, "momentum": 0.9, "negatives": 100, "dimensions": 5, "lr": 0.02}, id="others"
+            {"nce": 0.1, "kl": 3.0, "momentum": 0.9, "negatives": 100, "embedding_dim": 5, "lr": 0.02}, id="others"
         ),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     method, run = begun(tmp_path, **{"lr": 0.02} | settings)
     reference = Reference(method, run)
-    batches = run.kept["stream unlabelled"][0].batches
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         state = torch.get_rng_state()
         run.set_progress(i / STEPS)
         ours = method.step()
         torch.set_rng_state(state)
-        pixels, _, indices = batches.at(i)
+        pixels, _, indices = batches.batch_at(i)
         theirs = reference.step(pixels.double() / 255, indices, i / STEPS)
         for name in ours:
             assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4), (i, name)
@@ -98,7 +100,7 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
         assert bank.Z.item() == pytest.approx(reference.Z[of], rel=1e-5)
         assert torch.allclose(bank.rows.double(), reference.banks[of], atol=1e-4)
     for name in ("S", "E_T", "E_S"):
-        for key, value in run.players[name].net.state_dict().items():
+        for key, value in run.trainables[name].net.state_dict().items():
             theirs = getattr(reference, name).state_dict()[key].double()
             assert torch.allclose(value.double(), theirs, rtol=1e-3, atol=5e-5), (name, key)
 
@@ -107,10 +109,10 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
 
 
 @pytest.mark.parametrize("negatives", [5, 24])
-def test_negatives_are_other_images_each_once(tmp_path, negatives):
+def test_negatives_are_distinct_others(tmp_path, negatives):
     method, _ = begun(tmp_path, negatives=negatives)
     i = torch.arange(48).repeat(20)
-    drawn = method.draw(i)
+    drawn = method.draw_negatives(i)
     assert torch.equal(drawn[:, 0], i)
     assert (drawn.sort(1).values.diff(dim=1) > 0).all(), "no number twice in a row, so none is the image's own"
     assert drawn.min() == 0
@@ -118,18 +120,18 @@ def test_negatives_are_other_images_each_once(tmp_path, negatives):
 
 
 @pytest.mark.parametrize("negatives", [25, 500])
-def test_of_a_small_set_they_come_more_than_once_but_never_the_image_itself(tmp_path, negatives):
+def test_negatives_of_small_set_exclude_self(tmp_path, negatives):
     method, _ = begun(tmp_path, negatives=negatives)
     i = torch.arange(48).repeat(20)
-    drawn = method.draw(i)
+    drawn = method.draw_negatives(i)
     assert drawn.shape == (len(i), 1 + negatives)
     assert (drawn[:, 1:] != i[:, None]).all()
 
 
 @pytest.mark.parametrize("negatives", [10, 40])
-def test_all_other_images_are_drawn_equally_often(tmp_path, negatives):
+def test_negatives_are_uniform(tmp_path, negatives):
     method, _ = begun(tmp_path, negatives=negatives)
-    drawn = method.draw(torch.full((4000,), 17))[:, 1:]
+    drawn = method.draw_negatives(torch.full((4000,), 17))[:, 1:]
     counts = torch.bincount(drawn.reshape(-1), minlength=48).double()
     expected = 4000 * negatives / 47
     assert counts[17] == 0
@@ -140,8 +142,8 @@ def test_all_other_images_are_drawn_equally_often(tmp_path, negatives):
 # The banks.
 
 
-def test_a_bank_begins_with_small_random_rows(tmp_path):
-    method, _ = begun(tmp_path, dimensions=27)
+def test_bank_starts_with_small_rows(tmp_path):
+    method, _ = begun(tmp_path, embedding_dim=27)
     for bank in (method.M_T, method.M_S):
         assert bank.rows.shape == (48, 27)
         assert bank.rows.abs().max() <= 1 / 3
@@ -149,7 +151,7 @@ def test_a_bank_begins_with_small_random_rows(tmp_path):
     assert not torch.equal(method.M_T.rows, method.M_S.rows)
 
 
-def test_a_step_writes_the_rows_of_its_images_and_no_others(tmp_path):
+def test_step_updates_rows_of_its_images(tmp_path):
     method, _ = begun(tmp_path)
     before = method.M_S.rows.clone()
     method.step()
@@ -159,8 +161,8 @@ def test_a_step_writes_the_rows_of_its_images_and_no_others(tmp_path):
     assert torch.allclose(method.M_S.rows[seen].norm(dim=1), torch.ones(int(seen.sum())), atol=1e-6)
 
 
-def test_an_image_that_comes_twice_is_put_in_once_as_it_came_first():
-    bank = Bank(4, 3, Place(tiny.CPU, "32"))
+def test_repeated_image_updates_bank_once():
+    bank = EmbeddingBank(4, 3, Accelerator(tiny.CPU, "32"))
     old, e = bank.rows.clone(), torch.eye(3)
     bank.update(torch.tensor([2, 0, 2]), e, 0.5)
     assert torch.allclose(bank.rows[2], F.normalize(old[2] + e[0], dim=0))
@@ -168,55 +170,55 @@ def test_an_image_that_comes_twice_is_put_in_once_as_it_came_first():
     assert torch.equal(bank.rows[[1, 3]], old[[1, 3]])
 
 
-def test_z_is_fixed_by_the_first_batch_and_kept(tmp_path):
+def test_z_is_set_by_first_batch(tmp_path):
     method, run = begun(tmp_path)
     method.step()
     first = [bank.Z for bank in (method.M_T, method.M_S)]
     method.step()
     assert [bank.Z for bank in (method.M_T, method.M_S)] == first
     run.save()
-    state = tiny.finished(run)["shared"]["kept"]
+    state = tiny.final_state(run)["shared"]["registered"]
     assert [state[f"bank {name}"]["Z"].item() for name in "TS"] == [Z.item() for Z in first if Z is not None]
 
 
-def test_scores_have_on_average_the_odds_of_noise_at_first(tmp_path):
+def test_first_scores_average_to_noise_odds(tmp_path):
     """Z makes h a probability: over all images it sums to 1, so its mean over the first draw is 1/N."""
     method, _ = begun(tmp_path)
     e = F.normalize(torch.randn(8, 8))
-    log_h = method.M_T.log_h(e, method.draw(torch.arange(8)), method.tau)
+    log_h = method.M_T.log_h(e, method.draw_negatives(torch.arange(8)), method.tau)
     assert log_h.exp().mean().item() == pytest.approx(1 / 48, rel=1e-5)
 
 
 # What comes of it.
 
 
-def test_the_heads_learn_with_the_student_and_the_teacher_stays(tmp_path):
+def test_heads_train_with_student(tmp_path):
     run = tiny_run(tmp_path, "crd", steps=2)
-    play(tiny_method("crd"), run)
-    state = tiny.finished(run)["shared"]["players"]
+    train(tiny_method("crd"), run)
+    state = tiny.final_state(run)["shared"]["trainables"]
     assert state.keys() == {"S", "E_T", "E_S"}
     assert all(player["optimizer"]["state"] for player in state.values())
 
 
-def test_an_image_finds_itself_among_the_others_after_some_steps(tmp_path):
+def test_embeddings_identify_their_image(tmp_path):
     """Both networks' embeddings of one image come to be nearer than those of two."""
     method, run = tiny_method("crd", augment=False, lr=0.02), tiny_run(tmp_path, "crd", steps=150, batch_size=16)
     assert isinstance(method, CRD)
-    distinct.awake(run)
-    play(method, run)
+    distinct_images.awake(run)
+    train(method, run)
     alike = method.M_S.rows @ method.M_T.rows.mT
     nearer = (alike > alike.diagonal()[:, None]).sum(1).double()
     assert nearer.mean() < 8, "others of 47; 23.5 by chance"
 
 
-def test_one_image_alone_is_refused(tmp_path):
+def test_single_image_raises(tmp_path):
     run = tiny_run(tmp_path, "crd")
-    run.sources = {"unlabelled": tiny.Pictures(1)}
-    with pytest.raises(UsageError, match=r"data\.unlabelled: found 1 images, expected two or more"):
+    run.sources = {"unlabeled": tiny.InMemoryImages(1)}
+    with pytest.raises(UsageError, match=r"data\.unlabeled: found 1 images, expected two or more"):
         tiny_method("crd").setup(run)
 
 
-def test_the_recipe_is_kd_of_table_1_with_the_authors_contrast():
-    plan, method = tiny.recipe("crd-cifar100")
+def test_recipe_matches_table_1():
+    plan, method = tiny.read_recipe("crd-cifar100")
     assert method == CRD()
-    assert (plan.pace.epochs, plan.pace.batch_size, plan.data.unlabelled) == (200, 128, "cifar10")
+    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (200, 128, "cifar10")

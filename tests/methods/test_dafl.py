@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-import data_free
+import generator_reference
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import Twins, begun, kl
+from generator_reference import Twins, begun, kl
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import UsageError
 from compress.methods.dafl import DAFL
 
 
-def published(twins: Twins) -> data_free.Losses:
+def published(twins: Twins) -> generator_reference.Losses:
     """One batch for both: G's loss from the answers and the features that enter the last layer, S's by KL / N."""
     m, T = twins.m, twins.T
     x = twins.G(twins.noise())
-    phi = T.body[:-1](T.normalise(x))
+    phi = T.body[:-1](T.normalize(x))
     t = T.body[-1](phi)
     mean = t.softmax(1).mean(0)
     loss_G = (
@@ -50,32 +50,32 @@ def optimizers(m: DAFL):
         pytest.param({}, id="published"),
         pytest.param({"one_hot": 2.0, "activation": 3.0, "balance": 0.5, "temperature": 4.0}, id="others"),
         pytest.param({"activation": 0.0, "lr": 0.02}, id="answers only"),
-        pytest.param({"standardised": False, "lr_G": 0.001}, id="a sigmoid"),
+        pytest.param({"standardize_output": False, "lr_G": 0.001}, id="a sigmoid"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     method, run = begun(tmp_path, "dafl", **settings)
-    data_free.same_steps(method, run, Twins(method, run, optimizers(method)), published, falling="S")
+    generator_reference.same_steps(method, run, Twins(method, run, optimizers(method)), published, falling="S")
 
 
 @pytest.mark.parametrize("weight", ["one_hot", "activation", "balance", "temperature"])
-def test_a_weight_off_by_a_fiftieth_is_told_from_rounding_by_the_reference(tmp_path, weight):
+def test_reference_detects_changed_weight(tmp_path, weight):
     method, run = begun(tmp_path, "dafl", activation=1.0)
     twins = Twins(method, run, optimizers(method))
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
     with pytest.raises(AssertionError):
-        data_free.same_steps(method, run, twins, published, falling="S")
+        generator_reference.same_steps(method, run, twins, published, falling="S")
 
 
-def test_each_player_is_moved_by_its_own_loss_and_by_no_other(tmp_path, monkeypatch):
+def test_each_loss_moves_own_model(tmp_path, monkeypatch):
     method, run = begun(tmp_path, "dafl")
-    assert data_free.moves_one_at_a_time(method, run, monkeypatch) == "GS"
+    assert generator_reference.moves_one_at_a_time(method, run, monkeypatch) == "GS"
 
 
-def test_the_student_learns_from_the_images_that_moved_the_generator(tmp_path):
+def test_student_uses_generator_images(tmp_path):
     method, _ = begun(tmp_path, "dafl")
-    at_T, at_S = data_free.inputs_of(method.T.net), data_free.inputs_of(method.S.net)
+    at_T, at_S = generator_reference.inputs_of(method.T.net), generator_reference.inputs_of(method.S.net)
     method.step()
     assert len(at_T) == len(at_S) == 1
     assert torch.equal(at_T[0], at_S[0])
@@ -86,7 +86,7 @@ def doubt(T, x: Tensor) -> Tensor:
 
 
 def excitement(T, x: Tensor) -> Tensor:
-    return T.body[:-1](T.normalise(x)).abs().mean()
+    return T.body[:-1](T.normalize(x)).abs().mean()
 
 
 def spread(T, x: Tensor) -> Tensor:
@@ -96,43 +96,43 @@ def spread(T, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("weight", "measure", "sign"), [("one_hot", doubt, -1), ("activation", excitement, 1), ("balance", spread, 1)]
 )
-def test_the_generator_raises_what_each_term_wants_and_lowers_the_teachers_doubt(tmp_path, weight, measure, sign):
+def test_generator_improves_each_term(tmp_path, weight, measure, sign):
     alone = dict.fromkeys(("one_hot", "activation", "balance"), 0.0) | {weight: 1.0}
     method, run = begun(tmp_path, "dafl", lr_G=0.01, **alone)
-    before, after = data_free.trained(method, run, partial(measure, run.teacher.net))
+    before, after = generator_reference.trained(method, run, partial(measure, run.teacher.net))
     assert sign * (after - before) > 0.01 * before
 
 
-def test_features_are_used_where_they_have_a_weight_only(tmp_path):
+def test_features_required_by_weight_only(tmp_path):
     assert DAFL().uses == ("gradients", "features")
     assert DAFL(activation=0.0).uses == ("gradients",)
     run = tiny.tiny_run(tmp_path, "dafl")
     run.teacher.net.body = nn.Sequential(nn.Conv2d(3, tiny.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(UsageError, match="no linear layer"):
         tiny.tiny_method("dafl").setup(run)
-    play(tiny.tiny_method("dafl", activation=0.0), run)
+    train(tiny.tiny_method("dafl", activation=0.0), run)
 
 
-def test_images_that_are_not_square_are_refused(tmp_path):
+def test_non_square_images_raise(tmp_path):
     run = tiny.tiny_run(tmp_path, "dafl")
     run.task.image_size = (16, 32)
     with pytest.raises(UsageError, match="found 16x32"):
         tiny.tiny_method("dafl").setup(run)
 
 
-def test_a_picture_of_synthetic_images_is_drawn_without_real_ones_and_changes_nothing(tmp_path):
+def test_image_grids_change_nothing(tmp_path):
     ends = []
     for every in (1, 4):
-        run = tiny.tiny_run(tmp_path / str(every), "dafl", evaluate=every)
-        play(tiny.tiny_method("dafl"), run)
-        ends.append(tiny.finished(run)["shared"]["players"])
-    names = sorted(path.name for path in (tmp_path / "1" / "pictures").iterdir())
+        run = tiny.tiny_run(tmp_path / str(every), "dafl", evaluate_every=every)
+        train(tiny.tiny_method("dafl"), run)
+        ends.append(tiny.final_state(run)["shared"]["trainables"])
+    names = sorted(path.name for path in (tmp_path / "1" / "images").iterdir())
     assert names == [f"synthetic-{step:07d}.png" for step in (1, 2, 3, 4)]
-    assert tiny.differences(*ends) == []
+    assert tiny.state_differences(*ends) == []
 
 
-def test_the_recipe_has_the_published_settings():
-    plan, method = data_free.recipe("dafl-cifar10")
+def test_recipe_has_published_settings():
+    plan, method = generator_reference.recipe("dafl-cifar10")
     assert (method.one_hot, method.balance, method.activation) == (0.05, 5, 0.01)
     assert (method.lr, method.weight_decay, method.z_dim) == (0.1, 5e-4, 1000)
-    assert (plan.pace.steps, plan.pace.batch_size) == (2000 * 120, 1024)
+    assert (plan.training.steps, plan.training.batch_size) == (2000 * 120, 1024)

@@ -6,32 +6,32 @@ import copy
 import math
 from functools import partial
 
-import data_free
+import generator_reference
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import Twins, begun
+from generator_reference import Twins, begun
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.methods.dfad import DFAD
 from compress.models.generators import DcganGenerator, SmallGenerator
 
 TASKS = ("classification", "segmentation")
 
 
-def published(twins: Twins, *, damped: bool) -> data_free.Losses:
+def published(twins: Twins, *, log_gap: bool) -> generator_reference.Losses:
     """Five steps of S, each on fresh noise, then one of G; the mean of |t − s| over all there is, also over pixels."""
     loss_S = torch.zeros(())
-    for _ in range(twins.m.moves):
+    for _ in range(twins.m.student_steps):
         x = twins.G(twins.noise()).detach()
         loss_S = F.l1_loss(twins.S(x), twins.T(x).detach())
         twins.update("S", loss_S)
     x = twins.G(twins.noise())
     gap = F.l1_loss(twins.S(x), twins.T(x))
-    loss_G = -torch.log(gap + 1) if damped else -gap
+    loss_G = -torch.log(gap + 1) if log_gap else -gap
     twins.update("G", loss_G)
     return {"G": loss_G, "S": loss_S}
 
@@ -42,58 +42,60 @@ def twins_of(method: DFAD, run) -> Twins:
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "damped"),
+    ("task", "settings", "log_gap"),
     [
         pytest.param("classification", {}, False, id="published, images"),
         pytest.param("segmentation", {"generator": "dcgan"}, True, id="published, label maps"),
-        pytest.param("classification", {"standardised": False}, False, id="a sigmoid"),
-        pytest.param("classification", {"damped": True, "moves": 4, "weight_decay": 0.01}, True, id="damped, images"),
+        pytest.param("classification", {"standardize_output": False}, False, id="a sigmoid"),
         pytest.param(
-            "segmentation", {"generator": "dcgan", "damped": False, "lr": 0.02}, False, id="not damped, label maps"
+            "classification", {"log_gap": True, "student_steps": 4, "weight_decay": 0.01}, True, id="log_gap, images"
+        ),
+        pytest.param(
+            "segmentation", {"generator": "dcgan", "log_gap": False, "lr": 0.02}, False, id="not log_gap, label maps"
         ),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, task, settings, damped):
+def test_step_matches_reference(tmp_path, task, settings, log_gap):
     method, run = begun(tmp_path, "dfad", task=task, **settings)
-    step = partial(published, damped=damped)
-    data_free.same_steps(method, run, twins_of(method, run), step, falling="GS")
+    step = partial(published, log_gap=log_gap)
+    generator_reference.same_steps(method, run, twins_of(method, run), step, falling="GS")
 
 
-def test_a_generator_that_is_not_damped_is_told_from_rounding_by_the_reference(tmp_path):
-    method, run = begun(tmp_path, "dfad", task="segmentation", generator="dcgan", damped=False)
-    step = partial(published, damped=True)
+def test_reference_detects_log_gap(tmp_path):
+    method, run = begun(tmp_path, "dfad", task="segmentation", generator="dcgan", log_gap=False)
+    step = partial(published, log_gap=True)
     with pytest.raises(AssertionError):
-        data_free.same_steps(method, run, twins_of(method, run), step, falling="GS")
+        generator_reference.same_steps(method, run, twins_of(method, run), step, falling="GS")
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_player_is_moved_by_its_own_loss_and_by_no_other(tmp_path, monkeypatch, task):
-    method, run = begun(tmp_path, "dfad", task=task, moves=3)
-    assert data_free.moves_one_at_a_time(method, run, monkeypatch) == "SSSG"
+def test_each_loss_moves_own_model(tmp_path, monkeypatch, task):
+    method, run = begun(tmp_path, "dfad", task=task, student_steps=3)
+    assert generator_reference.moves_one_at_a_time(method, run, monkeypatch) == "SSSG"
 
 
-def test_every_move_is_on_fresh_images(tmp_path):
-    method, _ = begun(tmp_path, "dfad", moves=3)
-    at_G, at_S = data_free.inputs_of(method.G.net), data_free.inputs_of(method.S.net)
+def test_student_steps_use_new_images(tmp_path):
+    method, _ = begun(tmp_path, "dfad", student_steps=3)
+    at_G, at_S = generator_reference.inputs_of(method.G.net), generator_reference.inputs_of(method.S.net)
     method.step()
     for seen in (at_G, at_S):
         assert len(seen) == 4
         assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
-@pytest.mark.parametrize("damped", [False, True])
+@pytest.mark.parametrize("log_gap", [False, True])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_generator_widens_the_gap(tmp_path, task, damped):
-    method, run = begun(tmp_path, "dfad", task=task, damped=damped, lr_G=0.01, moves=1)
+def test_generator_widens_gap(tmp_path, task, log_gap):
+    method, run = begun(tmp_path, "dfad", task=task, log_gap=log_gap, lr_G=0.01, student_steps=1)
     T, S = run.teacher.net, copy.deepcopy(run.student).train()
-    before, after = data_free.trained(method, run, lambda x: (S(x) - T(x)).abs().mean())
+    before, after = generator_reference.trained(method, run, lambda x: (S(x) - T(x)).abs().mean())
     assert after > 1.02 * before
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_student_closes_the_gap(tmp_path, task):
-    method, run = begun(tmp_path, "dfad", task=task, moves=30, lr_G=1e-6)
-    T, x = run.teacher.net, method.images().detach()
+def test_student_closes_gap(tmp_path, task):
+    method, run = begun(tmp_path, "dfad", task=task, student_steps=30, lr_G=1e-6)
+    T, x = run.teacher.net, method.images_per_synthesis().detach()
 
     def gap(S) -> float:
         with torch.no_grad():
@@ -114,23 +116,23 @@ class Off:
         t = self.T(x)
         return torch.cat([t[:, :1] + 1, t[:, 1:]], 1)
 
-    fixed = __call__
+    forward_frozen = __call__
 
-    def minimize(self, loss: Tensor) -> None:
+    def optimization_step(self, loss: Tensor) -> None:
         pass
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("images", [4, 8])
-def test_the_gap_is_a_mean_over_images_classes_and_pixels(tmp_path, task, images):
-    method, _ = begun(tmp_path, "dfad", task=task, damped=False)
+def test_gap_is_mean_over_everything(tmp_path, task, images):
+    method, _ = begun(tmp_path, "dfad", task=task, log_gap=False)
     method.n, method.S = images, Off(method.T)
     losses = method.step()
     assert losses["S"].item() == pytest.approx(1 / tiny.CLASSES, rel=1e-4)
     assert losses["G"].item() == pytest.approx(-1 / tiny.CLASSES, rel=1e-4)
 
 
-def test_the_generator_can_be_chosen(tmp_path):
+def test_generator_setting_selects_architecture(tmp_path):
     method, _ = begun(tmp_path / "a", "dfad", task="segmentation", generator="dcgan")
     assert isinstance(method.G.net, DcganGenerator)
     method.step()
@@ -138,26 +140,26 @@ def test_the_generator_can_be_chosen(tmp_path):
     assert isinstance(method.G.net.inner, SmallGenerator)
 
 
-def test_a_teacher_with_huge_logits_leaves_no_nan(tmp_path):
+def test_huge_logits_give_no_nan(tmp_path):
     method, run = begun(tmp_path, "dfad", lr=1e-3)
     with torch.no_grad():
         run.teacher.net.body[-1].bias.copy_(torch.tensor([1000.0, -1000.0, 0.0, 0.0]))
     for _ in range(3):
         losses = method.step()
     assert all(math.isfinite(loss.item()) for loss in losses.values())
-    assert all(player.is_finite() for player in run.players.values())
+    assert all(player.is_finite() for player in run.trainables.values())
 
 
-def test_a_picture_of_label_maps_is_drawn_without_real_ones(tmp_path):
-    play(tiny.tiny_method("dfad"), tiny.tiny_run(tmp_path, "dfad", task="segmentation", steps=1))
+def test_image_grid_without_real_images(tmp_path):
+    train(tiny.tiny_method("dfad"), tiny.tiny_run(tmp_path, "dfad", task="segmentation", steps=1))
     assert (tmp_path / "synthetic.png").exists()
 
 
-def test_the_recipes_have_the_published_settings():
-    plan, method = data_free.recipe("dfad-cifar10")
-    assert method == DFAD(moves=5, lr=0.1, weight_decay=5e-4, lr_G=1e-3, z_dim=256)
-    assert (plan.pace.steps, plan.pace.batch_size) == (500 * 50, 256)
-    plan, method = data_free.recipe("dfad-nyuv2")
-    assert method == DFAD(moves=5, lr=0.1, weight_decay=5e-5, lr_G=1e-3, z_dim=256, generator="dcgan")
-    assert (plan.pace.steps, plan.pace.batch_size) == (300 * 50, 64)
+def test_recipes_have_published_settings():
+    plan, method = generator_reference.recipe("dfad-cifar10")
+    assert method == DFAD(student_steps=5, lr=0.1, weight_decay=5e-4, lr_G=1e-3, z_dim=256)
+    assert (plan.training.steps, plan.training.batch_size) == (500 * 50, 256)
+    plan, method = generator_reference.recipe("dfad-nyuv2")
+    assert method == DFAD(student_steps=5, lr=0.1, weight_decay=5e-5, lr_G=1e-3, z_dim=256, generator="dcgan")
+    assert (plan.training.steps, plan.training.batch_size) == (300 * 50, 64)
     assert (plan.task.classes, plan.task.image_size, plan.task.resize) == (13, (128, 128), 256)

@@ -13,9 +13,9 @@ from tiny import tiny_method, tiny_run
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import UsageError
-from compress.methods.dfnd import DFND, Adaptation, kept
+from compress.methods.dfnd import DFND, NoiseAdaptation, select_confident
 
 STEPS, ACCURACY = 4, 0.8
 
@@ -32,24 +32,26 @@ def off_diagonal(square: Tensor) -> Tensor:
     return square[~torch.eye(c, dtype=torch.bool)].view(c, c - 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"noisy": 0.3, "keep": 20.0, "temperature": 2.0, "augment": False}])
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
-    method, run = tiny_method("dfnd", accuracy=ACCURACY, **settings), tiny_run(tmp_path, "dfnd", steps=STEPS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"noisy_labels": 0.3, "keep_images": 20.0, "temperature": 2.0, "augment": False}]
+)
+def test_step_matches_reference(tmp_path, settings):
+    method, run = tiny_method("dfnd", teacher_accuracy=ACCURACY, **settings), tiny_run(tmp_path, "dfnd", steps=STEPS)
     assert isinstance(method, DFND)
-    tiny.level(run.teacher)
+    tiny.balance_predictions(run.teacher)
     T, S = copy.deepcopy(run.teacher.net).double(), copy.deepcopy(run.student).double().train()
     free = torch.zeros(tiny.CLASSES, tiny.CLASSES - 1, dtype=torch.float64, requires_grad=True)
     of_S, of_Q = SGD(S.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), Adam([free], lr=1e-3)
-    play(method, run)
-    batches = run.kept["stream unlabelled"][0].batches
+    train(method, run)
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         of_S.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * i / STEPS)) / 2
-        x = batches.at(i)[0].double() / 255
+        x = batches.batch_at(i)[0].double() / 255
         with torch.no_grad():
             t = T(x)
         s, k = S(x), method.temperature
         loss = F.kl_div((s / k).log_softmax(1), (t / k).softmax(1), reduction="batchmean") * k**2
-        loss = loss + method.noisy * F.nll_loss((s.softmax(1) @ full_Q(free, ACCURACY)).log(), t.argmax(1))
+        loss = loss + method.noisy_labels * F.nll_loss((s.softmax(1) @ full_Q(free, ACCURACY)).log(), t.argmax(1))
         of_S.zero_grad()
         of_Q.zero_grad()
         loss.backward()
@@ -57,42 +59,42 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
         of_Q.step()
     for key, value in run.student.state_dict().items():
         assert torch.allclose(value.double(), S.state_dict()[key].double(), rtol=1e-4, atol=1e-5), key
-    Q = run.players["Q"].net
-    assert isinstance(Q, Adaptation)
-    assert torch.allclose(off_diagonal(Q.off).double(), free, atol=2e-5)
+    Q = run.trainables["Q"].net
+    assert isinstance(Q, NoiseAdaptation)
+    assert torch.allclose(off_diagonal(Q.off_diagonal).double(), free, atol=2e-5)
     assert float(free.detach().abs().max()) > 1e-3, "Q has learned"
 
 
 # Q.
 
 
-def learned(classes: int = 5) -> Adaptation:
-    Q = Adaptation(classes, ACCURACY)
+def learned(classes: int = 5) -> NoiseAdaptation:
+    Q = NoiseAdaptation(classes, ACCURACY)
     with torch.no_grad():
-        Q.off.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+        Q.off_diagonal.normal_(0, 3, generator=torch.Generator().manual_seed(0))
     return Q
 
 
-def test_the_rows_of_Q_are_distributions_with_the_teachers_accuracy_on_the_diagonal():
-    for Q in (Adaptation(5, ACCURACY), learned()):
-        matrix = Q.logarithm().exp()
+def test_noise_matrix_rows_are_distributions():
+    for Q in (NoiseAdaptation(5, ACCURACY), learned()):
+        matrix = Q.log_matrix().exp()
         assert torch.allclose(matrix.sum(1), torch.ones(5))
         assert torch.allclose(matrix.diagonal(), torch.full((5,), ACCURACY))
-    assert torch.allclose(off_diagonal(Adaptation(5, ACCURACY).logarithm().exp()), torch.full((5, 4), 0.2 / 4))
-    assert torch.allclose(learned().logarithm().exp().double(), full_Q(off_diagonal(learned().off).double(), ACCURACY))
+    assert torch.allclose(off_diagonal(NoiseAdaptation(5, ACCURACY).log_matrix().exp()), torch.full((5, 4), 0.2 / 4))
+    assert torch.allclose(learned().log_matrix().exp().double(), full_Q(off_diagonal(learned().off).double(), ACCURACY))
 
 
-def test_what_is_learned_never_touches_the_diagonal():
+def test_noise_matrix_diagonal_is_fixed():
     Q = learned()
     Q(torch.randn(9, 5, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 5).backward()
-    assert Q.off.grad is not None
-    assert torch.equal(Q.off.grad.diagonal(), torch.zeros(5))
-    assert (off_diagonal(Q.off.grad) != 0).all()
+    assert Q.off_diagonal.grad is not None
+    assert torch.equal(Q.off_diagonal.grad.diagonal(), torch.zeros(5))
+    assert (off_diagonal(Q.off_diagonal.grad) != 0).all()
 
 
-def test_Q_learns_which_label_the_teacher_takes_for_which():
+def test_noise_matrix_learns_confusion():
     """A student that is right, and a teacher that calls a fifth of class 0 class 2: row 0 of Q points there."""
-    Q = Adaptation(4, ACCURACY)
+    Q = NoiseAdaptation(4, ACCURACY)
     true = torch.arange(40) % 4
     said = torch.where((true == 0) & (torch.arange(40) % 5 == 0), 2, true)
     optimizer = Adam(Q.parameters(), lr=0.1)
@@ -101,54 +103,56 @@ def test_Q_learns_which_label_the_teacher_takes_for_which():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert Q.logarithm().exp()[0].tolist() == pytest.approx([0.8, 0, 0.2, 0], abs=0.02)
+    assert Q.log_matrix().exp()[0].tolist() == pytest.approx([0.8, 0, 0.2, 0], abs=0.02)
 
 
-def test_a_label_that_the_student_rules_out_costs_what_Q_says_of_it():
+def test_ruled_out_label_costs_its_noise():
     sure = torch.tensor([[1000.0, -1000.0, 0.0]])
-    loss = Adaptation(3, ACCURACY)(sure, torch.tensor([1]))
+    loss = NoiseAdaptation(3, ACCURACY)(sure, torch.tensor([1]))
     assert loss.item() == pytest.approx(-math.log(0.1), rel=1e-5)
 
 
 # The choice.
 
 
-def test_the_images_of_lowest_cross_entropy_with_the_teachers_own_label_are_drawn(tmp_path):
+def test_most_confident_images_are_sampled(tmp_path):
     run = tiny_run(tmp_path, "dfnd")
-    run.seed()
-    tiny_method("dfnd", keep=0.25).setup(run)
+    run.seed_all()
+    tiny_method("dfnd", keep_images=0.25).setup(run)
     with torch.no_grad():
-        t = run.teacher.net(tiny.Pictures(seed=5).pixels / 255).double()
+        t = run.teacher.net(tiny.InMemoryImages(seed=5).pixels / 255).double()
     best = F.cross_entropy(t, t.argmax(1), reduction="none").topk(12, largest=False).indices
-    odds = run.kept["stream unlabelled"][0].batches.odds
+    odds = run.registered["stream unlabeled"][0].batches.odds
     assert odds.nonzero()[0].tolist() == sorted(best.tolist())
-    drawn = {i for position in range(20) for i in run.kept["stream unlabelled"][0].batches.at(position)[2].tolist()}
+    drawn = {
+        i for position in range(20) for i in run.registered["stream unlabeled"][0].batches.batch_at(position)[2].tolist()
+    }
     assert drawn == set(best.tolist())
 
 
 @pytest.mark.parametrize(("keep", "chosen"), [(0.5, [1, 3]), (1.0, [0, 1, 2, 3]), (3.0, [0, 1, 3]), (0.01, [1])])
-def test_keep_is_a_share_up_to_1_and_a_number_above(keep, chosen):
+def test_keep_images_is_share_or_count(keep, chosen):
     """Of equals the first."""
-    found = kept(torch.tensor([0.5, 0.9, 0.5, 0.7]).double(), keep)
+    found = select_confident(torch.tensor([0.5, 0.9, 0.5, 0.7]).double(), keep)
     assert found.nonzero()[:, 0].tolist() == chosen
 
 
-def test_more_images_than_there_are_cannot_be_kept(tmp_path):
+def test_keep_images_above_total_raises(tmp_path):
     with pytest.raises(
-        UsageError, match=r"^method\.keep: found 600000, but there are 48 images; give less, or a share"
+        UsageError, match=r"^method\.keep_images: found 600000, but there are 48 images; give less, or a share"
     ):
-        play(tiny_method("dfnd", keep=600_000.0), tiny_run(tmp_path, "dfnd"))
+        train(tiny_method("dfnd", keep_images=600_000.0), tiny_run(tmp_path, "dfnd"))
 
 
-def test_the_choice_is_remembered(tmp_path):
+def test_selection_restores_from_checkpoint(tmp_path):
     first, again = (tiny_run(tmp_path, "dfnd", steps=steps) for steps in (2, 4))
     for run in (first, again):
-        play(tiny_method("dfnd"), run)
-    assert [run.sources["unlabelled"].asked for run in (first, again)] == [1, 0]
+        train(tiny_method("dfnd"), run)
+    assert [run.sources["unlabeled"].predict_calls for run in (first, again)] == [1, 0]
 
 
-def test_the_recipe_has_the_published_settings():
-    plan, method = tiny.recipe("dfnd-cifar100")
-    assert method == DFND(keep=600_000, accuracy=0.7774)
-    assert (plan.pace.steps, plan.pace.batch_size, plan.data.unlabelled) == (77_300, 256, "imagenet")
+def test_recipe_has_published_settings():
+    plan, method = tiny.read_recipe("dfnd-cifar100")
+    assert method == DFND(keep_images=600_000, teacher_accuracy=0.7774)
+    assert (plan.training.steps, plan.training.batch_size, plan.data.unlabeled) == (77_300, 256, "imagenet")
     assert abs(33 * 600_000 / 256 - 77_300) < 100

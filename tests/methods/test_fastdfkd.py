@@ -6,27 +6,27 @@ import copy
 import json
 import math
 
-import pooled
+import pool_reference
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import recipe
+from generator_reference import recipe
 from tiny import tiny_method, tiny_run
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from compress.engine.play import play
-from compress.engine.views import crop_flip
-from compress.requirements import obstacle
+from compress.engine.augmentation import random_crop_flip
+from compress.engine.trainer import train
+from compress.training.setup import incompatibility_reason
 
 
-class Twin(pooled.Pupil):
+class Twin(pool_reference.Pupil):
     """With the meta generator, its Adam, and the running averages of statistics."""
 
     def __init__(self, method, run) -> None:
         super().__init__(method, run)
-        self.G = copy.deepcopy(run.players["G"].net).double()
+        self.G = copy.deepcopy(run.trainables["G"].net).double()
         self.meta = Adam(self.G.parameters(), lr=method.lr_G * method.iterations, betas=(0.5, 0.999))
         self.averages: list[tuple[Tensor, Tensor]] = []
 
@@ -40,13 +40,13 @@ class Twin(pooled.Pupil):
     def synthesize(self) -> tuple[float, Tensor, Tensor]:
         m = self.m
         if self.run.step == m.warmup and m.reset == 1:
-            numbers = torch.Generator().manual_seed(self.run.pace.seed)
+            numbers = torch.Generator().manual_seed(self.run.schedule.seed)
             for layer in (self.G.linear, self.G.bn):
                 layer.weight.data = 0.02 * torch.randn(layer.weight.shape, generator=numbers).double()
                 layer.bias.data.zero_()
         fast = copy.deepcopy(self.G)
-        z = torch.randn(m.images, m.z_dim).double().requires_grad_()
-        y = torch.randint(tiny.CLASSES, (m.images,))
+        z = torch.randn(m.images_per_synthesis, m.z_dim).double().requires_grad_()
+        y = torch.randint(tiny.CLASSES, (m.images_per_synthesis,))
         optimizer = Adam(
             [{"params": fast.parameters()}, {"params": [z], "lr": m.lr_z}], lr=m.lr_G, betas=(0.5, 0.999)
         )  # fmt: skip
@@ -54,12 +54,14 @@ class Twin(pooled.Pupil):
         self.meta.zero_grad()
         for _ in range(m.iterations):
             x = fast(z)
-            seen = crop_flip(x).double()
-            t, inside = pooled.looked_into(self.T, seen)
-            found = pooled.statistics(inside)
-            loss = m.bn * pooled.bn_distance(self.T, self.smooth(found)) + m.cross_entropy * F.cross_entropy(t, y)
+            seen = random_crop_flip(x).double()
+            t, inside = pool_reference.looked_into(self.T, seen)
+            found = pool_reference.statistics(inside)
+            loss = m.bn * pool_reference.bn_distance(self.T, self.smooth(found)) + m.cross_entropy * F.cross_entropy(
+                t, y
+            )
             if self.run.step >= m.warmup:
-                loss = loss - m.adv * pooled.agreeing(self.rests(seen), t)
+                loss = loss - m.adv * pool_reference.agreeing(self.rests(seen), t)
             if loss.item() < lowest:
                 lowest, best = loss.item(), x.detach()
             optimizer.zero_grad()
@@ -80,21 +82,23 @@ class Twin(pooled.Pupil):
     [
         pytest.param({}, id="published"),
         pytest.param({"reptile": True, "reset": 0}, id="Reptile"),
-        pytest.param({"bn_momentum": 0.0, "warmup": 0, "reset": 0, "moves": 1}, id="without momentum and warm-up"),
+        pytest.param(
+            {"bn_momentum": 0.0, "warmup": 0, "reset": 0, "student_steps": 1}, id="without momentum and warm-up"
+        ),
         pytest.param({"warmup": 3, "adv": 4.0, "bn": 0.5, "cross_entropy": 2.0, "iterations": 5}, id="others"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
-    method, run = pooled.begun(tmp_path, "fastdfkd", **settings)
+def test_step_matches_reference(tmp_path, settings):
+    method, run = pool_reference.begun(tmp_path, "fastdfkd", **settings)
     twin = Twin(method, run)
-    pooled.same_steps(method, run, twin, Twin.synthesize)
+    pool_reference.same_steps(method, run, twin, Twin.synthesize)
     mine, his = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (method.G.net, twin.G))
     assert torch.isclose(mine, his, rtol=1e-3, atol=1e-4).double().mean() > 0.98
     assert float((mine - his).norm() / his.norm()) < 5e-3
 
 
-def test_a_term_more_or_less_is_told_from_rounding_by_the_reference(tmp_path):
-    method, run = pooled.begun(tmp_path, "fastdfkd")
+def test_reference_detects_changed_weight(tmp_path):
+    method, run = pool_reference.begun(tmp_path, "fastdfkd")
     twin = Twin(method, run)
     state = torch.get_rng_state()
     mine = method.step()["G"].item()
@@ -107,13 +111,13 @@ ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "warmup": 0, "reset": 0, "
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "bn", "adv"])
-def test_each_term_pulls_where_it_must(tmp_path, term, monkeypatch):
+def test_each_term_descends(tmp_path, term, monkeypatch):
     """Alone, what a term is to lower goes down; the disagreement that the images seek, which is subtracted, goes up."""
-    method, _ = pooled.begun(tmp_path, "fastdfkd", **{**ALONE, term: 1.0})
-    costs, cost = [], method.cost
-    monkeypatch.setattr(method, "cost", lambda x, y: costs.append(cost(x, y)) or costs[-1])
+    method, _ = pool_reference.begun(tmp_path, "fastdfkd", **{**ALONE, term: 1.0})
+    costs, cost = [], method.synthesis_loss
+    monkeypatch.setattr(method, "synthesis_loss", lambda x, y: costs.append(cost(x, y)) or costs[-1])
     if term == "adv":  # from the beginning the two agree on the class, and a little on how probable it is
-        monkeypatch.setattr(method.S, "at_rest", lambda x: 0.5 * method.T(x))
+        monkeypatch.setattr(method.S, "forward_eval", lambda x: 0.5 * method.T(x))
     method.synthesize()
     losses = [loss.item() for loss, _ in costs]
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -121,29 +125,29 @@ def test_each_term_pulls_where_it_must(tmp_path, term, monkeypatch):
 
 
 @pytest.mark.parametrize("reptile", [False, True])
-def test_what_is_learned_over_syntheses_makes_the_next_begin_better(tmp_path, reptile):
+def test_meta_learning_improves_start(tmp_path, reptile):
     """The point of the method: the first images of a synthesis, before any iteration, cost less and less."""
-    method, _ = pooled.begun(
+    method, _ = pool_reference.begun(
         tmp_path, "fastdfkd", warmup=100, reset=0, bn_momentum=0.0, iterations=4, lr_G=1e-3, reptile=reptile
     )
-    first, cost = [], method.cost
+    first, cost = [], method.synthesis_loss
 
     def noted(x, y):
         found = cost(x, y)
         first.append(found[0].item())
         return found
 
-    method.cost = noted
+    method.synthesis_loss = noted
     for _ in range(30):
         method.synthesize()
     beginnings = first[::4]
     assert sum(beginnings[-5:]) < 0.9 * sum(beginnings[:5])
 
 
-def test_one_step_of_the_meta_generator_goes_k_times_as_far_along_the_sum(tmp_path, monkeypatch):
-    method, run = pooled.begun(tmp_path, "fastdfkd", iterations=3, reset=0)
+def test_meta_step_scales_learning_rate(tmp_path, monkeypatch):
+    method, run = pool_reference.begun(tmp_path, "fastdfkd", iterations=3, reset=0)
     moved = []
-    monkeypatch.setattr(method.G, "move_along", lambda gradients: moved.append(gradients))
+    monkeypatch.setattr(method.G, "apply_gradients", lambda gradients: moved.append(gradients))
     method.synthesize()
     assert len(moved) == 1
     assert method.G.optimizer.param_groups[0]["lr"] == pytest.approx(3 * method.lr_G)
@@ -151,41 +155,41 @@ def test_one_step_of_the_meta_generator_goes_k_times_as_far_along_the_sum(tmp_pa
     assert method.G.optimizer.param_groups[0]["lr"] == pytest.approx(3 * method.lr_G), "it does not fall"
 
 
-def test_the_warm_up_makes_images_and_moves_no_student(tmp_path):
-    run = tiny_run(tmp_path, "fastdfkd", steps=8, log=1)
-    method = tiny_method("fastdfkd", warmup=3, moves=2, reset=0)
+def test_warmup_trains_no_student(tmp_path):
+    run = tiny_run(tmp_path, "fastdfkd", steps=8, log_every=1)
+    method = tiny_method("fastdfkd", warmup=3, student_steps=2, reset=0)
     asked = []
     setup = method.setup
 
     def watched(run):
         setup(run)
-        rest = method.S.at_rest
-        method.S.at_rest = lambda x: asked.append(run.step) or rest(x)
+        rest = method.S.forward_eval
+        method.S.forward_eval = lambda x: asked.append(run.step) or rest(x)
 
     method.setup = watched
-    play(method, run)
+    train(method, run)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"G", "S"} & line.keys() for line in lines] == [{"G"}] * 3 + [{"G", "S"}, {"S"}] * 2 + [{"G", "S"}]
     assert sorted(set(asked)) == [3, 5, 7], "in the warm-up there is no adversarial term"
     assert len(method.pool) == 8 * 6
-    assert run.players["S"].optimizer.state_dict()["state"][0]["momentum_buffer"] is not None
+    assert run.trainables["S"].optimizer.state_dict()["state"][0]["momentum_buffer"] is not None
 
 
 @pytest.mark.parametrize(("warmup", "reset", "at"), [(0, 1, 0), (2, 1, 2), (2, 3, 6), (1, 0, None)])
-def test_the_first_layers_of_g_begin_anew_once(tmp_path, warmup, reset, at):
+def test_first_layers_reset_once(tmp_path, warmup, reset, at):
     run = tiny_run(tmp_path, "fastdfkd", steps=9)
-    method = tiny_method("fastdfkd", warmup=warmup, reset=reset, moves=2)
-    anew, renew = [], method.renew
-    method.renew = lambda: anew.append(run.step) or renew()
-    play(method, run)
+    method = tiny_method("fastdfkd", warmup=warmup, reset=reset, student_steps=2)
+    anew, renew = [], method.reset_first_layers
+    method.reset_first_layers = lambda: anew.append(run.step) or renew()
+    train(method, run)
     assert anew == ([] if at is None else [at])
 
 
-def test_what_begins_anew_is_the_first_linear_and_batchnorm_layer(tmp_path):
-    method, _ = pooled.begun(tmp_path, "fastdfkd", width_G=64)
+def test_reset_touches_first_linear_and_batchnorm(tmp_path):
+    method, _ = pool_reference.begun(tmp_path, "fastdfkd", width_G=64)
     before = copy.deepcopy(method.G.net.state_dict())
-    method.renew()
-    changed = {path.removeprefix("/") for path in tiny.differences(before, method.G.net.state_dict())}
+    method.reset_first_layers()
+    changed = {path.removeprefix("/") for path in tiny.state_differences(before, method.G.net.state_dict())}
     assert changed == {"linear.weight", "linear.bias", "bn.weight"}
     for layer in (method.G.net.linear, method.G.net.bn):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.2)
@@ -193,27 +197,32 @@ def test_what_begins_anew_is_the_first_linear_and_batchnorm_layer(tmp_path):
         assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
 
 
-def test_images_are_asked_for_all_classes_evenly(tmp_path):
-    pooled.even(*pooled.begun(tmp_path, "fastdfkd", iterations=1))
+def test_synthesis_balances_classes(tmp_path):
+    pool_reference.even(*pool_reference.begun(tmp_path, "fastdfkd", iterations=1))
 
 
-def test_a_synthesis_moves_neither_teacher_nor_student(tmp_path):
-    method, run = pooled.begun(tmp_path, "fastdfkd", warmup=0)
-    pooled.untouched(run, method.synthesize)
+def test_synthesis_changes_no_network(tmp_path):
+    method, run = pool_reference.begun(tmp_path, "fastdfkd", warmup=0)
+    pool_reference.untouched(run, method.synthesize)
 
 
-def test_without_bn_a_teacher_needs_no_batchnorm(tmp_path):
+def test_zero_bn_needs_no_batchnorm(tmp_path):
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     without = tiny_method("fastdfkd", bn=0.0)
     assert without.uses == ("gradients",)
-    assert obstacle("fastdfkd", without, "classification", plain) is None
-    assert obstacle("fastdfkd", tiny_method("fastdfkd"), "classification", plain) is not None
-    play(without, tiny_run(tmp_path, "fastdfkd"))
+    assert incompatibility_reason("fastdfkd", without, "classification", plain) is None
+    assert incompatibility_reason("fastdfkd", tiny_method("fastdfkd"), "classification", plain) is not None
+    train(without, tiny_run(tmp_path, "fastdfkd"))
 
 
-def test_the_recipe_has_the_published_settings():
+def test_recipe_has_published_settings():
     plan, method = recipe("fastdfkd-cifar100")
-    assert plan.pace.steps == 20 + 200 * 400
-    assert (method.iterations, method.moves, method.images, plan.pace.batch_size) == (10, 400, 256, 256)
+    assert plan.training.steps == 20 + 200 * 400
+    assert (method.iterations, method.student_steps, method.images_per_synthesis, plan.training.batch_size) == (
+        10,
+        400,
+        256,
+        256,
+    )
     assert (method.bn, method.cross_entropy, method.adv, method.bn_momentum) == (10, 0.4, 1.1, 0.9)
     assert (method.lr_G, method.lr_z, method.lr, method.warmup, method.reset) == (2e-3, 0.01, 0.2, 20, 120)

@@ -12,10 +12,10 @@ from tiny import tiny_method, tiny_run
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from compress.engine.play import play
-from compress.engine.taps import stages
+from compress.engine.hooks import find_stages
+from compress.engine.trainer import train
 from compress.errors import UsageError
-from compress.methods.fitnet import FitNet, regressor
+from compress.methods.fitnet import FitNet, build_regressor
 
 STEPS = 3
 
@@ -23,7 +23,7 @@ STEPS = 3
 def halves(net: nn.Module, x: Tensor, *, after: int) -> tuple[Tensor, Tensor]:
     """(the map after layer `after` of the tiny classifier, its answer), layer by layer, without hooks."""
     body = net.get_submodule("body")
-    x = net.get_submodule("normalise")(x)
+    x = net.get_submodule("normalize")(x)
     found = x
     for i, layer in enumerate(body.children()):
         x = layer(x)
@@ -39,20 +39,20 @@ def halves(net: nn.Module, x: Tensor, *, after: int) -> tuple[Tensor, Tensor]:
         pytest.param({"stage": 1, "hint": 3.0, "temperature": 2.0, "lr": 0.05, "weight_decay": 0.01}, 2, id="others"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings, after):
+def test_step_matches_reference(tmp_path, settings, after):
     method, run = tiny_method("fitnet", **settings), tiny_run(tmp_path, "fitnet", steps=STEPS)
     assert isinstance(method, FitNet)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     T = copy.deepcopy(run.teacher.net).double()
-    S, R = (copy.deepcopy(run.players[name].net).double().train() for name in "SR")
+    S, R = (copy.deepcopy(run.trainables[name].net).double().train() for name in "SR")
     optim = SGD([*S.parameters(), *R.parameters()], lr=1, momentum=0.9, weight_decay=method.weight_decay)
-    batches = run.kept["stream unlabelled"][0].batches
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         run.set_progress(i / STEPS)
         ours = method.step()
         optim.param_groups[0]["lr"] = method.lr * (1 + math.cos(math.pi * i / STEPS)) / 2
-        x, k = batches.at(i)[0].double() / 255, method.temperature
+        x, k = batches.batch_at(i)[0].double() / 255, method.temperature
         with torch.no_grad():
             at_T, t = halves(T, x, after=after)
         at_S, s = halves(S, x, after=after)
@@ -65,23 +65,23 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings, after):
         assert ours["S"].item() == pytest.approx(loss_S.item(), rel=1e-4)
         assert ours["R"].item() == pytest.approx(loss_R.item(), rel=1e-4)
     for name, net in (("S", S), ("R", R)):
-        for key, value in run.players[name].net.state_dict().items():
+        for key, value in run.trainables[name].net.state_dict().items():
             assert torch.allclose(value.double(), net.state_dict()[key].double(), rtol=1e-3, atol=2e-5), (name, key)
 
 
-def test_the_hint_teaches_the_student_only_up_to_where_it_is_read(tmp_path):
+def test_hint_trains_layers_before_it(tmp_path):
     """Its gradient reaches the layers before; where the answers weigh next to nothing, the others hardly move."""
     run = tiny_run(tmp_path, "fitnet", steps=1)
     before = {key: value.clone() for key, value in run.student.state_dict().items()}
-    play(tiny_method("fitnet", stage=1, temperature=1e-3, weight_decay=0.0), run)
+    train(tiny_method("fitnet", stage=1, temperature=1e-3, weight_decay=0.0), run)
     moved = {key: float((value - before[key]).abs().max()) for key, value in run.student.state_dict().items()}
     assert moved["body.0.weight"] > 100 * max(moved["body.3.weight"], moved["body.8.weight"])
 
 
-def test_the_regressor_learns_with_the_student_and_is_kept(tmp_path):
+def test_regressor_trains_with_student(tmp_path):
     run = tiny_run(tmp_path, "fitnet", steps=2)
-    play(tiny_method("fitnet"), run)
-    state = tiny.finished(run)["shared"]["players"]["R"]
+    train(tiny_method("fitnet"), run)
+    state = tiny.final_state(run)["shared"]["trainables"]["R"]
     assert state["optimizer"]["state"], "it has a momentum of its own"
     assert {key.split(".")[0] for key in state["net"]} == {"0", "1"}
 
@@ -100,47 +100,47 @@ def test_the_regressor_learns_with_the_student_and_is_kept(tmp_path):
         ((8, 9, 16), (5, 7, 16), (3, 1), (1, 1)),
     ],
 )
-def test_the_regressor_makes_the_teachers_shape_of_the_students(inside, outside, kernel, stride):
-    R = regressor(inside, outside)
+def test_regressor_maps_shapes(inside, outside, kernel, stride):
+    R = build_regressor(inside, outside)
     first = next(R.children())
     assert (first.kernel_size, first.stride) == (kernel, stride)
     assert isinstance(first, nn.ConvTranspose2d) == (outside[1] > inside[1])
     assert R(torch.rand(2, *inside)).shape == (2, *outside)
 
 
-def test_it_ends_in_batchnorm_without_relu_so_that_it_can_be_negative():
+def test_regressor_output_can_be_negative():
     """The hint is read before a ReLU where the network, as a wide ResNet, has it there."""
-    answer = regressor((4, 8, 8), (3, 8, 8))(torch.randn(16, 4, 8, 8)).detach()
+    answer = build_regressor((4, 8, 8), (3, 8, 8))(torch.randn(16, 4, 8, 8)).detach()
     assert answer.mean((0, 2, 3)).abs().max() < 1e-5
     assert float(answer.min()) < -1
 
 
-def test_a_map_smaller_than_the_teachers_in_another_ratio_is_refused():
+def test_regressor_of_other_ratio_raises():
     with pytest.raises(UsageError, match=r"^method\.stage: the student's map there is 5x5, the teacher's 16x16"):
-        regressor((8, 5, 5), (4, 16, 16))
+        build_regressor((8, 5, 5), (4, 16, 16))
 
 
 # Where the hint is read.
 
 
-def test_a_stage_that_a_network_does_not_have_is_refused_before_a_step(tmp_path):
+def test_missing_stage_raises(tmp_path):
     with pytest.raises(UsageError, match=r"^method\.stage: found 3, but one of the networks has maps of 2 resolutions"):
-        play(tiny_method("fitnet", stage=3), tiny_run(tmp_path, "fitnet"))
+        train(tiny_method("fitnet", stage=3), tiny_run(tmp_path, "fitnet"))
 
 
 @pytest.mark.parametrize("name", ["wrn16_1", "resnet18"])
-def test_of_the_papers_networks_it_is_the_output_of_the_second_stage(name):
+def test_stage_of_paper_networks(name):
     """Index 2 of RepDistiller's list, which begins with the stem: 16x16 of 32x32, as many channels as that has."""
-    from compress.models import network
-    from compress.models.card import Card
+    from compress.models.card import ModelCard
+    from compress.models.registry import build_network
 
-    net = network(Card(name, 10, (32, 32))).eval()
-    path, shape = list(stages(net, torch.zeros(2, 3, 32, 32)).items())[1]
+    net = build_network(ModelCard(name, 10, (32, 32))).eval()
+    path, shape = list(find_stages(net, torch.zeros(2, 3, 32, 32)).items())[1]
     assert shape == {"wrn16_1": (32, 16, 16), "resnet18": (128, 16, 16)}[name]
     assert path.count(".") == 1, "a whole stage, not a layer within it"
 
 
-def test_the_recipe_is_kd_of_table_1_with_a_hint():
-    plan, method = tiny.recipe("fitnet-cifar100")
+def test_recipe_matches_table_1():
+    plan, method = tiny.read_recipe("fitnet-cifar100")
     assert method == FitNet()
-    assert (plan.pace.epochs, plan.pace.batch_size, plan.data.unlabelled) == (200, 128, "cifar10")
+    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (200, 128, "cifar10")

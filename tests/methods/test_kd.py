@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny import tiny_method, tiny_run
 from torch.optim import SGD
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 
 STEPS = 3
 
@@ -22,11 +22,11 @@ def reference(folder, name, loss, *, nesterov=False, weight_decay=1e-4, **settin
     run = tiny_run(folder, name, steps=STEPS)
     S = copy.deepcopy(run.student).double().train()
     optim = SGD(S.parameters(), lr=0.1, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
-    play(tiny_method(name, **settings), run)
-    batches = next(iter(run.kept.values()))[0].batches
+    train(tiny_method(name, **settings), run)
+    batches = next(iter(run.registered.values()))[0].batches
     for i in range(STEPS):
         optim.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * i / STEPS)) / 2
-        pixels, labels, _ = batches.at(i)
+        pixels, labels, _ = batches.batch_at(i)
         optim.zero_grad()
         loss(S, pixels.double() / 255, labels, run).backward()
         optim.step()
@@ -39,8 +39,8 @@ def close(mine, his):
         assert torch.allclose(value.double(), his[key].double(), rtol=1e-4, atol=1e-5), key
 
 
-@pytest.mark.parametrize("settings", [{}, {"augment": False}, {"augment": False, "keep_answers": True}])
-def test_the_student_follows_hintons_loss_at_temperature_5(tmp_path, settings):
+@pytest.mark.parametrize("settings", [{}, {"augment": False}, {"augment": False, "cache_teacher_logits": True}])
+def test_kd_step_matches_reference(tmp_path, settings):
     def loss(S, x, labels, run):
         T = copy.deepcopy(run.teacher.net).double()
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_the_student_follows_hintons_loss_at_temperature_5(tmp_path, settings):
     close(*reference(tmp_path, "kd", loss, **settings))
 
 
-def test_training_on_labels_is_cross_entropy_by_nesterovs_momentum(tmp_path):
+def test_supervised_step_matches_reference(tmp_path):
     def loss(S, x, labels, run):
         return F.nll_loss(S(x).log_softmax(1), labels)
 
@@ -58,21 +58,21 @@ def test_training_on_labels_is_cross_entropy_by_nesterovs_momentum(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["kd", "supervised"])
-def test_a_batch_a_step_is_drawn(tmp_path, name):
+def test_step_draws_one_batch(tmp_path, name):
     run = tiny_run(tmp_path, name, steps=3)
-    play(tiny_method(name), run)
-    assert [kept["position"] for kept in tiny.finished(run)["own"]["kept"].values()] == [3]
+    train(tiny_method(name), run)
+    assert [kept["position"] for kept in tiny.final_state(run)["per_rank"]["registered"].values()] == [3]
 
 
-def test_kd_learns_the_teachers_answers(tmp_path):
+def test_student_approaches_teacher(tmp_path):
     """A student that starts elsewhere agrees with the teacher after a hundred steps on the images it learned from."""
     run = tiny_run(tmp_path, "kd", steps=100, batch_size=32)
-    x = tiny.Pictures(seed=5).pixels / 255
+    x = tiny.InMemoryImages(seed=5).pixels / 255
     agree = []
     for moment in ("before", "after"):
         with torch.no_grad():
             t, s = run.teacher.net(x), run.student.eval()(x)
         agree.append(float(F.kl_div(s.log_softmax(1), t.softmax(1), reduction="batchmean")))
         if moment == "before":
-            play(tiny_method("kd"), run)
+            train(tiny_method("kd"), run)
     assert agree[1] < agree[0] / 5

@@ -14,12 +14,12 @@ from tiny import tiny_method, tiny_run
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from compress.engine.play import play
 from compress.engine.run import Run
+from compress.engine.trainer import train
 from compress.errors import UsageError
 from compress.losses import adversarial, logits
 from compress.methods.mosaic import MosaicKD
-from compress.models.discriminators import PATCHES, discriminator
+from compress.models.discriminators import PATCH_LAYERS, build_discriminator
 
 STEPS = 3
 Losses = list[dict[str, float]]
@@ -34,7 +34,7 @@ class Reference:
     def __init__(self, method: MosaicKD, run: Run) -> None:
         self.m, self.n = method, method.n
         self.T = copy.deepcopy(run.teacher.net).double().requires_grad_(True)
-        self.G, self.D, self.S = (copy.deepcopy(run.players[name].net).double() for name in "GDS")
+        self.G, self.D, self.S = (copy.deepcopy(run.trainables[name].net).double() for name in "GDS")
         for net in (self.G, self.D, self.S):
             net.train()
         self.optims = {
@@ -43,8 +43,8 @@ class Reference:
             "S": SGD(self.S.parameters(), lr=method.lr, momentum=0.9, weight_decay=method.weight_decay),
         }
         self.rates = {"G": method.lr_G, "D": method.lr_D, "S": method.lr}
-        self.real = run.kept["stream real"][0].batches
-        self.ood = run.kept["stream ood"][0].batches
+        self.real = run.registered["stream real"][0].batches
+        self.ood = run.registered["stream ood"][0].batches
         self.drawn = 0
 
     def noise(self) -> Tensor:
@@ -65,7 +65,7 @@ class Reference:
             optim.param_groups[0]["lr"] = self.rates[name] * (1 + math.cos(math.pi * progress)) / 2
 
         f = self.G(self.noise())
-        r = self.real.at(self.drawn // m.moves)[0].double() / 255
+        r = self.real.batch_at(self.drawn // m.student_steps)[0].double() / 255
         loss_D = m.local * (self.gan(self.D(f.detach()), False) + self.gan(self.D(r), True)) / 2
         self.update("D", loss_D)
 
@@ -81,10 +81,10 @@ class Reference:
         self.update("G", loss_G)
 
         loss_S = torch.zeros(())
-        for _ in range(m.moves):
+        for _ in range(m.student_steps):
             with torch.no_grad():
                 f = self.G(self.noise())
-            x = torch.cat([f, self.ood.at(self.drawn)[0].double() / 255])
+            x = torch.cat([f, self.ood.batch_at(self.drawn)[0].double() / 255])
             self.drawn += 1
             with torch.no_grad():
                 t = self.T(x)
@@ -106,7 +106,7 @@ def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
     """STEPS iterations of ours and of the reference from the same beginning."""
     method, run = tiny_method("mosaic", **settings), tiny_run(folder, steps=STEPS)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     reference = Reference(method, run)
     ours, theirs = [], []
@@ -123,12 +123,15 @@ def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
     "settings",
     [
         pytest.param({}, id="published"),
-        pytest.param({"patch": 4, "temperature": 4.0, "moves": 3, "adv": 0.3, "local": 0.1, "align": 2.0}, id="others"),
-        pytest.param({"patch": 16, "balance": 0.0}, id="whole image"),
-        pytest.param({"augment": False, "keep_answers": True, "moves": 12}, id="answers kept"),
+        pytest.param(
+            {"patch_size": 4, "temperature": 4.0, "student_steps": 3, "adv": 0.3, "local": 0.1, "align": 2.0},
+            id="others",
+        ),
+        pytest.param({"patch_size": 16, "balance": 0.0}, id="whole image"),
+        pytest.param({"augment": False, "cache_teacher_logits": True, "student_steps": 12}, id="answers kept"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     _, run, reference, ours, theirs = both(tmp_path, **settings)
     for mine, his in zip(ours, theirs, strict=True):
         for name in mine:
@@ -136,18 +139,18 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
     # Adam divides by the root of the squared gradient, so where a gradient is near 0 float32 noise of 1e-7 can decide
     # the direction of a whole step of 1e-3. Hence: nearly all weights agree to float32, and no net as a whole is off.
     for name, net in (("G", reference.G), ("D", reference.D), ("S", reference.S)):
-        mine = torch.cat([v.reshape(-1).double() for v in run.players[name].net.state_dict().values()])
+        mine = torch.cat([v.reshape(-1).double() for v in run.trainables[name].net.state_dict().values()])
         his = torch.cat([v.reshape(-1).double() for v in net.state_dict().values()])
         close = torch.isclose(mine, his, rtol=1e-4, atol=1e-5).double().mean()
         assert close > 0.995, (name, close)
         assert float((mine - his).norm() / his.norm()) < 1e-4, name
 
 
-def test_a_term_more_or_less_is_told_from_rounding_by_the_reference(tmp_path):
+def test_reference_detects_changed_weight(tmp_path):
     """The tolerances above are worth something: a weight of the balance term off by 1 % is far outside of them."""
     method, run = tiny_method("mosaic"), tiny_run(tmp_path, steps=STEPS)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     reference = Reference(method, run)
     reference.m = copy.copy(method)
@@ -159,8 +162,8 @@ def test_a_term_more_or_less_is_told_from_rounding_by_the_reference(tmp_path):
     assert mine["G"].item() != pytest.approx(his["G"].item(), rel=2e-4)
 
 
-def test_an_undecided_discriminator_costs_n_patches_times_ln_2():
-    D = discriminator(8, 32)
+def test_undecided_discriminator_loss():
+    D = build_discriminator(8, 32)
     with torch.no_grad():
         for parameter in D.parameters():
             parameter.zero_()
@@ -172,61 +175,66 @@ def test_an_undecided_discriminator_costs_n_patches_times_ln_2():
     assert loss_D.item() == pytest.approx(44.36, abs=0.005)
 
 
-def test_each_player_is_moved_by_its_own_loss_and_by_no_other(tmp_path, monkeypatch):
+def test_each_loss_moves_own_model(tmp_path, monkeypatch):
     """While one player's loss runs backward, no other player receives a gradient, and the teacher never does."""
     method, run = tiny_method("mosaic", bn=0.1), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     order = []
 
-    for name, player in run.players.items():
+    for name, player in run.trainables.items():
 
-        def watched(loss: Tensor, name=name, minimize=player.minimize) -> None:
-            others = [p for other in run.players.values() if other.name != name for p in other.net.parameters()]
+        def watched(loss: Tensor, name=name, optimization_step=player.optimization_step) -> None:
+            others = [p for other in run.trainables.values() if other.name != name for p in other.net.parameters()]
             for p in others:
                 p.grad = None
-            before = {k: v.clone() for o in run.players.values() if o.name != name for k, v in o.net.named_parameters()}
-            minimize(loss)
+            before = {
+                k: v.clone() for o in run.trainables.values() if o.name != name for k, v in o.net.named_parameters()
+            }
+            optimization_step(loss)
             order.append(name)
             assert all(p.grad is None for p in others)
             assert all(p.grad is None for p in run.teacher.net.parameters())
-            after = {k: v for o in run.players.values() if o.name != name for k, v in o.net.named_parameters()}
-            assert tiny.differences(before, after) == []
-            assert all(p.grad is not None for p in run.players[name].net.parameters())
+            after = {k: v for o in run.trainables.values() if o.name != name for k, v in o.net.named_parameters()}
+            assert tiny.state_differences(before, after) == []
+            assert all(p.grad is not None for p in run.trainables[name].net.parameters())
 
-        monkeypatch.setattr(player, "minimize", watched)
+        monkeypatch.setattr(player, "optimization_step", watched)
     method.step()
-    assert "".join(order) == "DG" + "S" * method.moves
+    assert "".join(order) == "DG" + "S" * method.student_steps
 
 
-def test_the_students_batch_is_half_mosaics_and_half_out_of_domain_images(tmp_path):
+def test_student_batch_is_half_ood(tmp_path):
     method, run = tiny_method("mosaic", augment=False), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
     method.setup(run)
-    x = method.lesson(method.G.net)
+    x = method.student_batch(method.G.net)
     assert x.shape == (2 * tiny.BATCH, 3, tiny.SIZE, tiny.SIZE)
-    real = run.kept["stream ood"][0].batches.at(0)[0] / 255
+    real = run.registered["stream ood"][0].batches.batch_at(0)[0] / 255
     assert torch.equal(x[tiny.BATCH :], real)
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.0, 0), (0.2, 2), (0.5, 8), (0.75, 24)])
-def test_the_share_of_out_of_domain_images_can_be_chosen(tmp_path, share, images):
-    method, run = tiny_method("mosaic", ood_share=share), tiny_run(tmp_path)
+def test_ood_fraction_sets_batch(tmp_path, share, images):
+    method, run = tiny_method("mosaic", ood_fraction=share), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
     method.setup(run)
-    assert len(method.lesson(method.G.net)) == tiny.BATCH + images
-    assert ("stream ood" in run.kept) == bool(images)
+    assert len(method.student_batch(method.G.net)) == tiny.BATCH + images
+    assert ("stream ood" in run.registered) == bool(images)
     method.step()
 
 
-def test_kept_answers_leave_the_mosaics_alone_to_the_teacher(tmp_path):
+def test_logit_cache_skips_ood_images(tmp_path):
     """Once every image is known, a lesson asks about mosaics only, and the losses stay those of the plain step."""
     losses, asked = [], []
     for keep in (False, True):
-        method, run = tiny_method("mosaic", augment=False, keep_answers=keep, moves=40), tiny_run(tmp_path / str(keep))
+        method, run = (
+            tiny_method("mosaic", augment=False, cache_teacher_logits=keep, student_steps=40),
+            tiny_run(tmp_path / str(keep)),
+        )
         assert isinstance(method, MosaicKD)
-        run.seed()
+        run.seed_all()
         method.setup(run)
         sizes: list[int] = []
         run.teacher.net.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
@@ -238,87 +246,89 @@ def test_kept_answers_leave_the_mosaics_alone_to_the_teacher(tmp_path):
 
 
 @pytest.mark.parametrize("moves", [1, 3])
-def test_the_student_moves_as_often_as_the_setting_says_on_fresh_images_each_time(tmp_path, moves):
-    method, run = tiny_method("mosaic", moves=moves), tiny_run(tmp_path, steps=2)
-    play(method, run)
-    state = tiny.finished(run)
-    assert state["own"]["kept"] == {"stream real": {"position": 2}, "stream ood": {"position": 2 * moves}}
-    assert state["shared"]["players"]["G"]["optimizer"]["state"][0]["step"] == 2
+def test_student_steps_use_new_images(tmp_path, moves):
+    method, run = tiny_method("mosaic", student_steps=moves), tiny_run(tmp_path, steps=2)
+    train(method, run)
+    state = tiny.final_state(run)
+    assert state["per_rank"]["registered"] == {"stream real": {"position": 2}, "stream ood": {"position": 2 * moves}}
+    assert state["shared"]["trainables"]["G"]["optimizer"]["state"][0]["step"] == 2
 
 
-def test_losses_keep_their_bounds(tmp_path):
+def test_losses_keep_bounds(tmp_path):
     method, run = tiny_method("mosaic", local=1.0, align=1.0, adv=1.0, balance=1.0), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     for _ in range(3):
-        x = method.mosaics(method.G.net, method.noise(method.n))
+        x = method.generate(method.G.net, method.sample_noise(method.n))
         assert x.min().item() >= 0
         assert x.max().item() <= 1
-        t, s = method.T(x), method.S.fixed(x)
+        t, s = method.T(x), method.S.forward_frozen(x)
         assert 0 <= logits.entropy(t).item() <= math.log(tiny.CLASSES) + 1e-6
         assert 0 <= logits.marginal_entropy(t).item() / math.log(2) <= math.log2(tiny.CLASSES) + 1e-6
         assert logits.kl(s, t).item() >= 0
         assert all(loss.item() >= 0 for name, loss in method.step().items() if name != "G")
 
 
-@pytest.mark.parametrize("patch", [*PATCHES, 16])
-def test_every_patch_size_plays(tmp_path, patch):
-    play(tiny_method("mosaic", patch=patch), tiny_run(tmp_path, steps=1))
+@pytest.mark.parametrize("patch", [*PATCH_LAYERS, 16])
+def test_patch_sizes_train(tmp_path, patch):
+    train(tiny_method("mosaic", patch_size=patch), tiny_run(tmp_path, steps=1))
 
 
-def test_the_teachers_statistics_can_be_asked_for(tmp_path):
+def test_bn_changes_generator_only(tmp_path):
     with_them, without = (tiny_run(tmp_path / str(bn), steps=1, batch_size=8) for bn in (1, 0))
-    play(tiny_method("mosaic", bn=1.0), with_them)
-    play(tiny_method("mosaic", bn=0.0), without)
-    moved = tiny.differences(tiny.finished(with_them)["shared"]["players"], tiny.finished(without)["shared"]["players"])
+    train(tiny_method("mosaic", bn=1.0), with_them)
+    train(tiny_method("mosaic", bn=0.0), without)
+    moved = tiny.state_differences(
+        tiny.final_state(with_them)["shared"]["trainables"], tiny.final_state(without)["shared"]["trainables"]
+    )
     assert any(path.startswith("/G/") for path in moved)
     assert not any(path.startswith("/D/") for path in moved)
 
 
-def test_an_unknown_patch_and_images_that_are_not_square_are_refused_in_one_sentence(tmp_path):
+def test_unknown_patch_or_shape_raises(tmp_path):
     with pytest.raises(UsageError, match=r"method\.patch: found 7, expected one of 1, 2, 4, 8"):
-        tiny_method("mosaic", patch=7).setup(tiny_run(tmp_path))
+        tiny_method("mosaic", patch_size=7).setup(tiny_run(tmp_path))
     run = tiny_run(tmp_path)
     run.task.image_size = (16, 32)
     with pytest.raises(UsageError, match="found 16x32"):
         tiny_method("mosaic").setup(run)
 
 
-def test_a_picture_of_mosaics_is_drawn_at_every_evaluation_and_changes_nothing(tmp_path):
-    seen, unseen = tiny_run(tmp_path / "a", evaluate=1), tiny_run(tmp_path / "b", evaluate=4)
-    play(tiny_method("mosaic"), seen)
-    play(tiny_method("mosaic"), unseen)
-    names = sorted(path.name for path in (tmp_path / "a" / "pictures").iterdir())
+def test_image_grids_change_nothing(tmp_path):
+    seen, unseen = tiny_run(tmp_path / "a", evaluate_every=1), tiny_run(tmp_path / "b", evaluate_every=4)
+    train(tiny_method("mosaic"), seen)
+    train(tiny_method("mosaic"), unseen)
+    names = sorted(path.name for path in (tmp_path / "a" / "images").iterdir())
     assert names == [f"mosaics-{step:07d}.png" for step in (1, 2, 3, 4)]
-    ends = [tiny.finished(run)["shared"]["players"] for run in (seen, unseen)]
-    assert tiny.differences(*ends) == []
+    ends = [tiny.final_state(run)["shared"]["trainables"] for run in (seen, unseen)]
+    assert tiny.state_differences(*ends) == []
 
 
 def moved(folder, **settings) -> tuple[MosaicKD, Run, dict[str, float]]:
     """A step of a method whose images and noise are the same whatever the settings."""
-    method, run = tiny_method("mosaic", ood_share=0.0, **settings), tiny_run(folder)
+    method, run = tiny_method("mosaic", ood_fraction=0.0, **settings), tiny_run(folder)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     return method, run, plain(method.step())
 
 
-def test_the_first_adapting_in_one_step_is_the_step_without_adapting(tmp_path):
+def test_single_meta_step_equals_plain_step(tmp_path):
     """The copy's one gradient is G's own, and the copy after its step is G after it: the same lessons, the same end."""
     _, one, losses = moved(tmp_path / "one", meta_steps=1)
     _, other, same = moved(tmp_path / "other")
     assert losses == same
     for name in "GDS":
-        pairs = zip(one.players[name].net.parameters(), other.players[name].net.parameters(), strict=True)
+        pairs = zip(one.trainables[name].net.parameters(), other.trainables[name].net.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), name
 
 
-def test_the_generator_goes_along_the_sum_of_the_adapting_copys_gradients(tmp_path):
+def test_meta_step_matches_reference(tmp_path):
     """First-order MAML, written again in float64: three steps of a copy and its noise by Adam, then one of G."""
-    method, run = tiny_method("mosaic", meta_steps=3, lr_z=0.02, local=0.0, ood_share=0.0), tiny_run(tmp_path)
+    method, run = tiny_method("mosaic", meta_steps=3, lr_z=0.02, local=0.0, ood_fraction=0.0), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     T, G, S = (copy.deepcopy(net).double() for net in (run.teacher.net, method.G.net, run.student))
     F_, z = copy.deepcopy(G), torch.randn(method.n, method.z_dim).double()
@@ -340,7 +350,7 @@ def test_the_generator_goes_along_the_sum_of_the_adapting_copys_gradients(tmp_pa
         p.grad = gradient
     outer.step()
 
-    found, copied = method.adapt(given)
+    found, copied = method.meta_step(given)
     assert found.item() == pytest.approx(loss.item(), rel=1e-4)
     for mine, his in ((method.G.net, G), (copied, F_)):
         a, b = (torch.cat([p.detach().reshape(-1).double() for p in net.parameters()]) for net in (mine, his))
@@ -348,36 +358,36 @@ def test_the_generator_goes_along_the_sum_of_the_adapting_copys_gradients(tmp_pa
         assert float((a - b).norm() / b.norm()) < 1e-3
 
 
-def test_half_of_the_mosaics_come_from_the_generators_average(tmp_path):
+def test_ema_generator_makes_half(tmp_path):
     method, run, _ = moved(tmp_path, ema_G=0.9)
-    assert method.average is not None
-    before = copy.deepcopy(method.average.net.state_dict())
-    method.average.follow(method.G.net)
-    for key, now in method.average.net.state_dict().items():
+    assert method.ema is not None
+    before = copy.deepcopy(method.ema.net.state_dict())
+    method.ema.follow(method.G.net)
+    for key, now in method.ema.net.state_dict().items():
         theirs = method.G.net.state_dict()[key]
         expected = 0.9 * before[key].double() + 0.1 * theirs.double() if now.is_floating_point() else theirs
         assert torch.allclose(now.double(), expected.double(), rtol=1e-5, atol=1e-7), key
     torch.manual_seed(3)
-    x = method.lesson(method.G.net)
+    x = method.student_batch(method.G.net)
     torch.manual_seed(3)
     n = method.n - method.n // 2
-    fresh = method.mosaics(method.G.net, method.noise(n))
+    fresh = method.generate(method.G.net, method.sample_noise(n))
     assert torch.allclose(x[:n], fresh)
-    assert torch.allclose(x[n:], method.mosaics(method.average.net, method.noise(method.n // 2)))
-    assert "average of G" in run.kept
+    assert torch.allclose(x[n:], method.generate(method.ema.net, method.sample_noise(method.n // 2)))
+    assert "average of G" in run.registered
 
 
-def test_the_average_normalises_by_the_batch_as_the_generator_does(tmp_path):
+def test_ema_generator_normalizes_by_batch(tmp_path):
     """In eval mode its images are of other contrast than those that D and T judge: 25 points were lost by it."""
     method, _, _ = moved(tmp_path, ema_G=0.5)
-    assert method.average is not None
-    method.average.load_state_dict(method.G.net.state_dict())
-    z = method.noise(method.n)
-    found, expected = (method.mosaics(net, z) for net in (method.average.net, method.G.net))
+    assert method.ema is not None
+    method.ema.load_state_dict(method.G.net.state_dict())
+    z = method.sample_noise(method.n)
+    found, expected = (method.generate(net, z) for net in (method.ema.net, method.G.net))
     assert torch.allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("settings", [{"ema_G": 0.9}, {"meta_steps": 2}, {"ema_G": 0.9, "meta_steps": 2, "bn": 1.0}])
-def test_what_is_beyond_the_paper_resumes_exactly_too(tmp_path, settings, precision):
-    contract.resumes_exactly(tmp_path, "mosaic", precision, settings)
+def test_extensions_resume_bit_exactly(tmp_path, settings, precision):
+    contract.assert_resumes_exactly(tmp_path, "mosaic", precision, settings)

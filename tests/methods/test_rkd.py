@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
-import distinct
+import distinct_images
 import pytest
 import tiny
 import torch
@@ -14,11 +14,11 @@ from tiny import tiny_method, tiny_run
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from compress import requirements
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import UsageError
 from compress.losses import relations
 from compress.methods.rkd import RKD
+from compress.training import setup
 
 STEPS = 3
 
@@ -38,24 +38,24 @@ def related(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     "settings",
     [
         pytest.param({}, id="published"),
-        pytest.param({"of": "logits"}, id="logits"),
+        pytest.param({"relate": "logits"}, id="logits"),
         pytest.param({"distance": 3.0, "angle": 0.5, "kl": 2.0, "temperature": 2.0, "lr": 0.02}, id="others"),
         pytest.param({"distance": 0.0, "kl": 0.0}, id="angles alone"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     method, run = tiny_method("rkd", **settings), tiny_run(tmp_path, "rkd", steps=STEPS)
     assert isinstance(method, RKD)
-    run.sources = {"unlabelled": distinct.Once(seed=5)}
+    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
     S, T = copy.deepcopy(run.student).double().train(), copy.deepcopy(run.teacher.net).double()
     optim = SGD(S.parameters(), lr=method.lr, momentum=0.9, weight_decay=1e-4)
-    play(method, run)
-    batches = run.kept["stream unlabelled"][0].batches
+    train(method, run)
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         optim.param_groups[0]["lr"] = method.lr * (1 + math.cos(math.pi * i / STEPS)) / 2
-        x = batches.at(i)[0].double() / 255
-        (f_s, s), (f_t, t) = distinct.halves(S, x), distinct.halves(T, x)
-        d, a = related(s, t) if method.of == "logits" else related(f_s, f_t)
+        x = batches.batch_at(i)[0].double() / 255
+        (f_s, s), (f_t, t) = distinct_images.halves(S, x), distinct_images.halves(T, x)
+        d, a = related(s, t) if method.relate == "logits" else related(f_s, f_t)
         K = method.temperature
         kl = F.kl_div((s / K).log_softmax(1), (t / K).softmax(1), reduction="batchmean") * K * K
         optim.zero_grad()
@@ -65,26 +65,29 @@ def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
         assert torch.allclose(value.double(), S.state_dict()[key].double(), rtol=1e-3, atol=1e-5), key
 
 
-def test_the_relations_among_images_come_to_be_the_teachers(tmp_path):
+def test_relations_approach_teacher(tmp_path):
     run = tiny_run(tmp_path, "rkd", steps=60, batch_size=16)
-    x = tiny.Pictures(seed=5).pixels[:24] / 255
+    x = tiny.InMemoryImages(seed=5).pixels[:24] / 255
     found = []
     for moment in ("before", "after"):
         run.student.eval()
         with torch.no_grad():
-            (f_s, _), (f_t, _) = distinct.halves(run.student, x), distinct.halves(run.teacher.net, x)
+            (f_s, _), (f_t, _) = distinct_images.halves(run.student, x), distinct_images.halves(run.teacher.net, x)
         found.append((relations.distance(f_s, f_t), relations.angle(f_s, f_t)))
         if moment == "before":
-            play(tiny_method("rkd", lr=0.02), run)
+            train(tiny_method("rkd", lr=0.02), run)
     assert found[1][0] < found[0][0] / 2
     assert found[1][1] < found[0][1] / 2
 
 
-def test_relations_of_logits_ask_the_teacher_for_answers_only(monkeypatch):
-    monkeypatch.setattr(requirements, "is_black_box", lambda net: True)
-    assert tiny_method("rkd", of="logits").uses == ()
-    assert requirements.obstacle("rkd", tiny_method("rkd", of="logits"), "classification", nn.Identity()) is None
-    refused = requirements.obstacle("rkd", tiny_method("rkd"), "classification", nn.Identity())
+def test_logits_need_no_features(monkeypatch):
+    monkeypatch.setattr(setup, "is_black_box", lambda net: True)
+    assert tiny_method("rkd", relate="logits").uses == ()
+    assert (
+        setup.incompatibility_reason("rkd", tiny_method("rkd", relate="logits"), "classification", nn.Identity())
+        is None
+    )
+    refused = setup.incompatibility_reason("rkd", tiny_method("rkd"), "classification", nn.Identity())
     assert refused is not None
     assert "needs the teacher's features" in refused
 
@@ -100,32 +103,32 @@ class Convolved(nn.Module):
         return self.layer(x).flatten(1)
 
 
-def test_a_teacher_without_penultimate_features_can_teach_by_its_logits(tmp_path):
+def test_teacher_without_features_uses_logits(tmp_path):
     run = tiny_run(tmp_path, "rkd", steps=1)
     run.teachers[0].net = Convolved().requires_grad_(False).eval()
     with pytest.raises(UsageError, match="ends in no linear layer"):
         tiny_method("rkd").setup(run)
     run = tiny_run(tmp_path, "rkd", steps=1)
     run.teachers[0].net = Convolved().requires_grad_(False).eval()
-    play(tiny_method("rkd", of="logits"), run)
+    train(tiny_method("rkd", relate="logits"), run)
 
 
-def test_one_image_a_batch_is_refused_before_it_begins(tmp_path):
-    with pytest.raises(UsageError, match=r"pace\.batch_size: found 1 for 1 processes, expected two images or more"):
+def test_single_image_batch_raises(tmp_path):
+    with pytest.raises(UsageError, match=r"training\.batch_size: found 1 for 1 processes, expected two images or more"):
         tiny_method("rkd").setup(tiny_run(tmp_path, "rkd", batch_size=1))
 
 
-def test_of_a_large_batch_angles_are_compared_among_some_only(tmp_path, monkeypatch):
+def test_angles_use_image_subset(tmp_path, monkeypatch):
     """512 images have 134 million of them, which is as many as a batch should hold."""
     seen = []
     angle = relations.angle
-    monkeypatch.setattr("compress.methods.rkd.MOST", 5)
+    monkeypatch.setattr("compress.methods.rkd.MAX_ANGLE_IMAGES", 5)
     monkeypatch.setattr(relations, "angle", lambda s, t: seen.append((len(s), len(t))) or angle(s, t))
-    play(tiny_method("rkd"), tiny_run(tmp_path, "rkd", steps=1))
+    train(tiny_method("rkd"), tiny_run(tmp_path, "rkd", steps=1))
     assert seen == [(5, 5)]
 
 
-def test_the_recipe_is_kd_of_table_1_with_the_authors_weights():
-    plan, method = tiny.recipe("rkd-cifar100")
+def test_recipe_matches_table_1():
+    plan, method = tiny.read_recipe("rkd-cifar100")
     assert method == RKD()
-    assert (plan.pace.epochs, plan.pace.batch_size, plan.data.unlabelled) == (200, 128, "cifar10")
+    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (200, 128, "cifar10")

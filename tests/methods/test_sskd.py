@@ -6,7 +6,7 @@ import copy
 import math
 
 import contract
-import distinct
+import distinct_images
 import pytest
 import tiny
 import torch
@@ -26,8 +26,8 @@ STEPS = 5
 def begun(folder, **settings) -> tuple[SSKD, Run]:
     method, run = tiny_method("sskd", **settings), tiny_run(folder, "sskd", steps=STEPS)
     assert isinstance(method, SSKD)
-    run.sources = {"unlabelled": distinct.Once(seed=5)}
-    run.seed()
+    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
+    run.seed_all()
     method.setup(run)
     return method, run
 
@@ -37,14 +37,16 @@ class Reference:
 
     def __init__(self, method: SSKD, run: Run) -> None:
         self.m, self.T = method, copy.deepcopy(run.teacher.net).double()
-        self.S, self.H_T, self.H_S = (copy.deepcopy(run.players[n].net).double().train() for n in ("S", "H_T", "H_S"))
+        self.S, self.H_T, self.H_S = (
+            copy.deepcopy(run.trainables[n].net).double().train() for n in ("S", "H_T", "H_S")
+        )
         own = {"momentum": 0.9, "weight_decay": method.weight_decay}
         self.first = SGD(self.H_T.parameters(), lr=1, **own)
         self.second = SGD([*self.S.parameters(), *self.H_S.parameters()], lr=1, **own)
 
     def answers(self, net, head, x: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, similarity of each turned view to each plain one)"""
-        features, rows = distinct.halves(net, x)
+        features, rows = distinct_images.halves(net, x)
         e = head(features)
         plain = torch.arange(len(x)) % 4 == 0
         return rows, F.cosine_similarity(e[~plain][:, None], e[plain][None], dim=2)
@@ -54,19 +56,19 @@ class Reference:
         x = torch.stack([x.rot90(k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
         plain, truth = torch.arange(4 * n) % 4 == 0, torch.arange(n)[:, None].expand(n, 3).reshape(-1)
         t, alike_t = self.answers(self.T, self.H_T, x)
-        if progress < m.head_share:
-            self.first.param_groups[0]["lr"] = m.lr_head * (1 + math.cos(math.pi * progress / m.head_share)) / 2
+        if progress < m.head_fraction:
+            self.first.param_groups[0]["lr"] = m.lr_head * (1 + math.cos(math.pi * progress / m.head_fraction)) / 2
             return self.update(self.first, {"H_T": F.cross_entropy(alike_t, truth)})
-        past = (progress - m.head_share) / (1 - m.head_share)
+        past = (progress - m.head_fraction) / (1 - m.head_fraction)
         self.second.param_groups[0]["lr"] = m.lr * (1 + math.cos(math.pi * past)) / 2
         s, alike_s = self.answers(self.S, self.H_S, x)
         label = t[plain].argmax(1)[:, None].expand(n, 3).reshape(-1)
-        known = self.chosen(t[~plain], label, m.wrong_turned)
-        found = self.chosen(alike_t, truth, m.wrong_alike)
+        known = self.chosen(t[~plain], label, m.wrong_rotated_fraction)
+        found = self.chosen(alike_t, truth, m.wrong_similarity_fraction)
         loss_S = (
             m.kl * self.kl(s[plain], t[plain], m.temperature)
-            + m.turned * self.kl(s[~plain][known], t[~plain][known], m.temperature)
-            + m.alike * self.kl(alike_s[found], alike_t[found], m.temperature_alike)
+            + m.rotated * self.kl(s[~plain][known], t[~plain][known], m.temperature)
+            + m.similarity * self.kl(alike_s[found], alike_t[found], m.similarity_temperature)
         )
         return self.update(self.second, {"S": loss_S})
 
@@ -91,27 +93,27 @@ class Reference:
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"head_share": 0.4}, id="published"),
+        pytest.param({"head_fraction": 0.4}, id="published"),
         pytest.param(
-            {"head_share": 0.2, "kl": 2.0, "turned": 0.5, "alike": 1.0, "temperature": 2.0, "wrong_turned": 0.0,
-             "wrong_alike": 0.3, "lr_head": 0.5},
+            {"head_fraction": 0.2, "kl": 2.0, "rotated": 0.5, "similarity": 1.0, "temperature": 2.0, 
+             "wrong_rotated_fraction": 0.0, "wrong_similarity_fraction": 0.3, "lr_head": 0.5},
             id="others",
         ),
     ],
 )  # fmt: skip
-def test_both_stages_are_the_published_ones_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     method, run = begun(tmp_path, augment=False, **settings)
     reference = Reference(method, run)
-    batches = run.kept["stream unlabelled"][0].batches
+    batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
         run.set_progress(i / STEPS)
         ours = method.step()
-        theirs = reference.step(batches.at(i)[0].double() / 255, i / STEPS)
+        theirs = reference.step(batches.batch_at(i)[0].double() / 255, i / STEPS)
         run.step += 1
         assert ours.keys() == theirs.keys()
         assert all(ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4) for name in ours), i
     for name in ("S", "H_T", "H_S"):
-        for key, value in run.players[name].net.state_dict().items():
+        for key, value in run.trainables[name].net.state_dict().items():
             theirs = getattr(reference, name).state_dict()[key].double()
             assert torch.allclose(value.double(), theirs, rtol=1e-3, atol=5e-5), (name, key)
 
@@ -119,20 +121,22 @@ def test_both_stages_are_the_published_ones_in_float64(tmp_path, settings):
 # The stages.
 
 
-def test_the_teachers_head_moves_in_the_first_stage_and_the_student_in_the_second(tmp_path):
-    method, run = begun(tmp_path, head_share=0.4)
+def test_stages_move_their_models(tmp_path):
+    method, run = begun(tmp_path, head_fraction=0.4)
     moved = []
     for i in range(STEPS):
-        before = {name: copy.deepcopy(player.net.state_dict()) for name, player in run.players.items()}
+        before = {name: copy.deepcopy(player.net.state_dict()) for name, player in run.trainables.items()}
         run.set_progress(i / STEPS)
         method.step()
         run.step += 1
-        moved.append({n for n, player in run.players.items() if tiny.differences(before[n], player.net.state_dict())})
+        moved.append(
+            {n for n, player in run.trainables.items() if tiny.state_differences(before[n], player.net.state_dict())}
+        )
     assert moved == [{"H_T"}] * 2 + [{"S", "H_S"}] * 3
 
 
-def test_rates_fall_within_each_stage(tmp_path):
-    method, _ = begun(tmp_path, head_share=0.2)
+def test_learning_rates_fall_per_stage(tmp_path):
+    method, _ = begun(tmp_path, head_fraction=0.2)
     assert (method.stage_1(0.0), method.stage_2(0.2)) == (1, 1)
     assert method.stage_1(0.1) == pytest.approx(0.5)
     assert method.stage_2(0.6) == pytest.approx(0.5)
@@ -140,39 +144,39 @@ def test_rates_fall_within_each_stage(tmp_path):
     assert (method.stage_1(0.7), method.stage_2(0.1)) == (0, 1)
 
 
-def test_of_a_run_that_ends_by_the_clock_the_stage_is_kept(tmp_path, monkeypatch):
+def test_stage_is_kept_with_time_limit(tmp_path, monkeypatch):
     """It begins by the clock, once; a run that goes on is in the stage that it was in, whatever a clock says."""
     run = tiny_run(tmp_path, "sskd", steps=None, time_limit=100.0)
     clock = iter([0.0, 0.1, 0.3, 0.1])
     monkeypatch.setattr(Run, "progress", property(lambda _: next(clock)))
-    method = tiny_method("sskd", head_share=0.2)
+    method = tiny_method("sskd", head_fraction=0.2)
     assert isinstance(method, SSKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     players = []
     for _ in range(4):
         players += method.step()
         run.step += 1
     assert players == ["H_T", "H_T", "S", "S"]
-    assert run.kept["stage"][0].state_dict() == {"step": 2}
-    again = sskd.Change()
+    assert run.registered["stage"][0].state_dict() == {"step": 2}
+    again = sskd.StageState()
     again.load_state_dict({"step": 2})
     assert again.step == 2
 
 
-@pytest.mark.parametrize("head_share", [0.25, 0.5, 0.75])
-def test_a_run_broken_off_in_either_stage_resumes_exactly(tmp_path, head_share):
+@pytest.mark.parametrize("head_fraction", [0.25, 0.5, 0.75])
+def test_run_resumes_in_either_stage(tmp_path, head_fraction):
     """The contract has its checkpoint in the second stage; here it also stands in the first, and on the border."""
-    contract.resumes_exactly(tmp_path, "sskd", "32", {"head_share": head_share})
+    contract.assert_resumes_exactly(tmp_path, "sskd", "32", {"head_fraction": head_fraction})
 
 
-def test_the_head_learns_to_find_an_image_turned(tmp_path):
+def test_head_learns_rotations(tmp_path):
     run = tiny_run(tmp_path, "sskd", steps=100, batch_size=16)
-    distinct.awake(run)
-    run.sources = {"unlabelled": distinct.Once(seed=5)}
-    method = tiny_method("sskd", head_share=0.99, lr_head=0.2, augment=False)
+    distinct_images.awake(run)
+    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
+    method = tiny_method("sskd", head_fraction=0.99, lr_head=0.2, augment=False)
     assert isinstance(method, SSKD)
-    run.seed()
+    run.seed_all()
     method.setup(run)
     losses = []
     for i in range(100):
@@ -185,20 +189,20 @@ def test_the_head_learns_to_find_an_image_turned(tmp_path):
 # The views.
 
 
-def test_views_are_the_images_and_then_their_three_turns(tmp_path):
+def test_rotated_views_order(tmp_path):
     method, _ = begun(tmp_path, augment=False)
     x = torch.rand(5, 3, 16, 16)
-    views = method.views(x)
+    views = method.rotated_views(x)
     assert torch.equal(views[:5], x)
     assert torch.equal(views[5:10], x.transpose(2, 3).flip(2))
     assert torch.equal(views[10:15], x.flip(2).flip(3))
     assert torch.equal(views[15:], x.transpose(2, 3).flip(3))
-    assert sskd.own(views).tolist() == [0, 1, 2, 3, 4] * 3
+    assert sskd.source_index(views).tolist() == [0, 1, 2, 3, 4] * 3
 
 
-def test_each_view_is_shifted_by_itself_within_the_reflected_border():
+def test_random_shift_within_border():
     x = torch.rand(40, 3, 16, 16)
-    seen = sskd.shifted(x)
+    seen = sskd.random_shift(x)
     assert seen.shape == x.shape
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
     places = set()
@@ -210,25 +214,25 @@ def test_each_view_is_shifted_by_itself_within_the_reflected_border():
     assert len(places) > 20
 
 
-def test_half_of_the_images_are_mirrored_all_views_of_one_alike(tmp_path, monkeypatch):
+def test_views_flip_consistently(tmp_path, monkeypatch):
     method, _ = begun(tmp_path)
-    monkeypatch.setattr(sskd, "shifted", lambda x: x)
+    monkeypatch.setattr(sskd, "random_shift", lambda x: x)
     x = torch.rand(200, 3, 16, 16)
-    views = method.views(x)
+    views = method.rotated_views(x)
     mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(views[:200], x, strict=True)])
     assert 60 < int(mirrored.sum()) < 140
-    assert torch.equal(views, sskd.four_ways(torch.where(mirrored[:, None, None, None], x.flip(3), x)))
+    assert torch.equal(views, sskd.rotate_all(torch.where(mirrored[:, None, None, None], x.flip(3), x)))
 
 
-def test_images_that_are_not_square_are_refused(tmp_path):
+def test_non_square_images_raise(tmp_path):
     run = tiny_run(tmp_path, "sskd")
     run.task.image_size = (16, 32)
     with pytest.raises(UsageError, match=r"task\.image_size: found 16x32, but SSKD turns images by 90 degrees"):
         tiny_method("sskd").setup(run)
 
 
-def test_the_recipe_is_the_authors_but_for_the_labels():
-    plan, method = tiny.recipe("sskd-cifar100")
+def test_recipe_matches_authors():
+    plan, method = tiny.read_recipe("sskd-cifar100")
     assert method == SSKD()
-    assert (plan.pace.epochs, plan.pace.batch_size, plan.data.unlabelled) == (60 + 240, 64, "cifar10")
-    assert method.head_share == pytest.approx(60 / 300)
+    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (60 + 240, 64, "cifar10")
+    assert method.head_fraction == pytest.approx(60 / 300)

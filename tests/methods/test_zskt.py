@@ -6,16 +6,16 @@ import copy
 import math
 from functools import partial
 
-import data_free
+import generator_reference
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from data_free import Twins, begun, kl
+from generator_reference import Twins, begun, kl
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from compress.engine.play import play
+from compress.engine.trainer import train
 from compress.errors import UsageError
 from compress.methods.zskt import ZSKT
 
@@ -31,7 +31,7 @@ def divergence(s: Tensor, t: Tensor) -> Tensor:
 
 def maps(net, x: Tensor) -> tuple[list[Tensor], Tensor]:
     """The maps at which the tiny net finishes 8x8 and 4x4, and its logits."""
-    at_8 = net.body[:3](net.normalise(x))
+    at_8 = net.body[:3](net.normalize(x))
     at_4 = net.body[3:6](at_8)
     return [at_8, at_4], net.body[6:](at_4)
 
@@ -41,20 +41,20 @@ def attended(maps: Tensor) -> Tensor:
     return q / q.norm(dim=1, keepdim=True)
 
 
-def published(twins: Twins) -> data_free.Losses:
+def published(twins: Twins) -> generator_reference.Losses:
     """One z for a step of G and n_S steps of S; G is asked again each time, and its wrong gradients thrown away."""
     m, z = twins.m, twins.noise()
     x = twins.G(z)
     loss_G = -divergence(twins.S(x), twins.T(x))
-    twins.update("G", loss_G, clip=m.clip)
+    twins.update("G", loss_G, clip=m.max_grad_norm)
     loss_S = torch.zeros(())
-    for _ in range(m.moves):
+    for _ in range(m.student_steps):
         x = twins.G(z)
         (of_T, t), (of_S, s) = maps(twins.T, x), maps(twins.S, x)
         loss_S = divergence(s, t.detach())
         for a, b in zip(of_S, of_T, strict=True):
             loss_S = loss_S + m.attention * ((attended(a) - attended(b.detach())) ** 2).mean()
-        twins.update("S", loss_S, clip=m.clip)
+        twins.update("S", loss_S, clip=m.max_grad_norm)
     return {"G": loss_G, "S": loss_S}
 
 
@@ -66,36 +66,36 @@ def twins_of(method: ZSKT, run) -> Twins:
     "settings",
     [
         pytest.param({}, id="published"),
-        pytest.param({"attention": 3.0, "moves": 4, "clip": 0.01}, id="clipped"),
+        pytest.param({"attention": 3.0, "student_steps": 4, "max_grad_norm": 0.01}, id="clipped"),
         pytest.param({"attention": 0.0}, id="answers only"),
-        pytest.param({"standardised": False}, id="a sigmoid"),
+        pytest.param({"standardize_output": False}, id="a sigmoid"),
     ],
 )
-def test_the_step_is_the_published_one_in_float64(tmp_path, settings):
+def test_step_matches_reference(tmp_path, settings):
     method, run = begun(tmp_path, "zskt", **settings)
     twins = twins_of(method, run)  # its G is asked n_S times for the same images, so it remembers other statistics
-    data_free.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
+    generator_reference.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
 
 
 @pytest.mark.parametrize("weight", ["attention", "clip"])
-def test_a_weight_off_by_a_fiftieth_is_told_from_rounding_by_the_reference(tmp_path, weight):
+def test_reference_detects_changed_weight(tmp_path, weight):
     # Adam forgets the length of a gradient, and so the clip, but for its epsilon: here a gradient is as short as that.
-    method, run = begun(tmp_path, "zskt", **({"clip": 1e-7} if weight == "clip" else {}))
+    method, run = begun(tmp_path, "zskt", **({"max_grad_norm": 1e-7} if weight == "clip" else {}))
     twins = twins_of(method, run)
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
     with pytest.raises(AssertionError):
-        data_free.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
+        generator_reference.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
 
 
-def test_each_player_is_moved_by_its_own_loss_and_by_no_other(tmp_path, monkeypatch):
-    method, run = begun(tmp_path, "zskt", moves=3)
-    assert data_free.moves_one_at_a_time(method, run, monkeypatch) == "GSSS"
+def test_each_loss_moves_own_model(tmp_path, monkeypatch):
+    method, run = begun(tmp_path, "zskt", student_steps=3)
+    assert generator_reference.moves_one_at_a_time(method, run, monkeypatch) == "GSSS"
 
 
-def test_the_generator_moves_once_and_the_student_then_stays_with_what_it_makes_of_the_same_noise(tmp_path):
-    method, _ = begun(tmp_path, "zskt", moves=3, lr_G=0.1)
-    at_G, at_S = data_free.inputs_of(method.G.net), data_free.inputs_of(method.S.net)
+def test_student_steps_reuse_generator_images(tmp_path):
+    method, _ = begun(tmp_path, "zskt", student_steps=3, lr_G=0.1)
+    at_G, at_S = generator_reference.inputs_of(method.G.net), generator_reference.inputs_of(method.S.net)
     method.step()
     method.step()
     assert torch.equal(at_G[0], at_G[1])
@@ -107,31 +107,31 @@ def test_the_generator_moves_once_and_the_student_then_stays_with_what_it_makes_
     assert not torch.allclose(at_S[0], at_S[1], atol=1e-3), "G has moved between"
 
 
-def test_the_generator_raises_the_contradiction(tmp_path):
-    method, run = begun(tmp_path, "zskt", lr_G=0.01, moves=1)
+def test_generator_raises_disagreement(tmp_path):
+    method, run = begun(tmp_path, "zskt", lr_G=0.01, student_steps=1)
     T, S = run.teacher.net, copy.deepcopy(run.student).train()
-    before, after = data_free.trained(method, run, lambda x: kl(S(x), T(x)))
+    before, after = generator_reference.trained(method, run, lambda x: kl(S(x), T(x)))
     assert after > 1.05 * before
 
 
-def test_the_game_is_about_the_student_and_not_about_the_teacher(tmp_path):
+def test_adversarial_term_uses_student(tmp_path):
     """A student that is the teacher, in train mode with the same statistics, leaves nothing to look for; ours does."""
     method, _ = begun(tmp_path, "zskt")
-    x = method.images(torch.randn(method.n, method.z_dim))
+    x = method.images_per_synthesis(torch.randn(method.n, method.z_dim))
     t = method.T(x)
-    assert method.contradiction(t, t).item() == pytest.approx(0, abs=1e-7)
-    assert method.contradiction(method.S.fixed(x), t).item() > 1e-4
+    assert method.class_mean_kl(t, t).item() == pytest.approx(0, abs=1e-7)
+    assert method.class_mean_kl(method.S.forward_frozen(x), t).item() > 1e-4
 
 
-def test_no_gradient_is_longer_than_the_clip(tmp_path):
+def test_gradient_norms_are_clipped(tmp_path):
     method, run = begun(tmp_path, "zskt", clip=1e-3)
     method.step()
-    for player in run.players.values():
+    for player in run.trainables.values():
         length = math.sqrt(sum(float(p.grad.square().sum()) for p in player.net.parameters()))
         assert length == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_features_are_used_where_attention_has_a_weight_only(tmp_path):
+def test_features_required_by_weight_only(tmp_path):
     assert ZSKT().uses == ("gradients", "features")
     assert ZSKT(attention=0.0).uses == ("gradients",)
     method, _ = begun(tmp_path / "with", "zskt")
@@ -140,25 +140,25 @@ def test_features_are_used_where_attention_has_a_weight_only(tmp_path):
     assert method.pairs == []
 
 
-def test_maps_are_paired_by_their_resolution(tmp_path):
+def test_stages_match_by_resolution(tmp_path):
     """A student that halves once more, and has other channels, agrees with the teacher at two resolutions of three."""
     run = tiny.tiny_run(tmp_path, "zskt")
     layers = [nn.Conv2d(3, 5, 3, 1, 1), *(nn.Conv2d(5, 5, 3, 2, 1) for _ in range(2))]
     run.student.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, tiny.CLASSES))
     method = tiny.tiny_method("zskt")
-    play(method, run)
+    train(method, run)
     assert method.pairs == [("body.2", "body.1"), ("body.5", "body.2")]
 
 
-def test_networks_without_a_resolution_in_common_are_refused(tmp_path):
+def test_no_common_resolution_raises(tmp_path):
     run = tiny.tiny_run(tmp_path, "zskt")
     run.student.body = nn.Sequential(nn.Conv2d(3, 4, 3, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
     with pytest.raises(UsageError, match=r"teacher's maps are 8x8, 4x4 and the student's 3x3.*method\.attention to 0"):
         tiny.tiny_method("zskt").setup(run)
-    play(tiny.tiny_method("zskt", attention=0.0), run)
+    train(tiny.tiny_method("zskt", attention=0.0), run)
 
 
-def test_kl_divs_own_default_is_the_mean_over_classes_too():
+def test_kl_div_default_is_class_mean():
     """What the published code calls, and warns about today."""
     s, t = torch.randn(6, 10), torch.randn(6, 10)
     by_torch = F.kl_div(s.log_softmax(1), t.softmax(1), reduction="none").mean()
@@ -166,7 +166,7 @@ def test_kl_divs_own_default_is_the_mean_over_classes_too():
     assert kl(s, t).item() == pytest.approx(10 * by_torch.item(), rel=1e-5)
 
 
-def test_the_recipe_has_the_published_settings():
-    plan, method = data_free.recipe("zskt-cifar10")
-    assert method == ZSKT(attention=250, moves=10, clip=5, lr=2e-3, lr_G=1e-3, z_dim=100)
-    assert (plan.pace.steps, plan.pace.batch_size) == (80_000, 128)
+def test_recipe_has_published_settings():
+    plan, method = generator_reference.recipe("zskt-cifar10")
+    assert method == ZSKT(attention=250, student_steps=10, clip=5, lr=2e-3, lr_G=1e-3, z_dim=100)
+    assert (plan.training.steps, plan.training.batch_size) == (80_000, 128)

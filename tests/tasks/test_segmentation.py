@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from compress.losses import logits
-from compress.tasks import task_of
+from compress.tasks import task_for_card
 from compress.tasks.segmentation import Segmentation
 
 CLASSES = 5
@@ -42,7 +42,7 @@ def by_hand(labels: np.ndarray, masks: np.ndarray) -> tuple[list[float], float]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_miou_is_of_the_whole_set_whatever_the_batches(size):
+def test_miou_independent_of_batches(size):
     answer, masks = answers()
     task = Segmentation(CLASSES, (6, 9))
     scores = task.score(*batched(answer, masks, size))
@@ -56,14 +56,14 @@ def test_miou_is_of_the_whole_set_whatever_the_batches(size):
     assert scores["miou"] == pytest.approx(float(theirs.compute()), abs=1e-6)
 
 
-def test_a_label_map_scores_as_its_logits_do():
+def test_label_map_scores_like_logits():
     answer, masks = answers()
     task = Segmentation(CLASSES, (6, 9))
     assert task.score(lambda x: x.argmax(1), [(answer, masks)]) == task.score(lambda x: x, [(answer, masks)])
     assert task.score(lambda x: x.argmax(1).byte(), [(answer, masks)]) == task.score(lambda x: x, [(answer, masks)])
 
 
-def test_a_class_that_nobody_mentions_has_no_iou():
+def test_unseen_class_has_no_iou():
     masks = torch.tensor([[[0, 0, 1, 255]]])
     said = torch.tensor([[[0, 1, 1, 3]]])  # class 3 is said of an ignored pixel only
     scores = Segmentation(CLASSES, (1, 4), class_names=list("abcde")).score(lambda x: x, [(said, masks)])
@@ -77,7 +77,7 @@ def test_rows_are_pixels():
     assert torch.equal(rows[0, :, 5], answer[0, :, 1, 1])
 
 
-def test_losses_over_rows_are_means_over_pixels():
+def test_row_losses_average_over_pixels():
     """Not F.kl_div's `batchmean`, which sums over pixels; entropies go through log_softmax."""
     (s, _), (t, _) = answers(seed=1), answers(seed=2)
     rows = Segmentation(CLASSES, (6, 9)).rows
@@ -90,27 +90,27 @@ def test_losses_over_rows_are_means_over_pixels():
     assert float(logits.marginal_entropy(rows(t))) == pytest.approx(float(-(mean * mean.log()).sum()), rel=1e-5)
     places = t.double().softmax(1).mean(0)
     expected = -(places * places.log()).sum(0).mean()
-    assert float(logits.marginal_entropy(rows(t), places=True)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(logits.marginal_entropy(rows(t), per_position=True)) == pytest.approx(float(expected), rel=1e-5)
     batchmean = F.kl_div(q.log(), p, reduction="batchmean")
     assert float(batchmean / kl) == pytest.approx(6 * 9)
 
 
-def test_balance_at_each_place_sees_a_batch_of_equal_images():
+def test_balance_per_position_of_equal_images():
     """Every image holds every class once: balanced over all pixels together, never at a place."""
     same = torch.eye(4)[None].expand(8, 4, 4) * 1e3  # [n, c, m]
     assert float(logits.marginal_entropy(same)) == pytest.approx(math.log(4), rel=1e-6)
-    assert float(logits.marginal_entropy(same, places=True)) == pytest.approx(0, abs=1e-6)
+    assert float(logits.marginal_entropy(same, per_position=True)) == pytest.approx(0, abs=1e-6)
     turned = torch.stack([image.roll(i, 1) for i, image in enumerate(same)])
-    assert float(logits.marginal_entropy(turned, places=True)) == pytest.approx(math.log(4), rel=1e-6)
+    assert float(logits.marginal_entropy(turned, per_position=True)) == pytest.approx(math.log(4), rel=1e-6)
     rows = torch.randn(8, 4)  # one place: an image
-    assert torch.equal(logits.marginal_entropy(rows, places=True), logits.marginal_entropy(rows))
+    assert torch.equal(logits.marginal_entropy(rows, per_position=True), logits.marginal_entropy(rows))
 
 
-def test_training_leaves_ignored_pixels_alone():
+def test_supervised_loss_ignores_masked_pixels():
     answer, masks = answers()
     answer.requires_grad_()
     task = Segmentation(CLASSES, (6, 9))
-    loss = task.supervised(answer, masks)
+    loss = task.supervised_loss(answer, masks)
     loss.backward()
     assert answer.grad is not None
     assert not answer.grad[:, :, 0].any()
@@ -118,24 +118,24 @@ def test_training_leaves_ignored_pixels_alone():
     log_p = answer.detach().double().log_softmax(1)
     mine = -log_p.gather(1, masks.clamp_max(4)[:, None])[:, 0][masks != 255].mean()
     assert float(loss.detach()) == pytest.approx(float(mine), rel=1e-5)
-    assert float(task.supervised(answer, torch.full_like(masks, 255)).detach()) == 0.0
+    assert float(task.supervised_loss(answer, torch.full_like(masks, 255)).detach()) == 0.0
 
 
-def test_the_picture_shows_each_image_beside_its_classes():
+def test_visualize_shows_predictions_beside_images():
     answer = torch.full((2, CLASSES, 8, 8), -9.0)
     answer[0, 0], answer[1, 0], answer[1, 3, :, 4:] = 9, 8, 9
     images = torch.full((2, 3, 8, 8), 0.2)
-    shown = Segmentation(CLASSES, (8, 8)).picture(images, answer)
+    shown = Segmentation(CLASSES, (8, 8)).visualize(images, answer)
     assert shown.shape == (4, 3, 8, 8)
     assert torch.equal(shown[0], shown[1])  # all background: nothing to colour
     assert torch.equal(shown[2][..., :4], shown[3][..., :4])
     assert not torch.equal(shown[2][..., 4:], shown[3][..., 4:])
 
 
-def test_a_card_says_its_task():
+def test_task_for_card_selects_class():
     class Card:
         task, classes, image_size, class_names, channels = "segmentation", 2, (8, 8), ["ground", "thing"], 3
 
-    task = task_of(Card())
+    task = task_for_card(Card())
     assert isinstance(task, Segmentation)
     assert task.class_names == ["ground", "thing"]
