@@ -61,7 +61,7 @@ def run_demo(
     progress: Callable[[str], None],
 ) -> DemoResult:  # fmt: skip
     """Distill, export, time and report; see `compress.run_demo`."""
-    from compress.measure import TimedModel
+    from compress.measure import TimedModel, export_verified
     from compress.models.loading import load_model
     from compress.models.serialization import load_model_directory
     from compress.training.results import add_latencies, create_model_record
@@ -83,7 +83,7 @@ def run_demo(
     }
     onnx = directory / "teacher.onnx"
     name = f"Teacher {card.architecture}"
-    records = [create_model_record(teacher, card, name=name, role="teacher", onnx=onnx), *students]
+    records = [create_model_record(teacher, card, name=name, role="teacher", export=export_verified(teacher, card, onnx)), *students]
     progress("timing teacher and students, interleaved")
     records = add_latencies(records, {name: TimedModel(teacher, card, onnx), **timed})
     append_records(directory, records)

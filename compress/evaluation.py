@@ -39,7 +39,8 @@ def evaluate(
 ) -> EvaluationResult:  # fmt: skip
     """Score a model; see `compress.evaluate`."""
     from compress.engine.accelerator import create_accelerator
-    from compress.sources import create_scorer, image_cache_dir, load_validation_images
+    from compress.training.config import DataConfig
+    from compress.training.data import create_scorer, load_validation_images
 
     predictor = load_predictor(model, runtime=runtime, progress=progress, **overrides)
     card = predictor.card
@@ -48,9 +49,8 @@ def evaluate(
             f"{predictor.spec}: found a file that crops images, so its maps do not match the masks; evaluate the same "
             "model exported without --preprocess."
         )
-    images = load_validation_images(
-        data, card, root=data_root, folder=image_cache_dir(), max_bad=max_unreadable, say=progress
-    )
+    source = DataConfig(validation=register_data(data), root=data_root, max_unreadable=max_unreadable)
+    images = load_validation_images(source, card, progress=progress)
     metrics = create_scorer(images, card, create_accelerator("cpu", "32"))(predictor.predict)
     name = spec_name(data)
     if record is not None:
@@ -66,8 +66,18 @@ def create_file_scorer(
 ) -> Callable[[Runner], float]:
     """Return a function that computes the accuracy or mIoU of an exported file."""
     from compress.engine.accelerator import create_accelerator
-    from compress.sources import create_scorer, image_cache_dir, load_validation_images
+    from compress.training.config import DataConfig
+    from compress.training.data import create_scorer, load_validation_images
 
-    images = load_validation_images(data, card, root=root, folder=image_cache_dir(), max_bad=0.01, say=progress)
+    images = load_validation_images(DataConfig(validation=register_data(data), root=root), card, progress=progress)
     score = create_scorer(images, card, create_accelerator("cpu", "32"))
     return lambda runner: next(iter(score(batched_predict(runner, identity)).values()))
+
+
+def register_data(data: Any) -> str:
+    """Return the name of data; an object is registered under one."""
+    if isinstance(data, str | Path):
+        return str(data)
+    from compress.data import register_dataset
+
+    return register_dataset(data)

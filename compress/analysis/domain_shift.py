@@ -137,9 +137,10 @@ def recommend_method(predictions: Predictions, names: list[str] | None) -> str:
     if share >= DOMINANT:
         return f"The teacher predicts {largest!r} for {share:.0%} of {target}: expect weak plain KD; {remedy}"
     if missing:
-        return f"The teacher never predicts {missing} of its {predictions.classes} classes: expect weak plain KD; {remedy}"
+        classes = f"{missing} of its {predictions.classes} classes"
+        return f"The teacher never predicts {classes}: expect weak plain KD; {remedy}"
     if entropy >= UNCERTAIN:
-        return f"The teacher is uncertain about most of {target}: far from its domain, where --method mosaic helps most."
+        return f"The teacher is uncertain about most of {target}: far from its domain; use --method mosaic."
     if entropy <= CONFIDENT:
         return f"The teacher is confident about {target} and predicts all its classes: plain KD will also work well."
     return "The teacher predicts all its classes with medium confidence: plain KD works, --method mosaic works better."

@@ -1,7 +1,7 @@
-"""How far two sets of images are apart to a network: the Fréchet distance of its features, of images and of patches.
+"""Fréchet distance of the features of two image sets, for images and for patches.
 
-MosaicKD (arXiv 2110.15094) reports it in Figure 3 and, of patches, in Table 4, with Inception-V3's features; here they
-are those of any network at hand, usually the teacher.
+MosaicKD (arXiv 2110.15094) reports it in Figure 3 and, for patches, in Table 4, with features of Inception-V3. Here the
+features are those of any network, usually the teacher.
 """
 
 from __future__ import annotations
@@ -24,23 +24,36 @@ from compress.engine.trainable import eval_mode
 from compress.errors import CompressError, UsageError
 from compress.models.card import ModelCard
 
-#: images that a model is asked about, and pixels of them where it answers with maps
-SAMPLED, MAP_PIXELS = 2000, 2000 * 64 * 64
-#: pixels below which an enlarged patch is nearly one colour
+#: images to predict, and their pixels for label maps
+MAX_IMAGES, MAX_MAP_PIXELS = 2000, 2000 * 64 * 64
+#: side in pixels below which an enlarged patch has nearly one color
 MIN_PATCH_SIZE = 8
 
 
+@dataclass(frozen=True)
+class ImageSetComparison:
+    """Distance of two image sets, and how it was measured."""
+
+    features: str  #: features and network
+    dimensions: int  #: number of features
+    images: int  #: images of each set; the distance depends on it
+    fid: float  #: Fréchet distance of the images
+    patch_fid: dict[int, float]  #: Fréchet distance by patch size in pixels
+    warnings: list[str]  #: reasons why the distances may mislead
+
+
 def sample_size(card: ModelCard) -> int:
-    """How many images the model is asked about: the answers of large maps take long, and hold many pixels each."""
+    """Return how many images to predict: fewer for large label maps, which take long."""
     height, width = card.image_size
-    return SAMPLED if card.task == "classification" else max(100, min(SAMPLED, MAP_PIXELS // (height * width)))
+    if card.task == "classification":
+        return MAX_IMAGES
+    return max(100, min(MAX_IMAGES, MAX_MAP_PIXELS // (height * width)))
 
 
 class FeatureExtractor(nn.Module):
-    """Images in [0, 1] -> what enters the last layer of `net`, the one that makes its classes, averaged over a map.
+    """Images [n, 3, h, w] in [0, 1] -> inputs of the last layer of `net` [n, d], averaged over a map.
 
-    Images of another size than the network's are resized to it, bilinearly. Raises UsageError for a network without
-    such a layer.
+    Images of another size are resized bilinearly. Raises UsageError for a network without such a layer.
     """
 
     num_features: int
@@ -53,95 +66,97 @@ class FeatureExtractor(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float64[Tensor, "n d"]:
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        with eval_mode(self.net) as net, capture_activations(net, self.path, capture_inputs=True) as found:
+        with eval_mode(self.net) as net, capture_activations(net, self.path, capture_inputs=True) as activations:
             net(x)
-        rows = found[self.path].double()
+        rows = activations[self.path].double()
         return rows.flatten(2).mean(2) if rows.ndim == 4 else rows
 
     def description(self) -> str:
-        return f"the {self.num_features} that enter {self.path.removeprefix('body.')} of {self.name}"
+        return f"the {self.num_features} inputs of {self.path.removeprefix('body.')} in {self.name}"
 
 
 def find_last_layer(net: nn.Module, card: ModelCard, name: str) -> tuple[str, int]:
-    """(module path, channels in) of the last linear layer of a classifier, else of the last convolution to classes."""
-    blank = torch.zeros(2, 3, *card.image_size)
+    """Return (module path, input channels) of the last linear layer, or of the last convolution to classes."""
+    example = torch.zeros(2, 3, *card.image_size)
     if card.task == "classification":
         with contextlib.suppress(UsageError):
-            return find_classifier(net, blank)
-    makes = {
+            return find_classifier(net, example)
+    channels = {
         path: module.in_channels
         for path, module in net.named_modules()
         if isinstance(module, nn.Conv2d) and module.out_channels == card.classes
     }
-    with eval_mode(net), capture_activations(net, *makes, capture_inputs=True) as found:
-        net(blank)
-    if not found:
+    with eval_mode(net), capture_activations(net, *channels, capture_inputs=True) as activations:
+        net(example)
+    if not activations:
         raise UsageError(
-            f"{name}: no linear layer and no convolution that ends in its {card.classes} classes can be looked at, so "
-            "there are no features to compare; name a network that has one with --features."
+            f"{name}: found no linear layer and no convolution to its {card.classes} classes, so no features; name a "
+            "network that has one with --features."
         )
-    path = list(found)[-1]
-    return path, makes[path]
+    path = list(activations)[-1]
+    return path, channels[path]
 
 
-def compute_fid(features: FeatureExtractor, one: ImageCache, other: ImageCache, side: int | None = None, *, seed: int = 0) -> float:
-    """‖μ − μ'‖² + tr(Σ + Σ' − 2(ΣΣ')^½) of the features of two sets, of one random patch an image where `side` says.
+def compute_fid(
+    features: FeatureExtractor, images: ImageCache, others: ImageCache, patch_size: int | None = None, *, seed: int = 0
+) -> float:
+    """Return ‖μ − μ'‖² + tr(Σ + Σ' − 2(ΣΣ')^½) of the features of two sets, in float64 and >= 0.
 
-    In float64, by torchmetrics; >= 0, where the eigenvalues' rounding may say a little less. Raises CompressError
-    where a feature is not finite.
+    Args:
+        features: the feature extractor.
+        images: one set.
+        others: the other set.
+        patch_size: side in pixels of one random patch per image; None: the whole images.
+        seed: seed of the patches' positions.
+
+    Raises:
+        CompressError: a feature is not finite.
     """
     metric = FrechetInceptionDistance(feature=features)
-    for cached, real in ((one, False), (other, True)):
-        for x in iter_patches(cached, side, seed=seed):
-            metric.update(x.float() / 255, real=real)
+    for cache, is_real in ((images, False), (others, True)):
+        for x in iter_patches(cache, patch_size, seed=seed):
+            metric.update(x.float() / 255, real=is_real)
     sums = torch.stack([metric.real_features_sum, metric.fake_features_sum])
     if not bool(sums.isfinite().all()):
-        raise CompressError(f"{features.name}: its features are not finite; is its checkpoint whole?")
-    return max(0.0, float(metric.compute()))
-
-
-@dataclass(frozen=True)
-class ImageSetComparison:
-    """How far two sets are apart, and how that was measured."""
-
-    features: str  #: in words: which of which network
-    dimensions: int  #: of the features
-    images: int  #: of each set: the distance depends on their number
-    fid: float
-    patch_fid: dict[int, float]  #: by side of the patches in pixels
-    warnings: list[str]
+        raise CompressError(f"{features.name}: its features are not finite; check its checkpoint.")
+    return max(0.0, float(metric.compute()))  # rounding of the eigenvalues can give slightly less
 
 
 def compare_image_sets(
-    features: FeatureExtractor, one: ImageCache, other: ImageCache, sides: Sequence[int] = (), *, seed: int = 0
-) -> ImageSetComparison:
-    """The distances of as many images of each set, evenly spread where one has more; crops count as images.
+    features: FeatureExtractor, images: ImageCache, others: ImageCache, patch_sizes: Sequence[int] = (), *,
+    seed: int = 0,
+) -> ImageSetComparison:  # fmt: skip
+    """Compute the distances of equally many images of both sets, evenly spaced; crops count as images.
 
-    Raises UsageError where a set has fewer than two images or a side is larger than they are.
+    Raises:
+        UsageError: a set has fewer than two images, or a patch is larger than the images.
     """
-    n = min(len(one), len(other))
-    if n < 2:
-        raise UsageError(f"{one.name} and {other.name}: found {n} image in one of them; expected two or more of each.")
-    one, other = subsample(one, n), subsample(other, n)
+    count = min(len(images), len(others))
+    if count < 2:
+        raise UsageError(f"{images.name} and {others.name}: found {count} image in one set, expected two or more.")
+    images, others = subsample(images, count), subsample(others, count)
     warnings = []
-    if n <= features.num_features:
+    if count <= features.num_features:
         warnings.append(
-            f"{n:,} images do not determine the covariance of {features.num_features:,} features: these distances "
-            f"are too large, and only those of as many images compare; give more than {features.num_features:,}."
+            f"{count:,} images do not determine the covariance of {features.num_features:,} features: the distances "
+            f"are too large and compare only at the same number of images; use more than {features.num_features:,}."
         )
-    if min(sides, default=MIN_PATCH_SIZE) < MIN_PATCH_SIZE:
+    if min(patch_sizes, default=MIN_PATCH_SIZE) < MIN_PATCH_SIZE:
         warnings.append(
-            f"an enlarged patch below {MIN_PATCH_SIZE} pixels is nearly one colour, which few networks know: rank no sets by it."
+            f"an enlarged patch below {MIN_PATCH_SIZE} pixels has nearly one color, which few networks know: do not "
+            "rank image sets by it."
         )
-    whole = compute_fid(features, one, other, seed=seed)
-    square = one.pixels.shape[1] == one.pixels.shape[2]
-    apart = {
-        side: whole if square and side == one.pixels.shape[1] else compute_fid(features, one, other, side, seed=seed)
-        for side in sides
+    fid = compute_fid(features, images, others, seed=seed)
+    is_square = images.pixels.shape[1] == images.pixels.shape[2]
+    patch_fid = {
+        size: fid
+        if is_square and size == images.pixels.shape[1]
+        else compute_fid(features, images, others, size, seed=seed)
+        for size in patch_sizes
     }
-    return ImageSetComparison(features.description(), features.num_features, n, whole, apart, warnings)
+    return ImageSetComparison(features.description(), features.num_features, count, fid, patch_fid, warnings)
 
 
-def subsample(cached: ImageCache, n: int) -> ImageCache:
-    """`n` of the images, evenly spread."""
-    return cached if n >= len(cached) else cached.subset(np.arange(n) * len(cached) // n)
+def subsample(cache: ImageCache, count: int) -> ImageCache:
+    """Return `count` of the images, evenly spaced."""
+    return cache if count >= len(cache) else cache.subset(np.arange(count) * len(cache) // count)

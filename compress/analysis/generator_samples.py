@@ -1,4 +1,4 @@
-"""Images from the generator of a run that `distill` made: samples of what its student learned from."""
+"""Images from the generator of a run: samples of what its student learned from."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from compress import config
+from compress.config import load_yaml
 from compress.engine.accelerator import Accelerator, create_accelerator
 from compress.engine.checkpoint import CheckpointManager
 from compress.engine.image_pool import ImagePool
 from compress.engine.trainable import FrozenModel, TrainableModel
 from compress.errors import UsageError
 from compress.models.card import ModelCard
-from compress.training.setup import RECIPE, TrainingSetup, load_config, prepare_training
 from compress.training.estimate import build_dry_run
+from compress.training.setup import RECIPE, TrainingSetup, load_config, prepare_training
 
-BATCH = 100  #: images drawn at a time
-CALIBRATION_BATCH = 8  #: likewise for a calibration, which keeps what every layer makes of them
+BATCH_SIZE = 100
+CALIBRATION_BATCH_SIZE = 8  #: a calibration keeps the activations of every layer
 
 
 @dataclass(frozen=True)
 class GeneratorSamples:
-    """Images in a pool, by the class that the teacher sees in them; of label maps all are of one."""
+    """Generated images in a pool, in directories by predicted class; all in one for segmentation."""
 
     pool: ImagePool
     method: str
@@ -35,47 +35,49 @@ class GeneratorSamples:
     batches: int
 
 
-def save_generator_samples(folder: Path, count: int, out: Path, *, device: str, seed: int, say: Callable[[str], None]) -> GeneratorSamples:
-    """Put `count` images from the generator of the run in `folder`, as its newest checkpoint has it, into `out`/pool.
+def save_generator_samples(
+    run_dir: Path, count: int, output_dir: Path, *, device: str, seed: int, progress: Callable[[str], None]
+) -> GeneratorSamples:
+    """Save `count` images from the generator of a run in `output_dir`/pool, by its newest checkpoint.
 
-    The generator is in eval mode, the noise a pure function of `seed`. Raises UsageError for a folder without such a
-    run, a method without a generator, and an `out` that is a run's own folder, whose images these would replace.
+    The generator is in eval mode; the noise is a pure function of `seed`.
+
+    Raises:
+        UsageError: there is no run, its method has no generator, or `output_dir` holds a run.
     """
-    if not (folder / RECIPE).is_file():
-        raise UsageError(f"{folder}: no {RECIPE} in it; expected the folder of a run that `compress distill` made.")
-    if (out / RECIPE).exists():
-        raise UsageError(f"{out}: holds a run; choose another --out for its images.")
-    ready = prepare_training(*load_config(config.load_yaml(folder / RECIPE)))
-    place = create_accelerator(device, ready.config.training.precision)
-    maker, teacher = load_generator(folder, ready, place, say)
-    names = ready.card.class_names or [""] * ready.card.classes
-    dense = ready.card.task == "segmentation"
-    pool = ImagePool(out / "pool", place, ["images"] if dense else names)
+    if (output_dir / RECIPE).exists():
+        raise UsageError(f"{output_dir}: holds a run; choose another --out for its images.")
+    setup = load_run_setup(run_dir)
+    accelerator = create_accelerator(device, setup.config.training.precision)
+    generator, teacher = load_generator(run_dir, setup, accelerator, progress)
+    is_segmentation = setup.card.task == "segmentation"
+    names = setup.card.class_names or [""] * setup.card.classes
+    pool = ImagePool(output_dir / "pool", accelerator, ["images"] if is_segmentation else names)
     pool.capacity, noise, batches = count, torch.Generator().manual_seed(seed), 0
     while len(pool) < count:
-        x = maker.predict(torch.randn(BATCH, vars(ready.method)["z_dim"], generator=noise).to(place.device)).float()
-        pool.add(x, torch.zeros(BATCH, dtype=torch.int64) if dense else predict_classes(teacher, x))
+        z = torch.randn(BATCH_SIZE, vars(setup.method)["z_dim"], generator=noise).to(accelerator.device)
+        x = generator.predict(z).float()
+        labels = torch.zeros(BATCH_SIZE, dtype=torch.int64) if is_segmentation else predict_classes(teacher, x)
+        pool.add(x, labels)
         batches += 1
-    pool.state_dict()  # on the disk to stay
-    pool.save_contact_sheet(out / "pool.png")
-    return GeneratorSamples(pool, ready.config.method["name"], ready.config.teachers[0].model, ready.card, batches)
+    pool.state_dict()  # waits until the images are written
+    pool.save_contact_sheet(output_dir / "pool.png")
+    return GeneratorSamples(pool, setup.config.method["name"], setup.config.teachers[0].model, setup.card, batches)
 
 
-def iter_generator_samples(folder: Path, count: int, *, seed: int, say: Callable[[str], None]) -> Iterator[Tensor]:
-    """`count` images of the run in `folder`, [n, 3, h, w] in [0, 1] on the CPU, CALIBRATED at a time.
+def iter_generator_samples(
+    run_dir: Path, count: int, *, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+) -> Iterator[Tensor]:
+    """Generate `count` images of a run on the CPU, in small batches [n, 3, h, w] in [0, 1].
 
-    They are what its generator draws from noise that is a pure function of `seed`.
-
-    Raises UsageError as `draw` does.
+    The noise is a pure function of `seed`. Raises UsageError as `save_generator_samples` does.
     """
-    if not (folder / RECIPE).is_file():
-        raise UsageError(f"{folder}: no {RECIPE} in it; expected the folder of a run that `compress distill` made.")
-    ready = prepare_training(*load_config(config.load_yaml(folder / RECIPE)))
-    maker, _ = load_generator(folder, ready, create_accelerator("cpu", "32"), say)
+    setup = load_run_setup(run_dir)
+    generator, _ = load_generator(run_dir, setup, create_accelerator("cpu", "32"), progress)
     noise = torch.Generator().manual_seed(seed)
-    for start in range(0, count, CALIBRATION_BATCH):
-        z = torch.randn(min(CALIBRATION_BATCH, count - start), vars(ready.method)["z_dim"], generator=noise)
-        yield maker.predict(z).float().expand(-1, 3, -1, -1).clamp(0, 1)  # a grey generator draws one channel
+    for start in range(0, count, CALIBRATION_BATCH_SIZE):
+        z = torch.randn(min(CALIBRATION_BATCH_SIZE, count - start), vars(setup.method)["z_dim"], generator=noise)
+        yield generator.predict(z).float().expand(-1, 3, -1, -1).clamp(0, 1)  # a grayscale generator has one channel
 
 
 @torch.no_grad()
@@ -83,15 +85,25 @@ def predict_classes(teacher: FrozenModel, x: Tensor) -> Tensor:
     return teacher(x).argmax(1)
 
 
-def load_generator(folder: Path, ready: TrainingSetup, place: Accelerator, say: Callable[[str], None]) -> tuple[TrainableModel, FrozenModel]:
-    """The generator of the run in `folder`, and its teacher. Raises UsageError where there is none."""
-    name = ready.config.method["name"]
-    with TemporaryDirectory() as spare:
-        _, run = build_dry_run(ready, place, images=dict.fromkeys(ready.method.needs, BATCH), folder=Path(spare))
+def load_run_setup(run_dir: Path) -> TrainingSetup:
+    """Load the networks of a run. Raises UsageError if the directory holds none."""
+    if not (run_dir / RECIPE).is_file():
+        raise UsageError(f"{run_dir}: found no {RECIPE}, expected the run directory of a `compress distill`.")
+    return prepare_training(*load_config(load_yaml(run_dir / RECIPE)))
+
+
+def load_generator(
+    run_dir: Path, setup: TrainingSetup, accelerator: Accelerator, progress: Callable[[str], None]
+) -> tuple[TrainableModel, FrozenModel]:
+    """Load the generator of a run, and its teacher. Raises UsageError if there is none."""
+    name = setup.config.method["name"]
+    with TemporaryDirectory() as temporary:
+        images = dict.fromkeys(setup.method.needs, BATCH_SIZE)
+        _, run = build_dry_run(setup, accelerator, images=images, run_dir=Path(temporary))
     if "G" not in run.trainables:
-        raise UsageError(f"{folder}: method {name} has no generator; expected a run of one that has, as mosaic.")
-    found = CheckpointManager(folder / "checkpoints", place, say=say).load()
-    if found is None:
-        raise UsageError(f"{folder}: there is no checkpoint of the run; is it too young?")
-    run.trainables["G"].load_state_dict(found[1]["players"]["G"])
+        raise UsageError(f"{run_dir}: method {name} has no generator, expected a run of one that has, such as mosaic.")
+    checkpoint = CheckpointManager(run_dir / "checkpoints", accelerator, progress=progress).load()
+    if checkpoint is None:
+        raise UsageError(f"{run_dir}: found no checkpoint; the first is written after about a minute.")
+    run.trainables["G"].load_state_dict(checkpoint[1]["trainables"]["G"])
     return run.trainables["G"], run.teacher

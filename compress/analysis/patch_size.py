@@ -1,6 +1,6 @@
-"""`--patch-size auto`: the side of MosaicKD's patches, chosen once, before a run begins, from how far its images are.
+"""`--patch-size auto`: MosaicKD's patch size, chosen once before a run from the domain shift of its images.
 
-Table 4 of the paper: the farther the out-of-domain data, the smaller the patches that still serve.
+Table 4 of the paper: the farther the out-of-domain data, the smaller the best patches.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from pathlib import Path
 
 from torch import nn
 
-from compress import config
+from compress.analysis.fid import sample_size, subsample
+from compress.config import load_yaml
 from compress.data.batches import iter_batches
 from compress.data.cache import ImageCache
 from compress.data.predictions import PIXELS_PER_BATCH, predict, select_highest_entropy
-from compress.analysis.fid import sample_size, subsample
 from compress.engine.hooks import capture_last_batchnorm
 from compress.engine.trainable import eval_mode
 from compress.errors import CompressError
 from compress.methods.mosaic import MosaicKD
 from compress.models.discriminators import PATCH_LAYERS
-from compress.training.setup import RECIPE, TrainingSetup
 from compress.training.data import load_training_images
+from compress.training.setup import RECIPE, TrainingSetup
 
 AUTO = "auto"
-#: (shift in nats a channel up to which, patch size): Table 4's best sizes in the order of its data sets (CIFAR-10,
-#: Places365, SVHN), at shifts guessed from those that embedded teachers see: their own images 0.00, the same turned or
-#: on other grounds 0.1 to 0.3, other pictures 0.2 to 0.5, noise 0.8, blank images 1.1
+#: (largest shift in nats per channel, patch size): the best sizes of Table 4 in the order of its data sets (CIFAR-10,
+#: Places365, SVHN). The shifts are estimates from the embedded teachers: their own images 0.00, the same rotated or on
+#: other backgrounds 0.1 to 0.3, other images 0.2 to 0.5, noise 0.8, blank images 1.1.
 PATCH_SIZE_BY_SHIFT = ((0.1, 18), (0.6, 8), (math.inf, 4))
 #: the paper's size, at most 0.22 points below the best for every data set of Table 4
 DEFAULT_PATCH_SIZE = 8
@@ -36,88 +36,87 @@ DEFAULT_PATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class PatchSizeChoice:
-    """A patch size, and why, in a sentence."""
+    """A patch size and the reason for it."""
 
-    patch_size: int
-    reason: str
-
-
-def patch_size_for_shift(shift: float, side: int) -> int:
-    """The patch size for images of `side` pixels at this shift: the larger the shift, the smaller; below `side`."""
-    wanted = next(patch for limit, patch in PATCH_SIZE_BY_SHIFT if shift <= limit)
-    return max(patch for patch in PATCH_LAYERS if patch <= wanted and patch < side)
+    patch_size: int  #: side in pixels
+    reason: str  #: one sentence
 
 
-def choice_for_shift(shift: float | None, side: int) -> PatchSizeChoice:
-    """What `rule` says of a shift, None for a teacher that has none to measure.
+def choose_patch_size(
+    setup: TrainingSetup, run_dir: Path, *, resume: bool | None, progress: Callable[[str], None]
+) -> PatchSizeChoice | None:
+    """Replace `method.patch_size: auto` by a number in the setup; None if it is a number already.
 
-    Without one the paper's size is taken and not the run refused: it is what a run without auto would take.
+    A run that `run_dir` holds keeps its number, unless `resume` is False.
     """
-    if shift is None:
-        patch = min(DEFAULT_PATCH_SIZE, patch_size_for_shift(0.0, side))
-        return PatchSizeChoice(
-            patch,
-            f"patch size {patch}, not chosen but the default: the teacher has no BatchNorm that remembers its own "
-            "images, so auto cannot tell how far these are.",
-        )
-    patch = patch_size_for_shift(shift, side)
-    steps = ", ".join(f"above: {size}" if limit == math.inf else f"up to {limit:g}: {size}" for limit, size in PATCH_SIZE_BY_SHIFT)
-    return PatchSizeChoice(
-        patch,
-        f"patch size {patch}: the images are {shift:.2f} nats a channel from what the teacher's last BatchNorm "
-        f"remembers, and the farther they are, the smaller the patches that look alike ({steps}; a rule from few "
-        "measurements, see docs/methods/mosaic.md).",
-    )
+    method = setup.method
+    if not isinstance(method, MosaicKD) or method.patch_size != AUTO:
+        return None
+    recorded = None if resume is False else recorded_patch_size(run_dir)
+    if recorded is not None:
+        choice = PatchSizeChoice(recorded, f"patch size {recorded}: that of the run in {run_dir}, which is resumed.")
+    elif not method.local:
+        reason = f"patch size {DEFAULT_PATCH_SIZE}, without effect: method.local is 0, so there is no discriminator."
+        choice = PatchSizeChoice(DEFAULT_PATCH_SIZE, reason)
+    else:
+        choice = measure_patch_size(setup, progress)
+    method.patch_size = setup.config.method["patch_size"] = choice.patch_size
+    progress(choice.reason)
+    return choice
 
 
-def measure_shift(net: nn.Module, cached: ImageCache, most: int) -> float | None:
-    """How far at most `most` of the images are at the last BatchNorm of `net`, as `compress inspect --ood` says it.
+def recorded_patch_size(run_dir: Path) -> int | None:
+    """Return the patch size in the recipe of a run, if there is one."""
+    path = run_dir / RECIPE
+    size = load_yaml(path).get("method.patch_size") if path.exists() else None
+    return size if isinstance(size, int) else None
 
-    None for a network without one. Raises CompressError where what reaches it is not finite.
+
+def measure_patch_size(setup: TrainingSetup, progress: Callable[[str], None]) -> PatchSizeChoice:
+    """Choose the patch size for the images that the run will read, decoded into its cache."""
+    (teacher, card), data = setup.teachers[0], setup.config.data
+    cache = load_training_images(data, setup.card, "unlabeled", seed=setup.config.training.seed, progress=progress)
+    if data.subset is not None:
+        cache = cache.subset(select_highest_entropy(predict(cache, teacher), data.subset))
+    return choice_for_shift(measure_shift(teacher, cache, sample_size(card)), min(card.image_size))
+
+
+def measure_shift(net: nn.Module, cache: ImageCache, max_images: int) -> float | None:
+    """Return the KL divergence at the last BatchNorm layer, in nats per channel, as `compress inspect --ood` does.
+
+    None for a network without BatchNorm. Raises CompressError if it is not finite.
     """
-    height, width = cached.pixels.shape[1:3]
-    with eval_mode(net), capture_last_batchnorm(net) as seen:
-        if seen is None:
+    height, width = cache.pixels.shape[1:3]
+    with eval_mode(net), capture_last_batchnorm(net) as statistics:
+        if statistics is None:
             return None
-        for images, _ in iter_batches(subsample(cached, most), max(1, min(64, PIXELS_PER_BATCH // (height * width)))):
+        batch_size = max(1, min(64, PIXELS_PER_BATCH // (height * width)))
+        for images, _ in iter_batches(subsample(cache, max_images), batch_size):
             net(images.float() / 255)
-    shift = seen.kl_divergence()
+    shift = statistics.kl_divergence()
     if not math.isfinite(shift):
-        raise CompressError(f"{cached.name}: what the teacher makes of them is not finite; is its checkpoint whole?")
+        raise CompressError(f"{cache.name}: the teacher's activations are not finite; check its checkpoint.")
     return shift
 
 
-def choose_patch_size(ready: TrainingSetup, folder: Path, *, resume: bool | None, say: Callable[[str], None]) -> PatchSizeChoice | None:
-    """Put a number into the plan where `method.patch` is auto, and say why; None where it is a number already.
-
-    A run that `folder` holds keeps the number it began with, unless it is begun anew (`resume` False).
-    """
-    method = ready.method
-    if not isinstance(method, MosaicKD) or method.patch_size != AUTO:
-        return None
-    held = None if resume is False else recorded_patch_size(folder)
-    if held is not None:
-        found = PatchSizeChoice(held, f"patch size {held}: as the run in {folder} has it, which goes on.")
-    elif not method.local:
-        found = PatchSizeChoice(DEFAULT_PATCH_SIZE, f"patch size {DEFAULT_PATCH_SIZE}, without meaning: method.local is 0, so nobody judges patches.")
-    else:
-        found = measure_patch_size(ready, say)
-    method.patch_size = ready.config.method["patch"] = found.patch_size
-    say(found.reason)
-    return found
+def choice_for_shift(shift: float | None, side: int) -> PatchSizeChoice:
+    """Choose the patch size for images of `side` pixels; the paper's size if the shift is unknown (None)."""
+    if shift is None:
+        size = min(DEFAULT_PATCH_SIZE, patch_size_for_shift(0.0, side))
+        reason = f"patch size {size} by default: the teacher has no BatchNorm statistics to measure the shift with."
+        return PatchSizeChoice(size, reason)
+    size = patch_size_for_shift(shift, side)
+    rule = ", ".join(
+        f"above: {patch}" if limit == math.inf else f"up to {limit:g}: {patch}" for limit, patch in PATCH_SIZE_BY_SHIFT
+    )
+    return PatchSizeChoice(
+        size,
+        f"patch size {size}: the shift of the images at the teacher's last BatchNorm is {shift:.2f} nats per channel "
+        f"({rule}; a rule from few measurements, see docs/methods/mosaic.md).",
+    )
 
 
-def recorded_patch_size(folder: Path) -> int | None:
-    """The patch size of the recipe in `folder`, if there is one."""
-    path = folder / RECIPE
-    found = config.load_yaml(path).get("method.patch") if path.exists() else None
-    return found if isinstance(found, int) else None
-
-
-def measure_patch_size(ready: TrainingSetup, say: Callable[[str], None]) -> PatchSizeChoice:
-    """The choice for the images that the run will read: the very ones, decoded into its cache."""
-    (net, card), data = ready.teachers[0], ready.config.data
-    cached = load_training_images(data, ready.card, "unlabeled", seed=ready.config.training.seed, say=say)
-    if data.subset is not None:
-        cached = cached.subset(select_highest_entropy(predict(cached, net), data.subset))
-    return choice_for_shift(measure_shift(net, cached, sample_size(card)), min(card.image_size))
+def patch_size_for_shift(shift: float, side: int) -> int:
+    """Return the patch size for images of `side` pixels: the larger the shift, the smaller; less than `side`."""
+    largest = next(patch for limit, patch in PATCH_SIZE_BY_SHIFT if shift <= limit)
+    return max(patch for patch in PATCH_LAYERS if patch <= largest and patch < side)

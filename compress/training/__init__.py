@@ -1,1 +1,1 @@
-"""Training: from a config to a finished run."""
+"""Training: from a config to a finished run and its result."""

@@ -1,24 +1,21 @@
-"""Where a run's images come from: opened, decoded once into the cache, and scored on."""
+"""Training and validation images of a run: opened, decoded once into the cache, and scored on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from compress.data import open_images
 from compress.data.batches import Batches, iter_batches
 from compress.data.cache import ImageCache, build_cache, choose_view_count
 from compress.data.class_mapping import map_labels
-from compress.data.decoding import scaled_size
 from compress.data.dataset import ImageSet, count_mask_classes
+from compress.data.decoding import scaled_size
 from compress.data.predictions import Predictions, predict, select_highest_entropy
 from compress.engine.accelerator import Accelerator
 from compress.engine.stream import Repeats
@@ -26,152 +23,153 @@ from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError
 from compress.models.card import ModelCard
 from compress.tasks import task_for_card
+from compress.training.config import DataConfig, Size
 
-Size = tuple[int, int]
-Positive = Annotated[int, Field(gt=0)]
-
-
-@dataclass
-class DataConfig:
-    """Where the images come from."""
-
-    unlabeled: str | None = None  #: out-of-domain images: a folder, a name, hf/NAME, or .tar shards
-    labeled: str | None = None  #: labeled images to train on
-    validation: str | None = None  #: labeled images to measure on; never trained on
-    root: Path | None = None  #: where data sets known by name lie
-    views: Positive | None = None  #: crops cached of each unlabeled image; None: 1, or more where there are few images
-    subset: Positive | None = None  #: keep only the images of highest teacher entropy (the paper's OOD subsets)
-    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01  #: share of unreadable images above which the run stops
-    cache_dir: Path | None = None  #: folder of the decoded images; None: the user's cache folder
+#: pixels of the images scored at once: 256 of 64x64
+MAX_BATCH_PIXELS = 1 << 20
+#: images whose colors are averaged
+COLOR_SAMPLES = 500
 
 
 def count_classes(images: ImageSet, spec: str) -> int:
-    """How many classes labeled images have. Raises UsageError where they are not labeled."""
+    """Return the number of classes of labeled images. Raises UsageError if they have no labels."""
     if images.class_names:
         return len(images.class_names)
     if images.open_mask is not None:
         return count_mask_classes(images.read_mask(i) for i in range(len(images)))
     if images.labels is None:
         raise UsageError(
-            f"{spec}: these images have no labels, and training needs them; a folder must hold one folder a class, or "
-            f"the folders images and masks."
+            f"{spec}: found no labels, which training requires; expected one folder per class, or the folders images "
+            "and masks."
         )
     return int(images.labels.max()) + 1
 
 
-def color_statistics(images: ImageSet, *, grey: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel of values in [0, 1], over up to 500 images spread through the set."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), 500)).astype(int)
-    mode = "L" if grey else "RGB"
-    pixels = [np.asarray(images.read_image(int(i)).convert(mode).resize((32, 32)), dtype=np.float64) / 255 for i in chosen]
-    values = np.stack(pixels).reshape(-1, 1 if grey else 3)
+def color_statistics(images: ImageSet, *, grayscale: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of values in [0, 1], over up to 500 evenly spaced images."""
+    indices = np.linspace(0, len(images) - 1, min(len(images), COLOR_SAMPLES)).astype(int)
+    mode = "L" if grayscale else "RGB"
+    small = [images.read_image(int(i)).convert(mode).resize((32, 32)) for i in indices]
+    values = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in small]).reshape(-1, len(mode))
     mean, std = values.mean(0), values.std(0).clip(1e-3)
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
 def image_cache_dir(chosen: Path | None = None) -> Path:
-    """Where decoded images are kept: the folder chosen, else $COMPRESS_CACHE, else the user's cache."""
+    """Return the directory of decoded images: the chosen one, else $COMPRESS_CACHE, else the user's cache."""
     return chosen or Path(os.environ.get("COMPRESS_CACHE", Path.home() / ".cache" / "compress")) / "images"
 
 
 class CachedDataset:
-    """Cached images as the engine reads them: any number of independent, endless orders."""
+    """Cached images as the engine's `ImageSource`: any number of independent, endless orders."""
 
-    def __init__(self, cached: ImageCache) -> None:
-        self.cached = cached
+    def __init__(self, cache: ImageCache) -> None:
+        self.cache = cache
 
     def __len__(self) -> int:
-        return len(self.cached)
+        return len(self.cache)
 
     def batches(
-        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool, times: Repeats = None
-    ) -> Batches:
-        often = None if times is None else times.numpy()
-        return Batches(self.cached, batch_size, seed=seed, rank=rank, world=world, augment=augment, times=often)
+        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world_size: int, augment: bool,
+        repeats: Repeats = None,
+    ) -> Batches:  # fmt: skip
+        """Return the batches of one order; batch i is a pure function of (seed, i, rank)."""
+        counts = None if repeats is None else repeats.numpy()
+        return Batches(
+            self.cache, batch_size, seed=seed, rank=rank, world_size=world_size, augment=augment, repeats=counts
+        )
 
-    def answers(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
-        found = predict_all(self.cached, teacher)
-        return torch.from_numpy(found.prediction), torch.from_numpy(found.confidence)
+    def predict_all(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
+        """Return the teacher's class and confidence for every image."""
+        predictions = predict_all(self.cache, teacher)
+        return torch.from_numpy(predictions.prediction), torch.from_numpy(predictions.confidence)
 
 
-def load_training_images(data: DataConfig, card: ModelCard, kind: str, *, seed: int, say: Callable[[str], None]) -> ImageCache:
-    """The unlabeled or labeled images of the plan, decoded once into the cache at the size the networks read."""
+def check_datasets(data: DataConfig) -> None:
+    """Open every data set of a config. Raises UsageError for one that does not exist."""
+    open_images(data.validation or "", root=data.root, split="val", labeled=True)
+    for spec, labeled in ((data.unlabeled, False), (data.labeled, True)):
+        if spec is not None:
+            open_images(spec, root=data.root, split="train", labeled=labeled)
+
+
+def load_training_images(
+    data: DataConfig, card: ModelCard, kind: str, *, seed: int, progress: Callable[[str], None]
+) -> ImageCache:
+    """Decode the images of a kind ("unlabeled", "labeled") into the cache, at the size of the networks."""
     spec = getattr(data, kind)
     images = open_images(spec, root=data.root, split="train", labeled=kind == "labeled")
     if kind != "labeled":
         images = images.without_labels()
-    cached = build_cache(
+    cache = build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views_per_image(data, images), seed=seed,
-        grayscale=card.grayscale, folder=image_cache_dir(data.cache_dir), max_unreadable=data.max_unreadable, progress=say,
+        grayscale=card.grayscale, folder=image_cache_dir(data.cache_dir), max_unreadable=data.max_unreadable,
+        progress=progress,
     )  # fmt: skip
-    if cached.labels is None or cached.class_names is None:
-        return cached
-    return map_labels(cached, card.classes, card.class_names, spec=spec, progress=say)
+    if cache.labels is None or cache.class_names is None:
+        return cache
+    return map_labels(cache, card.classes, card.class_names, spec=spec, progress=progress)
 
 
 def views_per_image(data: DataConfig, images: ImageSet) -> int:
-    """Crops of each training image: one where it has one label, which a corner of the picture may not show."""
+    """Return the crops per training image: 1 for a labeled image, since a crop may not show its class."""
     return 1 if images.labels is not None else data.views or choose_view_count(len(images))
 
 
-def load_validation_images(
-    spec: str, card: ModelCard, *, root: Path | None, folder: Path, max_unreadable: float, say: Callable[[str], None]
-) -> ImageCache:
-    """Labeled images for measuring, each its centre, or whole for segmentation.
+def load_validation_images(data: DataConfig, card: ModelCard, *, progress: Callable[[str], None]) -> ImageCache:
+    """Decode the validation images into the cache: center crops, or full images for segmentation.
 
-    Raises UsageError where their labels or masks are not of the model's task and classes.
+    Raises:
+        UsageError: labels or masks do not have the model's task and classes.
     """
-    images = open_images(spec, root=root, split="val", labeled=True)
-    dense = card.task == "segmentation"
-    if (images.open_mask if dense else images.labels) is None:
-        kind, layout = ("masks", "the folders images and masks") if dense else ("labels", "one folder a class")
-        raise UsageError(f"{spec}: these images have no {kind}, and measuring needs them; a folder must hold {layout}.")
-    resize = card.resize or (min(card.image_size) if dense else None)
-    cached = build_cache(
-        images, image_size=canvas_size(images, resize) if dense and resize else card.image_size, resize=resize, views=1,
-        folder=folder, max_unreadable=max_unreadable, full_image=dense, progress=say,
+    spec = data.validation or ""
+    images = open_images(spec, root=data.root, split="val", labeled=True)
+    is_segmentation = card.task == "segmentation"
+    if (images.open_mask if is_segmentation else images.labels) is None:
+        kind, layout = ("masks", "folders images and masks") if is_segmentation else ("labels", "one folder per class")
+        raise UsageError(f"{spec}: found no {kind}, which validation requires; expected {layout}.")
+    resize = card.resize or (min(card.image_size) if is_segmentation else None)
+    size = canvas_size(images, resize) if is_segmentation and resize else card.image_size
+    cache = build_cache(
+        images, image_size=size, resize=resize, views=1, folder=image_cache_dir(data.cache_dir),
+        max_unreadable=data.max_unreadable, full_image=is_segmentation, progress=progress,
     )  # fmt: skip
-    if not dense:
-        return map_labels(cached, card.classes, card.class_names, spec=spec, progress=say)
-    found = cached.count_classes()
-    if found != card.classes if cached.class_names else found > card.classes:
-        raise UsageError(
-            f"{spec}: found {found} classes, expected the model's {card.classes}; is this the right data for it?"
-        )
-    return cached
+    if not is_segmentation:
+        return map_labels(cache, card.classes, card.class_names, spec=spec, progress=progress)
+    count = cache.count_classes()
+    if count != card.classes if cache.class_names else count > card.classes:
+        raise UsageError(f"{spec}: found {count} classes, expected the model's {card.classes}.")
+    return cache
 
 
 def canvas_size(images: ImageSet, resize: int) -> Size:
-    """(height, width) that holds every image whole, its short side made `resize`."""
+    """Return the (height, width) that contains every image with its short side scaled to `resize`."""
     sizes = {scaled_size(size, min(size) / resize) for size in images.iter_sizes()}
     widths, heights = zip(*sizes, strict=True) if sizes else ((resize,), (resize,))
     return max(heights), max(widths)
 
 
-#: pixels of the images that are scored at a time: 256 of 64x64
-MAX_BATCH_PIXELS = 1 << 20
-
-
-def create_scorer(cached: ImageCache, card: ModelCard, place: Accelerator) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
-    """A function that scores a network, or any call from images to logits, on `cached`, in float32."""
+def create_scorer(
+    cache: ImageCache, card: ModelCard, accelerator: Accelerator
+) -> Callable[[Callable[[Tensor], Tensor]], dict[str, float]]:
+    """Return a function that scores a network, or any function from images to logits, on `cache` in float32."""
     task = task_for_card(card)
-    height, width = cached.pixels.shape[1:3]
-    size = max(1, min(256, MAX_BATCH_PIXELS // (height * width)))
+    height, width = cache.pixels.shape[1:3]
+    batch_size = max(1, min(256, MAX_BATCH_PIXELS // (height * width)))
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        batches = ((place.to_float_images(x), y) for x, y in iter_batches(cached, size))
-        return task.score(net, batches)
+        return task.score(net, ((accelerator.to_float_images(x), y) for x, y in iter_batches(cache, batch_size)))
 
     return score
 
 
-def select_highest_entropy(cached: ImageCache, teacher: FrozenModel, n: int) -> ImageCache:
-    """The `n` images of highest teacher entropy. Raises UsageError where there are fewer."""
-    if n > len(cached):
-        raise UsageError(f"--ood-subset {n}: there are only {len(cached)} images in {cached.name}.")
-    return cached.subset(select_highest_entropy(predict_all(cached, teacher), n))
+def select_uncertain_images(cache: ImageCache, teacher: FrozenModel, count: int) -> ImageCache:
+    """Return the images of highest teacher entropy. Raises UsageError if there are fewer than `count`."""
+    if count > len(cache):
+        raise UsageError(f"--ood-subset {count}: found only {len(cache)} images in {cache.name}.")
+    return cache.subset(select_highest_entropy(predict_all(cache, teacher), count))
 
 
-def predict_all(cached: ImageCache, teacher: FrozenModel) -> Predictions:
-    """What the teacher says of every image, at the place where it is. Raises CompressError as `answers` does."""
-    return predict(cached, lambda x: teacher(x.to(teacher.accelerator.device)).float().cpu())
+def predict_all(cache: ImageCache, teacher: FrozenModel) -> Predictions:
+    """Predict every image on the teacher's device."""
+    return predict(cache, lambda x: teacher(x.to(teacher.accelerator.device)).float().cpu())

@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is spent: the method is played on the meta device, then timed for a moment."""
+"""Estimate of a run (`--dry-run`): FLOPs and memory on the meta device, time from a few real steps."""
 
 from __future__ import annotations
 
@@ -27,133 +27,95 @@ from compress.engine.stream import Repeats
 from compress.engine.synthesis import Synthesizer, is_synthesizer
 from compress.engine.trainable import FrozenModel
 from compress.models.card import ModelCard
-from compress.training.setup import TrainConfig, TrainingSetup, count_steps, fold_teachers
-from compress.training.data import views_per_image
+from compress.models.onnx_teacher import is_black_box
 from compress.tasks import task_for_card
+from compress.training.config import Size, TrainConfig
+from compress.training.data import views_per_image
+from compress.training.setup import TrainingSetup, count_steps, fold_teachers
 
 TIMED_STEPS = 2
-DRY_RUN_STEPS = 1000  #: steps of the run that is played, of which a few are
-TIMED_ITERATIONS = (1, 3)  #: iterations of the syntheses that are played
-MAX_TIMED_FLOPS = 1e12  #: FLOP that a step on a CPU is timed with, if it can be had with fewer images: some ten seconds
-MIN_TIMED_IMAGES = 4  #: fewer are not representative: a batch's shares and its statistics need some
+DRY_RUN_STEPS = 1000  #: length of the dry run; only a few of its steps are executed
+TIMED_ITERATIONS = (1, 3)  #: iterations of the syntheses that are executed
+MAX_TIMED_FLOPS = 1e12  #: FLOPs of a timed step on a CPU, about ten seconds; a heavier batch is shrunk
+MIN_TIMED_IMAGES = 4  #: smallest shrunk batch: losses over a batch and batch statistics need some images
 
 
 @dataclass(frozen=True)
 class EstimateResult:
-    """The cost of a run on this machine."""
+    """Estimated cost of a run on this machine."""
 
-    flops_per_step: int  #: of one iteration of the method, forward and backward (a multiply-add is two)
-    flops_per_synthesis: int  #: of making a batch of images for the pool, before a step now and then; 0: no pool
-    state_bytes: int  #: parameters, gradients and optimizer states of all players, the teacher, and a bank
-    activation_bytes: int  #: most that is kept for a backward pass at once, at the precision of the run
-    #: median of a few timed steps on random images, without a synthesis; of fewer images where the batch is heavy, and
-    #: then in proportion
-    seconds_per_step: float
-    timed_images: int  #: of a batch in the steps that were timed
-    seconds_per_synthesis: float  #: reckoned from short ones
-    steps: int  #: iterations, or as many as fit into the time limit
-    syntheses: int  #: within these steps
-    seconds: float  #: of all steps; decoding, evaluation and what is asked once before the first are not in it
-    training_images: int
-    device: str
-    precision: str
+    method: str  #: name of the method
+    student: str  #: architecture of the student
+    device: str  #: device of the training
+    precision: str  #: precision of the training
+    image_size: Size  #: input (height, width) in pixels
+    batch_size: int  #: images per step
+    training_images: int  #: images to train on, crops included
+    flops_per_step: int  #: FLOPs of one iteration, forward and backward; a multiply-add counts as two
+    flops_per_synthesis: int  #: FLOPs of one batch of synthetic images; 0 without an image pool
+    is_teacher_counted: bool  #: false if the FLOPs of the teacher are unknown (ONNX)
+    state_bytes: int  #: parameters, gradients, optimizer states, teacher and memory banks
+    activation_bytes: int  #: peak memory kept for a backward pass, at the precision of the run
+    seconds_per_step: float  #: median of a few steps on random images, without synthesis
+    timed_images: int  #: batch size of the timed steps; if smaller than batch_size, the time is scaled
+    seconds_per_synthesis: float  #: extrapolated from short syntheses
+    steps: int  #: iterations of the run, or as many as fit into the time limit
+    syntheses: int  #: syntheses of the run
+    seconds: float  #: time of all steps, without decoding, evaluation and setup
 
 
 class RandomImages:
-    """A source of random images, or of none at all on the meta device; as many as the run will have.
+    """An `ImageSource` of random images; on the meta device without content.
 
-    No teacher is asked about all of them: that is done once, before the first step, and its answers decide which images
-    are drawn, not what a step costs. Each class stands for as many images as any other.
+    `predict_all` asks no teacher: predictions decide which images are drawn, not the cost of a step. All classes have
+    the same number of images.
     """
 
     def __init__(self, images: int, card: ModelCard, device: torch.device) -> None:
         self.images, self.shape, self.device, self.classes = images, (3, *card.image_size), device, card.classes
-        self.target = card.image_size if card.task == "segmentation" else ()
+        self.target_shape = card.image_size if card.task == "segmentation" else ()
 
     def __len__(self) -> int:
         return self.images
 
     def batches(
-        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world: int, augment: bool, times: Repeats = None
-    ) -> RandomBatches:
+        self, batch_size: int, *, seed: tuple[int, ...], rank: int, world_size: int, augment: bool,
+        repeats: Repeats = None,
+    ) -> RandomBatches:  # fmt: skip
+        """Return batches of random pixels; only `batch_size` matters."""
         return RandomBatches(self, batch_size)
 
-    def answers(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
+    def predict_all(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
+        """Return the classes in turn, with confidence 0.5."""
         return torch.arange(self.images) % self.classes, torch.full((self.images,), 0.5, dtype=torch.float64)
 
 
 class RandomBatches:
-    def __init__(self, source: RandomImages, n: int) -> None:
-        self.source, self.n = source, n
+    """Batches of random uint8 images with target 0."""
 
-    def at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(self, source: RandomImages, batch_size: int) -> None:
+        self.source, self.batch_size = source, batch_size
+
+    def batch_at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (images, targets, indices) of a position."""
         device = self.source.device if self.source.device.type == "meta" else torch.device("cpu")
         generator = None if device.type == "meta" else torch.Generator().manual_seed(position)
         pixels = torch.randint(
-            0, 256, (self.n, *self.source.shape), dtype=torch.uint8, device=device, generator=generator
+            0, 256, (self.batch_size, *self.source.shape), dtype=torch.uint8, device=device, generator=generator
         )
-        targets = torch.zeros(self.n, *self.source.target, dtype=torch.int64, device=device)
-        return pixels, targets, torch.zeros(self.n, dtype=torch.int64)
-
-
-def estimate_cost(ready: TrainingSetup, clock: Callable[[Any, Run], StepSeconds] | None = None) -> EstimateResult:
-    """Play the plan on the meta device for FLOPs and memory, and a few steps for real for the time.
-
-    `clock`: what times them; None is `timed`.
-    """
-    plan = ready.config
-    place = create_accelerator(plan.training.device, plan.training.precision)
-    images = {kind: count_images(plan, kind) for kind in ready.method.needs}
-    begins, shares = stage_shares(ready.method)
-    with TemporaryDirectory() as folder:
-
-        def play(place: Accelerator, ready: TrainingSetup, begin: float) -> tuple[Any, Run]:
-            return build_dry_run(ready, place, images=images, folder=Path(folder), progress=begin)
-
-        try:
-            counts = [measure_costs(play(Accelerator(torch.device("meta"), "32"), ready, begin), place) for begin in begins]
-        except NotImplementedError:  # a program as teacher holds real tensors and cannot be put there
-            counts = [measure_costs(play(place, ready, begin), place) for begin in begins]
-        lighter = shrink_batch(ready, max(counts), place)
-        seconds = [scale_seconds((clock or time_steps)(*play(place, lighter, begin)), lighter, ready) for begin in begins]
-    if plan.training.time_limit is not None:
-        # A stage then has its share of the time: the longer its steps, the fewer.
-        shares = [share / each.step for share, each in zip(shares, seconds, strict=True)]
-    weights = [share / sum(shares) for share in shares]
-    whole = StepSeconds(weighted_mean((each.step for each in seconds), weights), seconds[-1].synthesis)
-    first = next(iter(images.values()), 0)
-    steps, learned, syntheses = count_iterations(plan.training, ready.method, first, whole)
-    return EstimateResult(
-        flops_per_step=round(weighted_mean((each.step_flops for each in counts), weights)),
-        flops_per_synthesis=counts[-1].synthesis_flops,
-        state_bytes=counts[-1].state_bytes, activation_bytes=max(each.activation_bytes for each in counts),
-        seconds_per_step=whole.step, seconds_per_synthesis=whole.synthesis,
-        timed_images=batch_size_of(lighter), steps=steps, syntheses=syntheses,
-        seconds=learned * whole.step + syntheses * whole.synthesis, training_images=first,
-        device=str(place.device), precision=place.precision,
-    )  # fmt: skip
-
-
-def stage_shares(method: Method) -> tuple[list[float], list[float]]:
-    """Where in the run each stage of a method begins, and each one's share of the run; its steps cost the same.
-
-    A method of several has `stages`, the shares of the run at which they begin.
-    """
-    begins = [0.0, *getattr(method, "stage_starts", ())]
-    return begins, [end - begin for begin, end in itertools.pairwise([*begins, 1.0])]
-
-
-def weighted_mean(values: Iterable[float], weights: list[float]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights, strict=True))
+        targets = torch.zeros(self.batch_size, *self.source.target_shape, dtype=torch.int64, device=device)
+        return pixels, targets, torch.zeros(self.batch_size, dtype=torch.int64)
 
 
 class StepSeconds(NamedTuple):
+    """Seconds of one step and of one synthesis."""
+
     step: float
     synthesis: float
 
 
 class StepCosts(NamedTuple):
-    """FLOPs of a step and of a synthesis; bytes of state, and of what is kept for backward."""
+    """FLOPs of one step and one synthesis, bytes of state and of tensors kept for backward."""
 
     step_flops: int
     synthesis_flops: int
@@ -161,128 +123,204 @@ class StepCosts(NamedTuple):
     activation_bytes: int
 
 
-def batch_size_of(ready: TrainingSetup) -> int:
-    return ready.config.training.batch_size or 1
+def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSeconds] | None = None) -> EstimateResult:
+    """Estimate the cost of a run.
+
+    FLOPs and memory come from steps on the meta device, time from a few real steps on random images.
+
+    Args:
+        setup: from `prepare_training`.
+        time_method: times a method that is set up on a run; None: `time_steps`.
+    """
+    config = setup.config
+    accelerator = create_accelerator(config.training.device, config.training.precision)
+    meta = Accelerator(torch.device("meta"), "32")
+    images = {kind: count_images(config, kind) for kind in setup.method.needs}
+    starts, shares = stage_shares(setup.method)
+    with TemporaryDirectory() as folder:
+
+        def dry_run(setup: TrainingSetup, accelerator: Accelerator, start: float) -> tuple[Any, Run]:
+            return build_dry_run(setup, accelerator, images=images, run_dir=Path(folder), progress=start)
+
+        try:
+            costs = [measure_costs(*dry_run(setup, meta, start), accelerator) for start in starts]
+        except NotImplementedError:  # an exported program holds real tensors
+            costs = [measure_costs(*dry_run(setup, accelerator, start), accelerator) for start in starts]
+        lighter = shrink_batch(setup, max(costs), accelerator)
+        timer = time_method or time_steps
+        seconds = [scale_seconds(timer(*dry_run(lighter, accelerator, start)), lighter, setup) for start in starts]
+    if config.training.time_limit is not None:
+        # A stage has a share of the time then: the longer its steps, the fewer.
+        shares = [share / each.step for share, each in zip(shares, seconds, strict=True)]
+    weights = [share / sum(shares) for share in shares]
+    average = StepSeconds(weighted_mean((each.step for each in seconds), weights), seconds[-1].synthesis)
+    image_count = next(iter(images.values()), 0)
+    steps, student_steps, syntheses = count_iterations(config.training, setup.method, image_count, average)
+    return EstimateResult(
+        method=config.method["name"], student=setup.card.architecture, device=str(accelerator.device),
+        precision=accelerator.precision, image_size=setup.card.image_size, batch_size=batch_size_of(setup),
+        training_images=image_count,
+        flops_per_step=round(weighted_mean((each.step_flops for each in costs), weights)),
+        flops_per_synthesis=costs[-1].synthesis_flops,
+        is_teacher_counted=not any(is_black_box(net) for net, _ in setup.teachers),
+        state_bytes=costs[-1].state_bytes, activation_bytes=max(each.activation_bytes for each in costs),
+        seconds_per_step=average.step, timed_images=batch_size_of(lighter), seconds_per_synthesis=average.synthesis,
+        steps=steps, syntheses=syntheses, seconds=student_steps * average.step + syntheses * average.synthesis,
+    )  # fmt: skip
 
 
-def shrink_batch(ready: TrainingSetup, counts: StepCosts, place: Accelerator) -> TrainingSetup:
-    """The plan with as many images a batch, and a synthesis, as can be timed on a CPU in some seconds."""
-    if place.device.type != "cpu":
-        return ready
+def stage_shares(method: Method) -> tuple[list[float], list[float]]:
+    """Return where in the run each stage of a method starts, and its share of the run.
 
-    def fewer(images: int, flops: float) -> int:
-        return images if flops <= MAX_TIMED_FLOPS else min(images, max(MIN_TIMED_IMAGES, int(images * MAX_TIMED_FLOPS / flops)))
+    A method with several stages has `stages`: the shares of the run at which the later ones start.
+    """
+    starts = [0.0, *getattr(method, "stages", ())]
+    return starts, [end - start for start, end in itertools.pairwise([*starts, 1.0])]
 
-    pace, method = ready.config.training, ready.method
+
+def weighted_mean(values: Iterable[float], weights: list[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))
+
+
+def batch_size_of(setup: TrainingSetup) -> int:
+    return setup.config.training.batch_size or 1
+
+
+def shrink_batch(setup: TrainingSetup, costs: StepCosts, accelerator: Accelerator) -> TrainingSetup:
+    """Return the setup with batches that a CPU computes in some seconds."""
+    if accelerator.device.type != "cpu":
+        return setup
+
+    def shrink(images: int, flops: float) -> int:
+        fitting = int(images * MAX_TIMED_FLOPS / max(flops, 1.0))
+        return images if flops <= MAX_TIMED_FLOPS else min(images, max(MIN_TIMED_IMAGES, fitting))
+
+    schedule, method = setup.config.training, setup.method
     if is_synthesizer(method):
         method = copy.deepcopy(method)
-        method.images_per_synthesis = fewer(method.images_per_synthesis, counts.synthesis_flops / method.iterations)
-    pace = replace(pace, batch_size=fewer(batch_size_of(ready), counts.step_flops))
-    return replace(ready, plan=replace(ready.config, pace=pace), method=method)
+        flops = costs.synthesis_flops / method.iterations
+        method.images_per_synthesis = shrink(method.images_per_synthesis, flops)
+    schedule = replace(schedule, batch_size=shrink(batch_size_of(setup), costs.step_flops))
+    return replace(setup, config=replace(setup.config, training=schedule), method=method)
 
 
-def scale_seconds(seconds: StepSeconds, lighter: TrainingSetup, ready: TrainingSetup) -> StepSeconds:
-    """What the plan takes, told from what it takes with fewer images."""
-    few, many = lighter.method, ready.method
-    images = many.images_per_synthesis / few.images_per_synthesis if is_synthesizer(few) and is_synthesizer(many) else 1.0
-    return StepSeconds(seconds.step * batch_size_of(ready) / batch_size_of(lighter), seconds.synthesis * images)
+def scale_seconds(seconds: StepSeconds, lighter: TrainingSetup, setup: TrainingSetup) -> StepSeconds:
+    """Scale the seconds of shrunk batches to full ones."""
+    small, full = lighter.method, setup.method
+    has_pool = is_synthesizer(small) and is_synthesizer(full)
+    factor = full.images_per_synthesis / small.images_per_synthesis if has_pool else 1.0
+    return StepSeconds(seconds.step * batch_size_of(setup) / batch_size_of(lighter), seconds.synthesis * factor)
 
 
-def count_iterations(pace: TrainingSchedule, method: Method, images: int, seconds: StepSeconds) -> tuple[int, int, int]:
-    """(steps, those in which the student learns, syntheses) of the run."""
-    steps = count_steps(pace, images)
+def count_iterations(
+    schedule: TrainingSchedule, method: Method, images: int, seconds: StepSeconds
+) -> tuple[int, int, int]:
+    """Return (steps, steps that train the student, syntheses) of the run."""
+    steps, limit = count_steps(schedule, images), schedule.time_limit or 0
     if not is_synthesizer(method):
-        steps = max(1, int((pace.time_limit or 0) / seconds.step)) if steps is None else steps
+        steps = max(1, int(limit / seconds.step)) if steps is None else steps
         return steps, steps, 0
-    done = learned = syntheses = 0
-    while done < steps if steps is not None else learned * seconds[0] + syntheses * seconds[1] < (pace.time_limit or 0):
-        makes, learns = method.actions_at(done)
-        done, learned, syntheses = done + 1, learned + learns, syntheses + makes
-    return done, learned, syntheses
+    done = trained = syntheses = 0
+    while done < steps if steps is not None else trained * seconds.step + syntheses * seconds.synthesis < limit:
+        synthesizes, trains = method.actions_at(done)
+        done, trained, syntheses = done + 1, trained + trains, syntheses + synthesizes
+    return done, trained, syntheses
 
 
-def count_images(plan: TrainConfig, kind: str) -> int:
-    """How many images the cache will hold."""
-    images = open_images(getattr(plan.data, kind), root=plan.data.root, split="train", labeled=kind == "labeled")
-    views = views_per_image(plan.data, images if kind == "labeled" else images.without_labels())
-    return min(len(images) * views, plan.data.subset or len(images) * views)
+def count_images(config: TrainConfig, kind: str) -> int:
+    """Return the number of images that the cache will hold."""
+    is_labeled = kind == "labeled"
+    images = open_images(getattr(config.data, kind), root=config.data.root, split="train", labeled=is_labeled)
+    count = len(images) * views_per_image(config.data, images if is_labeled else images.without_labels())
+    return min(count, config.data.subset or count)
 
 
 def build_dry_run(
-    ready: TrainingSetup, place: Accelerator, *, images: dict[str, int], folder: Path, progress: float = 0.0
+    setup: TrainingSetup, accelerator: Accelerator, *, images: dict[str, int], run_dir: Path, progress: float = 0.0
 ) -> tuple[Any, Run]:
-    """The method and a run of it with copies of the networks and blank images, as many of a kind as `images` says.
+    """Set up the method on a run with copies of the networks and random images.
 
-    It is where so much of the run is done; a method that makes images is where it does so and the student learns, with
-    its bank full.
+    Args:
+        setup: from `prepare_training`.
+        accelerator: where to compute; networks are copied to the meta device if it is that.
+        images: number of images of each kind.
+        run_dir: a temporary directory.
+        progress: share of the run, in [0, 1], at which the dry run stands. A synthesizer stands at a step that both
+            synthesizes and trains, with its memory banks full.
     """
-    card, device = ready.card, place.device
-    on = (lambda net: copy.deepcopy(net).to(device)) if device.type == "meta" else copy.deepcopy
+    card, is_meta = setup.card, accelerator.device.type == "meta"
+
+    def duplicate(net: nn.Module) -> nn.Module:
+        return copy.deepcopy(net).to("meta") if is_meta else copy.deepcopy(net)
+
     run = Run(
-        run_dir=folder, accelerator=place, schedule=ready.config.training,
-        task=task_for_card(card),
-        student=on(ready.student), teachers=[FrozenModel(on(net), place) for net in fold_teachers(ready)],
-        sources={kind: RandomImages(count, card, device) for kind, count in images.items()},
-        batch_size=batch_size_of(ready), steps=DRY_RUN_STEPS,
-        display=ProgressDisplay("rehearsal", quiet=True),
+        run_dir=run_dir, accelerator=accelerator, schedule=setup.config.training, task=task_for_card(card),
+        student=duplicate(setup.student),
+        teachers=[FrozenModel(duplicate(net), accelerator) for net in fold_teachers(setup)],
+        sources={kind: RandomImages(count, card, accelerator.device) for kind, count in images.items()},
+        batch_size=batch_size_of(setup), steps=DRY_RUN_STEPS, display=ProgressDisplay("dry run", quiet=True),
     )  # fmt: skip
-    method = copy.deepcopy(ready.method)
+    method = copy.deepcopy(setup.method)
     method.setup(run)
     run.step = math.ceil(progress * DRY_RUN_STEPS)
     if is_synthesizer(method):
         run.step = next(step for step in itertools.count() if all(method.actions_at(step)))
-        for ring in memory_banks(run):
-            ring.mark_full()
+        for bank in memory_banks(run):
+            bank.mark_full()
     return method, run
 
 
 def memory_banks(run: Run) -> list[MemoryBank]:
-    return [thing for thing, _ in run.registered.values() if isinstance(thing, MemoryBank)]
+    return [stateful for stateful, _ in run.registered.values() if isinstance(stateful, MemoryBank)]
 
 
-def measure_costs(made: tuple[Any, Run], place: Accelerator) -> StepCosts:
-    """What one step, and one synthesis, takes."""
-    method, run = made
+def measure_costs(method: Any, run: Run, accelerator: Accelerator) -> StepCosts:
+    """Count one step and one synthesis; `accelerator` is the one of the real run."""
     peaks: list[int] = []
 
-    def flops(act: Callable[[], object]) -> int:
-        kept = SavedTensorMeter()
-        hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack)
+    def count_flops(call: Callable[[], object]) -> int:
+        meter = SavedTensorMeter()
+        hooks = torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack)
         with FlopCounterMode(display=False) as counter, hooks:
-            act()
-        peaks.append(kept.peak)
+            call()
+        peaks.append(meter.peak)
         return counter.get_total_flops()
 
-    act, a_synthesis = method.step, 0
+    step, synthesis_flops = method.step, 0
     if is_synthesizer(method):
-        act, a_synthesis = method.train_student, int(extrapolate_synthesis(method, flops))
-    a_step = flops(act)
-    nets: list[nn.Module] = [teacher.net for teacher in run.teachers]
-    state = sum(p.numel() * p.element_size() for net in nets for p in net.parameters())
-    state += sum(ring.table.numel() * ring.table.element_size() for ring in memory_banks(run))
-    for player in run.trainables.values():
-        learned = sum(p.numel() * p.element_size() for p in player.net.parameters())
-        moments = (t for s in player.optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
-        state += 2 * learned + sum(t.numel() * t.element_size() for t in moments)
-    narrow = 1 if run.accelerator.precision == place.precision == "32" or run.accelerator.device.type != "meta" else 2
-    return StepCosts(a_step, a_synthesis, state, max(peaks) // narrow)
+        step, synthesis_flops = method.train_student, int(extrapolate_synthesis(method, count_flops))
+    step_flops = count_flops(step)
+    state = sum(bytes_of(p) for teacher in run.teachers for p in teacher.net.parameters())
+    state += sum(bytes_of(bank.table) for bank in memory_banks(run))
+    for model in run.trainables.values():
+        parameters = sum(bytes_of(p) for p in model.net.parameters())
+        moments = (t for values in model.optimizer.state.values() for t in values.values() if isinstance(t, Tensor))
+        state += 2 * parameters + sum(bytes_of(t) for t in moments)
+    # On the meta device everything is float32.
+    is_halved = run.accelerator.device.type == "meta" and accelerator.precision != "32"
+    return StepCosts(step_flops, synthesis_flops, state, max(peaks) // (2 if is_halved else 1))
 
 
-def extrapolate_synthesis(method: Synthesizer, cost: Callable[[Callable[[], object]], float], *, warm: bool = False) -> float:
-    """What a synthesis costs, told from two of few iterations, which cost the same each; `warm`: after one that does
-    not count.
-    """
-    wanted, costs = method.iterations, []
-    for few in (TIMED_ITERATIONS[0], *TIMED_ITERATIONS) if warm else TIMED_ITERATIONS:
-        method.iterations = few
-        costs.append(cost(method.synthesize))
-    method.iterations = wanted
-    once, several = costs[-2:]
-    return once + max(0, several - once) / (TIMED_ITERATIONS[1] - TIMED_ITERATIONS[0]) * (wanted - TIMED_ITERATIONS[0])
+def bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def extrapolate_synthesis(
+    method: Synthesizer, measure: Callable[[Callable[[], object]], float], *, warm_up: bool = False
+) -> float:
+    """Extrapolate the cost of a synthesis from two short ones; with `warm_up` after one that does not count."""
+    iterations, costs = method.iterations, []
+    for short in (TIMED_ITERATIONS[0], *TIMED_ITERATIONS) if warm_up else TIMED_ITERATIONS:
+        method.iterations = short
+        costs.append(measure(method.synthesize))
+    method.iterations = iterations
+    first, second = costs[-2:]
+    per_iteration = max(0, second - first) / (TIMED_ITERATIONS[1] - TIMED_ITERATIONS[0])
+    return first + per_iteration * (iterations - TIMED_ITERATIONS[0])
 
 
 class SavedTensorMeter:
-    """Bytes of the tensors that autograd keeps for the backward pass: now, and the most at once."""
+    """Bytes of the tensors that autograd keeps for the backward pass: now, and at the peak."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
@@ -290,33 +328,35 @@ class SavedTensorMeter:
     def pack(self, tensor: Tensor) -> SavedTensor:
         return SavedTensor(tensor, self)
 
-    def unpack(self, held: SavedTensor) -> Tensor:
-        return held.tensor
+    def unpack(self, saved: SavedTensor) -> Tensor:
+        return saved.tensor
 
 
 class SavedTensor:
-    def __init__(self, tensor: Tensor, kept: SavedTensorMeter) -> None:
-        self.tensor, self.kept = tensor, kept
-        self.bytes = 0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size()
-        kept.now += self.bytes
-        kept.peak = max(kept.peak, kept.now)
+    """A tensor kept for backward; parameters cost nothing."""
+
+    def __init__(self, tensor: Tensor, meter: SavedTensorMeter) -> None:
+        self.tensor, self.meter = tensor, meter
+        self.bytes = 0 if isinstance(tensor, nn.Parameter) else bytes_of(tensor)
+        meter.now += self.bytes
+        meter.peak = max(meter.peak, meter.now)
 
     def __del__(self) -> None:
-        self.kept.now -= self.bytes
+        self.meter.now -= self.bytes
 
 
 def time_steps(method: Any, run: Run) -> StepSeconds:
-    """Median seconds of a step, after one to warm up; and of a synthesis."""
+    """Return the median seconds of a step, after one warm-up step, and those of a synthesis."""
 
-    def seconds(act: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        act()
+    def measure_seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
         if run.accelerator.device.type == "cuda":
             torch.cuda.synchronize(run.accelerator.device)
-        return time.perf_counter() - begin
+        return time.perf_counter() - start
 
-    act, a_synthesis = method.step, 0.0
+    step, synthesis = method.step, 0.0
     if is_synthesizer(method):
-        act, a_synthesis = method.train_student, extrapolate_synthesis(method, seconds, warm=True)
-    taken = [seconds(act) for _ in range(1 + TIMED_STEPS)]
-    return StepSeconds(sorted(taken[1:])[TIMED_STEPS // 2], a_synthesis)
+        step, synthesis = method.train_student, extrapolate_synthesis(method, measure_seconds, warm_up=True)
+    seconds = [measure_seconds(step) for _ in range(1 + TIMED_STEPS)]
+    return StepSeconds(sorted(seconds[1:])[TIMED_STEPS // 2], synthesis)

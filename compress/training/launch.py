@@ -1,162 +1,284 @@
-"""Starting a run: alone, or as several processes under torchrun."""
+"""Training runs from a config: in this process, or in several processes started as torchrun does."""
 
 from __future__ import annotations
 
 import fcntl
+import json
+import logging
 import os
+import signal
 import sys
+import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from compress.cli.output import print_status
-from compress.errors import UsageError
+from compress.errors import CompressError, Interrupted, UsageError
 from compress.files import write_error
 
 if TYPE_CHECKING:
-    from compress.engine.method import Method
     from compress.engine.accelerator import Accelerator
+    from compress.engine.method import Method
     from compress.engine.run import Run
-    from compress.training.setup import TrainConfig, TrainingSetup
+    from compress.training.config import TrainConfig
+    from compress.training.estimate import EstimateResult
+    from compress.training.results import RunResult, TrainingSummary
+    from compress.training.setup import TrainingSetup
 
 LOCK = ".lock"
+#: files of a distributed training, in a temporary directory
+JOB, SUMMARY, ERROR = "job.json", "summary.json", "error-{rank}.json"
+WORKER = "compress.training.worker"
+
+Progress = Callable[[str], None]
+
+
+def ignore(message: str) -> None:
+    """Discard a progress message."""
 
 
 def run_training(
-    plan: TrainConfig, method: Method, out: Path | None, *, devices: int, resume: bool | None, dry_run: bool,
-    exported: str | None, reported: bool,
-) -> tuple[dict[str, Any], str] | None:  # fmt: skip
-    """A plan from its networks to what came of it, for machines and for people; its estimate with `dry_run`.
+    config: TrainConfig, method: Method, *, output_dir: Path | None = None, devices: int = 1, restarts: int = 0,
+    resume: bool | None = None, export: Literal["onnx"] | None = None, report: bool = False, command: str = "",
+    progress: Progress = ignore,
+) -> RunResult | None:  # fmt: skip
+    """Train a student, measure it and record the result in the run directory.
 
-    None in the processes that only help.
+    The resolved config is written to recipe.yaml in the run directory and reproduces the run.
+
+    Args:
+        config: validated settings, from `load_config`; resolved in place.
+        method: the method of the config, from `load_config`.
+        output_dir: run directory; None: runs/METHOD-STUDENT.
+        devices: number of processes, each on one device.
+        restarts: how often the processes restart from the last checkpoint after one of them failed.
+        resume: None continues a run of the same config and otherwise begins one; True requires a run; False removes
+            the old run.
+        export: "onnx" also writes the best student as verified ONNX.
+        report: also measure latency and write a report.
+        command: command line to record with the result.
+        progress: receives status messages; without it no progress is shown.
+
+    Returns:
+        The result; None in processes of rank above 0, if torchrun started the caller.
+
+    Raises:
+        UsageError: the config, the data or the run directory do not fit; nothing has been trained.
+        Interrupted: a signal arrived; the state is saved and the same call continues.
+        CompressError: the training failed.
     """
-    from compress.training.results import summarize_estimate, summarize_run
-    from compress.analysis.patch_size import choose_patch_size
-    from compress.training.setup import prepare_training
-    from compress.predictor import announce_architecture
+    from compress.training.results import summarize_run
 
-    given = plan.training.batch_size
-    ready = prepare_training(plan, method)
-    first = int(os.environ.get("RANK", "0")) == 0
-    if first and given is None and plan.training.batch_size != method.batch_size:
-        print_status(
-            f"Assumed: batch size {plan.training.batch_size} (the method's {method.batch_size} is for small images). "
+    progress = progress if is_first_process() else ignore
+    setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    summary = train_in_dir(setup, run_dir, devices=devices, restarts=restarts, resume=resume, progress=progress)
+    if summary is None:
+        return None
+    return summarize_run(setup, run_dir, summary, export=export, report=report, command=command, progress=progress)
+
+
+def estimate_training(
+    config: TrainConfig, method: Method, *, output_dir: Path | None = None, resume: bool | None = None,
+    progress: Progress = ignore,
+) -> EstimateResult:  # fmt: skip
+    """Check everything that `run_training` checks and estimate the cost on this machine; write nothing.
+
+    Arguments and errors are those of `run_training`.
+    """
+    from compress.training.estimate import estimate_cost
+
+    setup, _ = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    return estimate_cost(setup)
+
+
+def resolve_setup(
+    config: TrainConfig, method: Method, output_dir: Path | None, *, resume: bool | None, progress: Progress
+) -> tuple[TrainingSetup, Path]:
+    """Load the networks and resolve settings that depend on the data; also return the run directory."""
+    from compress.analysis.patch_size import choose_patch_size
+    from compress.predictor import announce_architecture
+    from compress.training.setup import prepare_training
+
+    batch_size = config.training.batch_size
+    setup = prepare_training(config, method)
+    if batch_size is None and config.training.batch_size != method.batch_size:
+        progress(
+            f"Assumed: batch size {config.training.batch_size} (the method's {method.batch_size} is for small images). "
             "If wrong: --batch-size."
         )
-    for teacher, (_, card) in zip(plan.teachers, ready.teachers, strict=True) if first else ():
-        announce_architecture(teacher.model, card, print_status)
-    if first and plan.data.unlabeled is not None and "unlabeled" not in method.needs:
-        print_status(f"{plan.data.unlabeled}: not used, as method {plan.method['name']} draws no images.")
-    choose_patch_size(ready, default_run_dir(ready, out), resume=resume, say=print_status if first else lambda _: None)
-    if dry_run:
-        return summarize_estimate(ready)
-    run = train_in_dir(ready, out, devices=devices, resume=resume)
-    return None if run is None else summarize_run(run, ready, exported=exported, reported=reported)
+    for teacher, (_, card) in zip(config.teachers, setup.teachers, strict=True):
+        announce_architecture(teacher.model, card, progress)
+    if config.data.unlabeled is not None and "unlabeled" not in method.needs:
+        progress(f"{config.data.unlabeled}: not used; method {config.method['name']} uses no images.")
+    run_dir = output_dir or default_run_dir(config)
+    choose_patch_size(setup, run_dir, resume=resume, progress=progress)
+    return setup, run_dir
 
 
-def default_run_dir(ready: TrainingSetup, out: Path | None) -> Path:
-    """The folder of the run: the one given, or one named after method and student."""
-    return out or Path("runs") / f"{ready.config.method['name']}-{ready.config.student.model}".replace("/", "-")
+def default_run_dir(config: TrainConfig) -> Path:
+    """Return runs/METHOD-STUDENT."""
+    return Path("runs") / f"{config.method['name']}-{config.student.model}".replace("/", "-")
 
 
-def train_in_dir(ready: TrainingSetup, out: Path | None, *, devices: int, resume: bool | None) -> Run | None:
-    """Play the plan to its end in its folder. None in the processes that only help, and in the one that starts them."""
+def is_first_process() -> bool:
+    """Check whether this process has rank 0, or is the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def train_in_dir(
+    setup: TrainingSetup, run_dir: Path, *, devices: int = 1, restarts: int = 0, resume: bool | None = None,
+    image_count: int | None = None, progress: Progress = ignore,
+) -> TrainingSummary | None:  # fmt: skip
+    """Train in a locked run directory. None in processes of rank above 0.
+
+    With `image_count` the method only synthesizes that many images, without a student.
+    """
+    from compress.engine.synthesis import SynthesisOnly
     from compress.engine.trainer import train
     from compress.training.setup import create_run, validate_run_dir
     from profiles.latency.tensor_memory import peak_memory
 
-    folder = default_run_dir(ready, out)
-    if devices > 1 and "WORLD_SIZE" not in os.environ:
-        validate_run_dir(folder, ready.config, resume=resume)
-        sys.exit(launch_distributed(devices, resolved_overrides(ready)))
-    with run_dir_lock(folder):
-        run = create_run(ready, folder, resume=resume)
-        run.peak_memory_bytes = peak_memory(partial(train, ready.method, run), run.accelerator.device)
-        first = run.accelerator.rank == 0
+    if (devices > 1 or restarts) and "WORLD_SIZE" not in os.environ:
+        validate_run_dir(run_dir, setup.config, resume=resume)
+        job = {"run_dir": str(run_dir), "resume": resume, "image_count": image_count}
+        return launch_processes(setup.config, job, devices=devices, restarts=restarts)
+    if image_count is not None:
+        setup = replace(setup, method=cast("Any", SynthesisOnly(cast("Any", setup.method), image_count)))
+    with run_dir_lock(run_dir):
+        run = create_run(setup, run_dir, resume=resume, quiet=progress is ignore)
+        try:
+            run.peak_memory_bytes = peak_memory(partial(train, setup.method, run), run.accelerator.device)
+        except RuntimeError as error:
+            if run.accelerator.world_size > 1 and is_connection_error(error):
+                raise CompressError(
+                    "lost the connection to another process of this training; see its own message. The same command "
+                    "continues from the last checkpoint."
+                ) from error
+            raise
         run.accelerator = leave_process_group(run.accelerator)
-    return run if first else None
+    return summarize_training(run) if is_first_process() else None
 
 
-def leave_process_group(place: Accelerator) -> Accelerator:
-    """The place of a process whose run is done: from here on nobody waits for anybody."""
-    if place.world_size == 1:
-        return place
+def is_connection_error(error: RuntimeError) -> bool:
+    """Check whether a collective operation failed because another process has ended."""
     from torch import distributed
 
-    place.barrier()
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def summarize_training(run: Run) -> TrainingSummary:
+    """Collect the numbers of a finished training."""
+    from compress.training.results import TrainingSummary, overall_metrics
+
+    lines = run.metrics_logger.read_records("evaluation") if run.metrics_logger is not None else []
+    names = ("step", "seconds", *overall_metrics(run.metrics))
+    return TrainingSummary(
+        steps=run.step, seconds=run.elapsed, batch_size=run.batch_size, precision=run.accelerator.precision,
+        metrics=run.metrics, peak_bytes=run.peak_memory_bytes, data_wait_share=run.data_wait_share,
+        history=[{name: line[name] for name in names} for line in lines],
+    )  # fmt: skip
+
+
+def leave_process_group(accelerator: Accelerator) -> Accelerator:
+    """Return the accelerator of a process whose training has ended: it waits for no other process any more."""
+    if accelerator.world_size == 1:
+        return accelerator
+    from torch import distributed
+
+    accelerator.barrier()
     distributed.destroy_process_group()
-    return replace(place, rank=0, world=1)
+    return replace(accelerator, rank=0, world_size=1)
 
 
-def resolved_overrides(ready: TrainingSetup) -> list[str]:
-    """Options that tell the processes to come what this one has chosen from the data, so that it is chosen once."""
-    patch = ready.config.method.get("patch")
-    return ["--set", f"method.patch={patch}"] if isinstance(patch, int) else []
+def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, restarts: int = 0) -> TrainingSummary:
+    """Train in several processes on this machine, each of which reads the config as a recipe file.
 
+    Args:
+        config: the resolved config.
+        job: arguments of `train_in_dir`: run_dir, resume, image_count.
+        devices: number of processes.
+        restarts: how often the processes restart after a failure.
 
-def launch_distributed(devices: int, more: Sequence[str] = ()) -> int:
-    """This same command, with `more`, as `devices` processes, as torchrun does it; the exit code of the first to fail.
-
-    The first process speaks for all; with --debug every one does.
+    Raises:
+        CompressError: the error of the first process that failed.
     """
-    import logging
-    import tempfile
-
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    loud = "--debug" in sys.argv
-    if not loud:
-        for name in logging.root.manager.loggerDict:
-            if name.startswith("torch.distributed.elastic"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+    from compress.config import dump_yaml
+    from compress.training.results import TrainingSummary
+    from compress.training.setup import RECIPE
+
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # it logs what is raised here
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    with tempfile.TemporaryDirectory() as folder:
-        heard = None if loud else {0}
-        config = LaunchConfig(
+    with tempfile.TemporaryDirectory(prefix="compress-train-") as name:
+        directory = Path(name)
+        (directory / RECIPE).write_text(dump_yaml(config), encoding="utf-8")
+        (directory / JOB).write_text(json.dumps(job), encoding="utf-8")
+        launch_config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter=heard),
+            rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=name, local_ranks_filter={0}),
         )  # fmt: skip
         try:
-            elastic_launch(config, sys.executable)("-m", "compress", *sys.argv[1:], *more)
+            elastic_launch(launch_config, sys.executable)("-m", WORKER, name)
         except SignalException as error:
-            return 128 + error.sigval
+            raise read_worker_error(directory, 0, -error.sigval) from error
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            spoken = error.failures.get(0)
-            if spoken is not None and spoken.exitcode > 0:
-                return spoken.exitcode
-            if rank > 0 and not loud:
-                print_status(f"Error: process {rank} failed first; run again with --debug to see what every process says.")
-            return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-    return 0
+            raise read_worker_error(directory, rank, failure.exitcode) from error
+        return TrainingSummary(**json.loads((directory / SUMMARY).read_text(encoding="utf-8")))
+
+
+def read_worker_error(directory: Path, rank: int, exit_code: int) -> CompressError:
+    """Create the error that a process wrote before it ended, or one that tells how it ended."""
+    try:
+        content = json.loads((directory / ERROR.format(rank=rank)).read_text(encoding="utf-8"))
+    except OSError:
+        reason = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+        return CompressError(
+            f"process {rank}: ended by {reason}. The same command continues from the last checkpoint; --restarts N "
+            "restarts the processes."
+        )
+    code, message = content["exit_code"], content["message"]
+    if code > 128:
+        return Interrupted(code - 128, message)
+    error = UsageError(message) if code == UsageError.exit_code else CompressError(message)
+    error.add_note(content["traceback"])
+    return error
 
 
 @contextmanager
-def run_dir_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` against a second run. Raises UsageError naming who holds it, CompressError if it is read-only."""
-    if int(os.environ.get("RANK", "0")) > 0:
+def run_dir_lock(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run directory; a new directory that stays empty is removed.
+
+    Raises:
+        UsageError: another process holds it.
+        CompressError: the directory cannot be written.
+    """
+    if not is_first_process():
         yield
         return
-    new = not folder.exists()
+    is_new = not run_dir.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+")  # noqa: SIM115 - closed below
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / LOCK, "a+")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise write_error(run_dir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             raise UsageError(
-                f"{folder}: process {file.read().strip()} is running here; wait for it, or choose another --out."
+                f"{run_dir}: locked by process {file.read().strip()}; wait for it, or choose another --out."
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -164,6 +286,6 @@ def run_dir_lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            if is_new and [path.name for path in run_dir.iterdir()] == [LOCK]:
+                (run_dir / LOCK).unlink()
+                run_dir.rmdir()

@@ -1,184 +1,154 @@
-"""What a finished run is worth: its student counted, exported, timed, and written down as records and a report."""
+"""Results of a finished run: cost, export and latency of its student, recorded in the run directory."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.analysis.segmentation_examples import save_segmentation_examples
+from compress.measure import TimedModel, export_verified, time_models
+from compress.methods import display_name
+from compress.models.card import ModelCard
+from compress.models.network import Network
+from compress.models.onnx_teacher import is_black_box
+from compress.models.serialization import load_model_directory, package_versions
+from compress.tasks import task_for_card
+from compress.training.setup import TrainingSetup
 
 if TYPE_CHECKING:
-    from compress.engine.run import Run
-    from compress.measure import TimedModel
-    from compress.models.card import ModelCard
-    from compress.models.network import Network
-    from compress.training.setup import TrainingSetup
+    from exporters.onnx_export import OnnxExportResult
+    from profiles.latency.benchmark import Latency
     from profiles.records import Record
 
-GIGA = 1e9
+ONNX_NAME = "student.onnx"
 
 
-def summarize_estimate(ready: TrainingSetup) -> tuple[dict[str, Any], str]:
-    """The estimate of `--dry-run`, for machines and for people."""
-    from compress.models.onnx_teacher import is_black_box
-    from compress.training.estimate import estimate_cost
+@dataclass(frozen=True)
+class TrainingSummary:
+    """Numbers of a finished training; scalars, so that a process can hand them over as JSON."""
 
-    found = estimate_cost(ready)
-    result = asdict(found)
-    size = "x".join(map(str, ready.card.image_size))
-    total, a_step = format_duration(found.seconds), f"{found.seconds_per_step:.3f} s a step"
-    if found.timed_images < (whole := ready.config.training.batch_size or 1):
-        a_step += f" (reckoned from {found.timed_images} of its {whole} images)"
-    state, kept = f"{found.state_bytes / 1e6:.0f} MB", f"{found.activation_bytes / 1e6:.0f} MB"
-    counter = found.flops_per_step * found.steps + found.flops_per_synthesis * found.syntheses
-    compute = f"{found.flops_per_step / GIGA:.2f} GFLOP a step, {counter / 1e12:.2f} TFLOP"
-    hidden = "; the teacher's are not known" if any(is_black_box(net) for net, _ in ready.teachers) else ""
-    lines = [
-        f"{ready.config.method['name']}: {ready.config.student.model} on {found.device} in {found.precision}: all is well",
-        f"compute    {compute} in all{hidden}",
-        f"memory     {state} of weights and optimizer states, {kept} of activations",
-        f"time       {a_step}, {found.steps} steps, {total} (without decoding and evaluation)",
-        f"data       {found.training_images} training images at {size}",
-    ]
-    if found.syntheses:
-        each = f"{found.flops_per_synthesis / GIGA:.2f} GFLOP and {found.seconds_per_synthesis:.1f} s"
-        lines.insert(-1, f"images     made {found.syntheses} times, for {each} each, which is in the sums above")
-    return result, "\n".join(lines)
+    steps: int
+    seconds: float  #: training time of all sessions
+    batch_size: int  #: images per step, summed over processes
+    precision: str
+    metrics: dict[str, float]  #: metrics of the last evaluation
+    peak_bytes: int | None  #: peak memory of this session; None if unknown
+    data_wait_share: float  #: share of this session's time spent waiting for data
+    history: list[dict[str, float]]  #: step, seconds and metrics of each evaluation
 
 
-def format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+@dataclass(frozen=True)
+class RunResult:
+    """A finished training run."""
+
+    output_dir: Path  #: run directory
+    best: Path  #: model directory of the best student
+    method: str  #: name of the method
+    student: str  #: architecture of the student
+    metrics: dict[str, float]  #: metrics of the best student; empty without validation data
+    last_metrics: dict[str, float]  #: metrics at the end of the run
+    best_step: int | None  #: step of the best student
+    steps: int  #: iterations of the run
+    seconds: float  #: training time of all sessions
+    images_per_s: float  #: steps times batch size, per second
+    peak_bytes: int | None  #: peak memory of the training; null if unknown
+    macs: int | None  #: multiply-adds of the student per image
+    flops: int | None  #: FLOPs of the student per image: twice the MACs
+    params: int | None  #: parameters of the student
+    unsupported: dict[str, int]  #: operators that were not counted, with their number of calls
+    export: OnnxExportResult | None  #: verified ONNX file of the best student, if requested
+    latencies: list[Latency]  #: latencies of the student, if a report was requested
+    overlays: Path | None  #: image of segmentation examples
+    report: dict[str, Path] | None  #: files of the report by kind, if requested
 
 
-def summarize_run(run: Run, ready: TrainingSetup, *, exported: str | None, reported: bool) -> tuple[dict[str, Any], str]:
-    """Measure the best student, add it to records.jsonl (and the export, and the report), and say what came out."""
-    from compress.analysis.segmentation_examples import save_overlays
-    from compress.measure import TimedModel
-    from compress.models.onnx_teacher import is_black_box
-    from compress.models.serialization import load_model_directory
+def summarize_run(
+    setup: TrainingSetup, run_dir: Path, summary: TrainingSummary, *, export: Literal["onnx"] | None = None,
+    report: bool = False, command: str = "", progress: Callable[[str], None] = lambda _: None,
+) -> RunResult:  # fmt: skip
+    """Measure the best student of a finished run and append it to records.jsonl; optionally export and report."""
     from profiles.records import append_records
     from profiles.report.build import write_run_report
 
-    net, card = load_model_directory(run.run_dir / "best", user_code=ready.card.architecture)
-    onnx = run.run_dir / "student.onnx" if exported is not None or reported else None
-    records = [create_student_record(run, ready, net, card, onnx=onnx)]
-    if reported:
-        models = {records[0].name: TimedModel(net, card, onnx)}
-        if ready.teachers:
-            teacher, teacher_card = ready.teachers[0]
+    net, card = load_model_directory(run_dir / "best", user_code=setup.card.architecture)
+    onnx = run_dir / ONNX_NAME if export is not None or report else None
+    exported = None if onnx is None else export_verified(net, card, onnx)
+    record = create_student_record(setup, summary, net, card, export=exported, command=command)
+    records, models = [record], {record.name: TimedModel(net, card, onnx)}
+    if report:
+        for teacher, teacher_card in setup.teachers:
             name = f"Teacher {teacher_card.architecture}"
             records.insert(0, create_model_record(teacher, teacher_card, name=name, role="teacher"))
             if not is_black_box(teacher):
                 models[name] = TimedModel(teacher, teacher_card)
         records = add_latencies(records, models)
-    record = records[-1]
-    append_records(run.run_dir, records)
-    shown = {"teacher": ready.teachers[0][0]} if ready.teachers else {}
-    overlays = save_overlays(run.run_dir, {**shown, record.name: net}, card, ready.config.data)
-    result: dict[str, Any] = {
-        "run": str(run.run_dir), "student": str(run.run_dir / "best"), "metrics": card.metrics, "last": run.metrics,
-        "best_step": card.provenance.get("step"), "steps": run.step, "seconds": record.run["wall_s"],
-        "images_per_s": record.run["images_per_s"], "peak_bytes": record.run["peak_bytes"],
-        "macs": record.macs, "flops": record.flops, "params": record.params, "unsupported": record.unsupported,
-        "export": record.export, "latencies": [asdict(one) for one in record.latencies],
-        "overlays": None if overlays is None else str(overlays),
-    }  # fmt: skip
-    lines = format_run(result)
-    if overlays is not None:
-        lines.append(f"overlays   {overlays}")
-    if reported:
-        title = f"{ready.config.method['name']}: {card.architecture}"
-        paths = write_run_report(run.run_dir, [run.run_dir], title=title).files
-        result["report"] = {kind: str(path) for kind, path in paths.items()}
-        lines.append(f"report     {paths['html']}")
-    return result, "\n".join(lines)
+        record = records[-1]
+    append_records(run_dir, records)
+    columns = {"teacher": setup.teachers[0][0]} if setup.teachers else {}
+    overlays = save_segmentation_examples(
+        run_dir, {**columns, record.name: net}, card, setup.config.data, progress=progress
+    )
+    title = f"{setup.config.method['name']}: {card.architecture}"
+    files = write_run_report(run_dir, [run_dir], title=title, progress=progress).files if report else None
+    return RunResult(
+        output_dir=run_dir, best=run_dir / "best", method=setup.config.method["name"], student=card.architecture,
+        metrics=card.metrics, last_metrics=summary.metrics, best_step=card.provenance.get("step"), steps=summary.steps,
+        seconds=record.run["wall_s"], images_per_s=record.run["images_per_s"], peak_bytes=summary.peak_bytes,
+        macs=record.macs, flops=record.flops, params=record.params, unsupported=record.unsupported, export=exported,
+        latencies=record.latencies, overlays=overlays, report=files,
+    )  # fmt: skip
+
+
+def overall_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics without those of single classes."""
+    return {name: value for name, value in metrics.items() if "/" not in name}
 
 
 def add_latencies(records: Sequence[Record], models: Mapping[str, TimedModel]) -> list[Record]:
-    """The records with the latencies of their models, measured in turns within one run."""
-    from dataclasses import replace
-
-    from compress.measure import time_models
-
+    """Return the records with the latencies of their models, timed interleaved."""
     latencies = time_models(models)
     return [replace(record, latencies=latencies.get(record.name, [])) for record in records]
 
 
-def format_run(result: dict[str, Any]) -> list[str]:
-    scores = "  ".join(f"{k} {v:.2%}" for k, v in overall_metrics(result["metrics"]).items()) or "not measured (no --val)"
-    step = f"step {result['best_step']} of {result['steps']}"
-    macs, counter = result["macs"] / GIGA, result["flops"] / GIGA
-    lines = [
-        f"student    {result['student']}  ({step}, {format_duration(result['seconds'])})",
-        f"score      {scores}",
-        f"cost       {macs:.4f} GMAC = {counter:.4f} GFLOP, {result['params'] / 1e6:.3f} M parameters",
-    ]
-    for operator, calls in result["unsupported"].items():
-        lines.append(f"           not counted: {operator}, {calls} times")
-    if result["export"] is not None:
-        parity = result["export"]["parity"]
-        of = "" if parity.get("miou") is None else "the pixels of "
-        lines.append(
-            f"export     {result['export']['path']}  (difference {parity['max_abs']:.1e}, same answer on "
-            f"{parity['top1_agreement']:.2%} of {of}{parity['images']} images)"
-        )
-    return lines
-
-
-def overall_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics without those of single classes."""
-    return {name: value for name, value in metrics.items() if "/" not in name}
-
-
-def create_student_record(run: Run, ready: TrainingSetup, net: Network, card: ModelCard, *, onnx: Path | None) -> Record:
-    """The record of a run's student: what it scored, costs, and how it was made."""
-    from dataclasses import replace
-
-    from compress.methods import display_name
-
-    plan, seconds = ready.config, run.elapsed
-    method = display_name(plan.method["name"])
-    record = create_model_record(
-        net, card, name=f"{method} {card.architecture}", role="student" if ready.teachers else "model", onnx=onnx,
-    )  # fmt: skip
-    lines = run.metrics_logger.read_records("evaluation") if run.metrics_logger is not None else []
-    history = [
-        {"step": line["step"], "seconds": line["seconds"], **{k: line[k] for k in overall_metrics(run.metrics)}}
-        for line in lines
-    ]
-    made = {
-        "steps": run.step, "wall_s": round(seconds, 2), "seed": plan.training.seed, "batch_size": plan.training.batch_size,
-        "images_per_s": round(run.step * run.batch_size / seconds, 2), "peak_bytes": run.peak_memory_bytes,
-        "teacher": f"Teacher {ready.teachers[0][1].architecture}" if ready.teachers else None,
-        "precision": run.accelerator.precision, "ood": plan.data.unlabeled or plan.data.labeled,
-        "budget_s": plan.training.time_limit,
-        "data_wait_share": round(run.data_wait_share, 5), "command": shlex.join(["compress", *sys.argv[1:]]),
-        "settings": plan.method, "history": history, "last": run.metrics, "best_step": card.provenance.get("step"),
+def create_student_record(
+    setup: TrainingSetup, summary: TrainingSummary, net: Network, card: ModelCard, *, export: OnnxExportResult | None,
+    command: str,
+) -> Record:  # fmt: skip
+    """Create the record of a run's student: scores, cost and how it was trained."""
+    config = setup.config
+    method = display_name(config.method["name"])
+    role = "student" if setup.teachers else "model"
+    record = create_model_record(net, card, name=f"{method} {card.architecture}", role=role, export=export)
+    run = {
+        "steps": summary.steps, "wall_s": round(summary.seconds, 2), "seed": config.training.seed,
+        "batch_size": config.training.batch_size,
+        "images_per_s": round(summary.steps * summary.batch_size / summary.seconds, 2),
+        "peak_bytes": summary.peak_bytes,
+        "teacher": f"Teacher {setup.teachers[0][1].architecture}" if setup.teachers else None,
+        "precision": summary.precision, "ood": config.data.unlabeled or config.data.labeled,
+        "budget_s": config.training.time_limit, "data_wait_share": round(summary.data_wait_share, 5),
+        "command": command, "settings": config.method, "history": summary.history, "last": summary.metrics,
+        "best_step": card.provenance.get("step"),
     }  # fmt: skip
-    return replace(record, method=method, run=made)
+    return replace(record, method=method, run=run)
 
 
-def create_model_record(net: Any, card: ModelCard, *, name: str, role: str, onnx: Path | None = None) -> Record:
-    """Count a network, unless it shows nothing to count, and write it as verified ONNX where a path is given."""
-    from compress.measure import export_verified
-    from compress.models.onnx_teacher import is_black_box
-    from compress.models.serialization import package_versions
-    from compress.tasks import task_for_card
-    from profiles.flops.counter import counter
-    from profiles.latency import machine
+def create_model_record(
+    net: Any, card: ModelCard, *, name: str, role: str, export: OnnxExportResult | None = None
+) -> Record:
+    """Create the record of a network with its FLOPs (unknown for ONNX files) and its exported file."""
+    from profiles.flops.counter import count_flops
+    from profiles.latency.machine import describe_machine
     from profiles.records import Record
 
     example = task_for_card(card).example_input(1)
-    counted = {} if is_black_box(net) else asdict(counter.count_flops(net.cpu().eval(), example))
+    counts = {} if is_black_box(net) else asdict(count_flops(net.cpu().eval(), example))
     keys = ("macs", "flops", "params", "activations", "macs_torch", "unsupported")
-    costs = {key: counted[key] for key in keys if counted}
-    export = asdict(export_verified(net, card, onnx)) if onnx is not None else None
     return Record(
         name=name, role=role, architecture=card.architecture, task=card.task, image_size=card.image_size,  # pyright: ignore[reportArgumentType]
-        metrics=card.metrics, **costs, size_bytes=onnx.stat().st_size if onnx is not None else None,
-        export=export, machine=machine.describe_machine(), versions=package_versions(),
+        metrics=card.metrics, **{key: counts[key] for key in keys if counts},
+        size_bytes=None if export is None else Path(export.path).stat().st_size,
+        export=None if export is None else asdict(export), machine=describe_machine(), versions=package_versions(),
     )  # fmt: skip

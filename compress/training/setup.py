@@ -1,133 +1,75 @@
-"""The plan: all settings of a run, checked before anything is spent; and from it the run itself."""
+"""From a config to networks and a run: compatibility checks, defaults and the rules of a run directory."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from compress import config
+from compress.config import Document, dump_yaml, load_yaml, to_plain, validate
 from compress.data import open_images
 from compress.engine.accelerator import create_accelerator
 from compress.engine.config import TrainingSchedule
-from compress.engine.logging import ProgressDisplay
 from compress.engine.hooks import batchnorm_layers
+from compress.engine.logging import ProgressDisplay
 from compress.engine.method import Method
 from compress.engine.run import Run
 from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError, suggest_nearest
 from compress.files import sha256, write_text
 from compress.methods import find_method
-from compress.models.onnx_teacher import is_black_box
-from compress.models.card import ModelCard
-from compress.models.serialization import WEIGHTS_FILE, package_versions, save_model
 from compress.models.batchnorm_folding import fold_batchnorm
-from compress.models.loading import build_model_like, load_model
+from compress.models.card import ModelCard
+from compress.models.loading import load_model
 from compress.models.network import Network
+from compress.models.onnx_teacher import is_black_box
+from compress.models.overrides import ModelOverrides
+from compress.models.registry import build_model_like
+from compress.models.serialization import package_versions, save_model
+from compress.tasks import TASKS, task_for_card
+from compress.training.config import Size, TaskConfig, TeacherConfig, TrainConfig
 from compress.training.data import (
     CachedDataset,
-    DataConfig,
     color_statistics,
     count_classes,
     create_scorer,
-    image_cache_dir,
     load_training_images,
     load_validation_images,
-    select_highest_entropy,
+    select_uncertain_images,
 )
-from compress.tasks import TASKS, task_for_card
 
-Size = tuple[int, int]
-Positive = Annotated[int, Field(gt=0)]
-
-
-#: what a method may take from the teacher besides its answers -> how it is called in a table
+RECIPE = "recipe.yaml"
+#: settings that may differ when a run is resumed: they do not change what is computed
+RESUMABLE_KEYS = (
+    "training.device", "training.keep_checkpoints", "training.log_every", "training.save_every", "data.cache_dir",
+    "data.root",
+)  # fmt: skip
+#: steps of a run without a given length; MosaicKD's paper has 39,200 for CIFAR-100
+DEFAULT_STEPS = 10_000
+#: pixels of a batch of default size: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
+PIXELS_PER_BATCH = 256 * 64 * 64
+#: task -> student for images up to 64 pixels, and for larger ones
+DEFAULT_STUDENTS = {
+    "classification": ("wrn16_1", "torchvision/mobilenet_v2"),
+    "segmentation": ("deeplab_wrn16_1", "deeplabv3_mobilenet_v2"),
+}
+#: what a method may use besides logits -> its name in tables
 TEACHER_SIGNALS = {"gradients": "gradients", "features": "features", "batchnorm": "BN statistics"}
 DATA_SIGNALS = {"unlabeled": "images", "labeled": "labels"}
-
-
-def required_signals(method: Method) -> list[str]:
-    """What the method learns from, with its settings: data first, then what it takes from the teacher."""
-    return [*(DATA_SIGNALS[need] for need in method.needs), *(TEACHER_SIGNALS[use] for use in method.uses)]
-
-
-def incompatibility_reason(name: str, method: Method, task: str, teacher: nn.Module | None) -> str | None:
-    """One sentence saying why the method cannot learn `task` from `teacher`, and what to do; None where it can."""
-    if task not in method.tasks:
-        made_for = " and ".join(method.tasks)
-        return f"method {name} is made for {made_for}, and the teacher is for {task}; see `compress methods`."
-    if teacher is None:
-        return None
-    if method.uses and is_black_box(teacher):
-        wanted = " and ".join(TEACHER_SIGNALS[use] for use in method.uses)
-        return (
-            f"method {name} needs the teacher's {wanted}, and an ONNX file gives answers only; use kd or balanced, "
-            "which need no more."
-        )
-    if "batchnorm" in method.uses and not batchnorm_layers(teacher):
-        without = hasattr(method, "bn") and "batchnorm" not in replace(cast("Any", method), bn=0.0).uses
-        way = "set method.bn to 0, or " if without else ""
-        return (
-            f"method {name} needs the statistics of BatchNorm layers, and this teacher has none; {way}use another "
-            "method (mosaic, dafl, zskt and dfad need none)."
-        )
-    return None
-
-
-@dataclass
-class TaskConfig:
-    """What is answered. Taken from the teacher where there is one."""
-
-    name: str = "classification"  #: a name in TASKS; taken from the teacher or the labeled data
-    classes: Positive | None = None  #: number of classes; None: as the teacher or the labeled data say
-    image_size: Size | None = None  #: (height, width) in pixels; None: as the teacher says, or 32x32
-    grayscale: bool | None = None  #: networks turn pictures grey first; None: as the teacher says
-    resize: Positive | None = None  #: short side in pixels before cropping; None: as the teacher says
-
-
-@dataclass
-class TeacherConfig:
-    """A trained model, and what its file does not say of itself."""
-
-    model: str  #: embedded/NAME, a model folder, a checkpoint, a program, torchvision/NAME, timm/NAME
-    architecture: str | None = None  #: architecture of a bare state dict; None: recognised
-    mean: tuple[float, ...] | None = None  #: normalisation it was trained with, of values in [0, 1]
-    std: tuple[float, ...] | None = None  #: normalisation it was trained with
-    grayscale: bool | None = None  #: it reads grey images
-    trust_pickle: bool = False  #: load a full pickle, which can run code
-    fold_batchnorm: bool = False  #: fold BatchNorm into the convolutions before it: same answers, less work; not with method.bn
-
-
-@dataclass
-class StudentConfig:
-    """The network that is trained."""
-
-    model: str | None = None  #: architecture; None: a small one that suits the image size
-    weights: str | None = None  #: start from this model instead of random weights
-
-
-@dataclass
-class TrainConfig:
-    """Everything that `recipe.yaml` says."""
-
-    task: TaskConfig = field(default_factory=TaskConfig)
-    teachers: list[TeacherConfig] = field(default_factory=list)
-    student: StudentConfig = field(default_factory=StudentConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    method: dict[str, Any] = field(default_factory=lambda: {"name": "mosaic"})
-    training: TrainingSchedule = field(default_factory=TrainingSchedule)
+#: kind of data -> its option
+DATA_OPTIONS = {"unlabeled": "--ood", "labeled": "--data"}
 
 
 @dataclass
 class TrainingSetup:
-    """A checked plan with its networks, before data is decoded."""
+    """A validated config with its networks; no training data is decoded yet."""
 
     config: TrainConfig
     method: Method
@@ -136,132 +78,162 @@ class TrainingSetup:
     teachers: list[tuple[Network, ModelCard]]
 
 
-def load_config(document: config.Document) -> tuple[TrainConfig, Method]:
-    """The plan and its method from a recipe. Raises UsageError naming the key, the line and the nearest key."""
-    plan = config.validate(TrainConfig, document)
+def load_config(document: Document) -> tuple[TrainConfig, Method]:
+    """Validate a recipe; return its config and method.
+
+    Raises:
+        UsageError: a setting is wrong; the message names file, line, key and the nearest valid key.
+    """
+    config = validate(TrainConfig, document)
     name = document.get("method.name", "mosaic")
     try:
-        kind = find_method(str(name))
+        method_class = find_method(str(name))
     except UsageError as error:
         raise document.error("method.name", str(error)) from error
-    method = config.validate(kind, document, path="method", ignore=("name",))
-    plan.method = {"name": name, **asdict(method)}
-    validate_config(plan, method)
-    return plan, method
+    method = validate(method_class, document, path="method", ignore=("name",))
+    config.method = {"name": name, **asdict(method)}
+    validate_config(config, method)
+    return config, method
 
 
-def validate_config(plan: TrainConfig, method: Method) -> None:
-    """Refuse what cannot work. Raises UsageError saying what to give."""
-    if plan.task.name not in TASKS:
-        raise UsageError(f"task.name: no such task {plan.task.name!r}{suggest_nearest(plan.task.name, TASKS)}")
-    if len(plan.teachers) != method.teachers:
+def validate_config(config: TrainConfig, method: Method) -> None:
+    """Check settings that depend on each other. Raises UsageError."""
+    name = config.method["name"]
+    if config.task.name not in TASKS:
+        raise UsageError(f"task.name: no such task {config.task.name!r}{suggest_nearest(config.task.name, TASKS)}")
+    if len(config.teachers) != method.teachers:
         raise UsageError(
-            f"teachers: found {len(plan.teachers)}, expected {method.teachers} for method {plan.method['name']}"
+            f"teachers: found {len(config.teachers)}, expected {method.teachers} for method {name}"
             f"{'; give --teacher' if method.teachers else '; use `compress train`'}."
         )
-    option = {"unlabeled": "--ood", "labeled": "--data"}
     for need in method.needs:
-        if getattr(plan.data, need) is None:
-            raise UsageError(f"data.{need}: method {plan.method['name']} needs it; give {option[need]}.")
-    if "batchnorm" in method.uses and any(teacher.fold_batchnorm for teacher in plan.teachers):
-        who = "method.bn" if getattr(method, "bn", 0) else f"method {plan.method['name']}"
+        if getattr(config.data, need) is None:
+            raise UsageError(f"data.{need}: missing, but method {name} requires it; give {DATA_OPTIONS[need]}.")
+    if "batchnorm" in method.uses and any(teacher.fold_batchnorm for teacher in config.teachers):
+        user = "method.bn" if getattr(method, "bn", 0) else f"method {name}"
         raise UsageError(
-            f"teachers.fold_batchnorm: found with {who}, which looks at the teacher's BatchNorm statistics, and folding "
-            "removes them; leave one of the two out."
+            f"teachers.fold_batchnorm: found with {user}, which uses the teacher's BatchNorm statistics; folding "
+            "removes them. Remove one of the two."
         )
-    endings = [name for name in ("steps", "epochs", "time_limit") if getattr(plan.training, name) is not None]
-    if len(endings) != 1:
-        found = " and ".join(endings) if endings else "none"
-        raise UsageError(f"pace: found {found}, expected one of --steps, --epochs and --time-limit.")
-    if plan.training.epochs is not None and not method.needs:
+    lengths = [key for key in ("steps", "epochs", "time_limit") if getattr(config.training, key) is not None]
+    if len(lengths) != 1:
+        found = " and ".join(lengths) or "none"
+        raise UsageError(f"training: found {found}, expected one of --steps, --epochs and --time-limit.")
+    if config.training.epochs is not None and not method.needs:
         raise UsageError(
-            f"pace.epochs: found {plan.training.epochs:g}, but method {plan.method['name']} draws no images, so there is "
-            "nothing to pass over; give --steps or --time-limit."
+            f"training.epochs: found {config.training.epochs:g}, but method {name} uses no images; give --steps or "
+            "--time-limit."
         )
 
 
-#: length of a run for which the user gives none; MosaicKD's paper has 39,200 iterations for CIFAR-100
-DEFAULT_STEPS = 10_000
-#: of a batch whose size the user does not give: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
-PIXELS_PER_BATCH = 256 * 64 * 64
-#: task -> the student of images up to 64 pixels, and of larger ones
-DEFAULT_STUDENTS = {
-    "classification": ("wrn16_1", "torchvision/mobilenet_v2"),
-    "segmentation": ("deeplab_wrn16_1", "deeplabv3_mobilenet_v2"),
-}
+def required_signals(method: Method) -> list[str]:
+    """List what the method learns from with its settings: data first, then signals of the teacher."""
+    return [*(DATA_SIGNALS[need] for need in method.needs), *(TEACHER_SIGNALS[use] for use in method.uses)]
+
+
+def incompatibility_reason(name: str, method: Method, task: str, teacher: nn.Module | None) -> str | None:
+    """Explain why the method cannot learn `task` from `teacher`, and what to do; None if it can."""
+    if task not in method.tasks:
+        return f"method {name} supports {' and '.join(method.tasks)}, found {task}; see `compress methods`."
+    if teacher is None:
+        return None
+    if method.uses and is_black_box(teacher):
+        signals = " and ".join(TEACHER_SIGNALS[use] for use in method.uses)
+        return f"method {name} requires the teacher's {signals}; an ONNX file gives logits only. Use kd or balanced."
+    if "batchnorm" in method.uses and not batchnorm_layers(teacher):
+        is_optional = hasattr(method, "bn") and "batchnorm" not in replace(cast("Any", method), bn=0.0).uses
+        return (
+            f"method {name} requires BatchNorm statistics, and this teacher has none; "
+            f"{'set method.bn to 0, or ' if is_optional else ''}use another method (mosaic, dafl, zskt and dfad "
+            "require none)."
+        )
+    return None
 
 
 def default_student(task: str, size: Size) -> str:
-    """A small network that suits the task and the images: the paper's smallest up to 64 pixels, MobileNetV2 above."""
+    """Return the default student: the paper's smallest up to 64 pixels, MobileNetV2 above."""
     return DEFAULT_STUDENTS[task][max(size) > 64]
 
 
 def default_batch_size(preferred: int, size: Size) -> int:
-    """The method's batch size, or for large images the power of two whose pixels fit into PIXELS_PER_BATCH."""
+    """Return the method's batch size; for large images the power of two that fits into PIXELS_PER_BATCH."""
     fitting = max(1, PIXELS_PER_BATCH // (size[0] * size[1]))
     return min(preferred, max(8, 2 ** (fitting.bit_length() - 1)))
 
 
-def prepare_training(plan: TrainConfig, method: Method) -> TrainingSetup:
-    """Load the teachers and make the student; fill in what the teacher knows."""
-    teachers = load_teachers(plan)
-    like = teachers[0][1] if teachers else card_from_labels(plan)
-    problem = incompatibility_reason(plan.method["name"], method, like.task, teachers[0][0] if teachers else None)
-    if problem is not None:
-        raise UsageError(problem)
-    return add_student(plan, method, teachers, like)
+def prepare_training(config: TrainConfig, method: Method) -> TrainingSetup:
+    """Load the teachers and build the student; fill in the settings that follow from the teacher.
+
+    Raises:
+        UsageError: the method does not fit the teacher, or a model or data set does not exist.
+        CompressError: a checkpoint is damaged.
+    """
+    teachers = load_teachers(config)
+    like = teachers[0][1] if teachers else card_from_labels(config)
+    teacher = teachers[0][0] if teachers else None
+    reason = incompatibility_reason(config.method["name"], method, like.task, teacher)
+    if reason is not None:
+        raise UsageError(reason)
+    return add_student(config, method, teachers, like)
 
 
-def load_teachers(plan: TrainConfig) -> list[tuple[Network, ModelCard]]:
-    """The teachers of a plan, as its task wants them. Raises what `load_model` raises."""
-    task = plan.task
+def load_teachers(config: TrainConfig) -> list[tuple[Network, ModelCard]]:
+    """Load the teachers for the task of the config."""
+    task = config.task
     return [
         load_model(
-            t.model, architecture=t.architecture, classes=task.classes, image_size=task.image_size, resize=task.resize,
-            mean=t.mean, std=t.std, grayscale=t.grayscale, trust_pickle=t.trust_pickle,
+            teacher.model,
+            ModelOverrides(
+                architecture=teacher.architecture, classes=task.classes, image_size=task.image_size, mean=teacher.mean,
+                std=teacher.std, grayscale=teacher.grayscale, trust_pickle=teacher.trust_pickle, resize=task.resize,
+            ),
         )
-        for t in plan.teachers
+        for teacher in config.teachers
     ]  # fmt: skip
 
 
-def card_from_labels(plan: TrainConfig) -> ModelCard:
-    """The card of a model without a teacher: classes and normalisation from the labeled data themselves."""
-    spec = plan.data.labeled
-    assert spec is not None  # `check` saw to it
-    images = open_images(spec, root=plan.data.root, split="train", labeled=True)
+def card_from_labels(config: TrainConfig) -> ModelCard:
+    """Create the card of a model without a teacher: classes and normalization of the labeled data."""
+    spec = config.data.labeled
+    assert spec is not None  # see validate_config
+    images = open_images(spec, root=config.data.root, split="train", labeled=True)
     classes = count_classes(images, spec)
-    if plan.task.classes not in (None, classes):
-        raise UsageError(f"{spec}: found {classes} classes, expected {plan.task.classes} (task.classes).")
-    grey = bool(plan.task.grayscale)
-    mean, std = color_statistics(images, grey=grey)
-    task = "classification" if images.open_mask is None else "segmentation"
-    size = plan.task.image_size or ((32, 32) if images.open_mask is None else (64, 64))
+    if config.task.classes not in (None, classes):
+        raise UsageError(f"{spec}: found {classes} classes, expected {config.task.classes} (task.classes).")
+    grayscale = bool(config.task.grayscale)
+    mean, std = color_statistics(images, grayscale=grayscale)
+    is_segmentation = images.open_mask is not None
     return ModelCard(
-        "", classes, size, task=task, mean=mean, std=std, grayscale=grey, resize=plan.task.resize,
-        class_names=images.class_names,
+        "", classes, config.task.image_size or ((64, 64) if is_segmentation else (32, 32)),
+        task="segmentation" if is_segmentation else "classification", mean=mean, std=std, grayscale=grayscale,
+        resize=config.task.resize, class_names=images.class_names,
     )  # fmt: skip
 
 
-def add_student(plan: TrainConfig, method: Method, teachers: list[tuple[Network, ModelCard]], like: ModelCard) -> TrainingSetup:
-    """The prepared plan whose student has the task, classes, size and normalisation of `like`."""
-    plan.task = TaskConfig(like.task, like.classes, like.image_size, like.grayscale, like.resize)
-    plan.student.model = plan.student.model or default_student(like.task, like.image_size)
-    torch.manual_seed(plan.training.seed)
-    student, card = build_model_like(plan.student.model, like=like)
-    if plan.student.weights is not None:
-        student, old = load_model(plan.student.weights, architecture=plan.student.model, classes=like.classes)
+def add_student(
+    config: TrainConfig, method: Method, teachers: list[tuple[Network, ModelCard]], like: ModelCard
+) -> TrainingSetup:
+    """Build the student with the task, classes, size and normalization of `like`."""
+    config.task = TaskConfig(like.task, like.classes, like.image_size, like.grayscale, like.resize)
+    config.student.model = config.student.model or default_student(like.task, like.image_size)
+    torch.manual_seed(config.training.seed)
+    student, card = build_model_like(config.student.model, like=like)
+    if config.student.weights is not None:
+        overrides = ModelOverrides(architecture=config.student.model, classes=like.classes)
+        student, initial = load_model(config.student.weights, overrides)
         if is_black_box(student):
             raise UsageError(
-                f"student.weights: {plan.student.weights} is an ONNX file, which cannot be trained further; give a "
-                "checkpoint or a model folder."
+                f"student.weights: found the ONNX file {config.student.weights}, which cannot be trained; give a "
+                "checkpoint or a model directory."
             )
-        card = replace(card, mean=old.mean, std=old.std, grey=old.grayscale)
+        card = replace(card, mean=initial.mean, std=initial.std, grayscale=initial.grayscale)
     card.provenance = {
-        "method": plan.method["name"],
-        "teachers": [teacher_provenance(t, c) for t, (_, c) in zip(plan.teachers, teachers, strict=True)],
+        "method": config.method["name"],
+        "teachers": [teacher_provenance(t, c) for t, (_, c) in zip(config.teachers, teachers, strict=True)],
     }
-    plan.training.batch_size = plan.training.batch_size or default_batch_size(method.batch_size, like.image_size)
-    return TrainingSetup(plan, method, student, card, teachers)
+    batch_size = config.training.batch_size or default_batch_size(method.batch_size, like.image_size)
+    config.training.batch_size = batch_size
+    return TrainingSetup(config, method, student, card, teachers)
 
 
 def teacher_provenance(teacher: TeacherConfig, card: ModelCard) -> dict[str, Any]:
@@ -270,126 +242,126 @@ def teacher_provenance(teacher: TeacherConfig, card: ModelCard) -> dict[str, Any
     return {"model": teacher.model, "architecture": card.architecture, "sha256": digest}
 
 
-# The run.
+def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = None, quiet: bool = False) -> Run:
+    """Create the run of a setup: decode the data and write the recipe; `Run.resume` then loads a checkpoint.
 
+    Args:
+        setup: from `prepare_training`.
+        run_dir: run directory.
+        resume: None continues a run of the same recipe and otherwise begins one; True requires a run; False removes
+            the old run.
+        quiet: show no progress.
 
-def create_run(ready: TrainingSetup, folder: Path, *, resume: bool | None = None, quiet: bool = False) -> Run:
-    """The run of a prepared plan in `folder`: new, or the same one going on.
-
-    `resume` None goes on where the folder holds this very recipe, and begins where it holds none; True insists on
-    going on; False begins anew and forgets the old run. Raises UsageError where the folder holds another recipe.
+    Raises:
+        UsageError: the directory holds a run of another recipe, or none with `resume`.
     """
-    plan = ready.config
-    place = create_accelerator(plan.training.device, plan.training.precision)
-    display = ProgressDisplay(plan.method["name"], quiet=quiet or place.rank > 0)
-    validate_run_dir(folder, plan, resume=resume)
-    validate = None
-    if plan.data.validation is not None:
-        found = load_validation_images(
-            plan.data.validation, ready.card, root=plan.data.root, folder=image_cache_dir(plan.data.cache_dir),
-            max_unreadable=plan.data.max_unreadable, say=display.print_line,
-        )  # fmt: skip
-        validate = create_scorer(found, ready.card, place)
-    cached = {
-        kind: load_training_images(plan.data, ready.card, kind, seed=plan.training.seed, say=display.print_line)
-        for kind in ready.method.needs
+    config = setup.config
+    accelerator = create_accelerator(config.training.device, config.training.precision)
+    display = ProgressDisplay(config.method["name"], quiet=quiet or accelerator.rank > 0)
+    validate_run_dir(run_dir, config, resume=resume)
+    scorer = None
+    if config.data.validation is not None:
+        validation = load_validation_images(config.data, setup.card, progress=display.print_line)
+        scorer = create_scorer(validation, setup.card, accelerator)
+    caches = {
+        kind: load_training_images(
+            config.data, setup.card, kind, seed=config.training.seed, progress=display.print_line
+        )
+        for kind in setup.method.needs
     }
-    teachers = [FrozenModel(net, place) for net in fold_teachers(ready)]
-    if plan.data.subset is not None and "unlabeled" in cached:
-        cached["unlabeled"] = select_highest_entropy(cached["unlabeled"], teachers[0], plan.data.subset)
-    place.barrier()
-    if place.rank == 0:
-        initialize_run_dir(folder, plan, fresh=resume is False)
-    place.barrier()
-    batch_size = plan.training.batch_size
-    assert batch_size is not None
-    first = cached[ready.method.needs[0]] if ready.method.needs else None
+    teachers = [FrozenModel(net, accelerator) for net in fold_teachers(setup)]
+    if config.data.subset is not None and "unlabeled" in caches:
+        caches["unlabeled"] = select_uncertain_images(caches["unlabeled"], teachers[0], config.data.subset)
+    accelerator.barrier()
+    if accelerator.rank == 0:
+        initialize_run_dir(run_dir, config, fresh=resume is False)
+    accelerator.barrier()
+    batch_size = config.training.batch_size
+    assert batch_size is not None  # see add_student
+    image_count = len(caches[setup.method.needs[0]]) if setup.method.needs else 0
     return Run(
-        run_dir=folder, accelerator=place, schedule=plan.training,
-        task=task_for_card(ready.card),
-        student=ready.student, teachers=teachers, sources={k: CachedDataset(c) for k, c in cached.items()},
-        batch_size=batch_size, steps=count_steps(plan.training, len(first) if first is not None else 0), display=display,
-        validate=validate, save_student=create_student_saver(folder, ready),
+        run_dir=run_dir, accelerator=accelerator, schedule=config.training, task=task_for_card(setup.card),
+        student=setup.student, teachers=teachers,
+        sources={kind: CachedDataset(cache) for kind, cache in caches.items()}, batch_size=batch_size,
+        steps=count_steps(config.training, image_count), display=display, validate=scorer,
+        save_student=create_student_saver(run_dir, setup),
     )  # fmt: skip
 
 
-def fold_teachers(ready: TrainingSetup) -> list[nn.Module]:
-    """The teachers as they are asked: with their BatchNorm folded where the plan says so."""
-    pairs = zip(ready.config.teachers, ready.teachers, strict=True)
+def fold_teachers(setup: TrainingSetup) -> list[nn.Module]:
+    """Return the teachers, with their BatchNorm folded if the config says so."""
+    pairs = zip(setup.config.teachers, setup.teachers, strict=True)
     return [fold_batchnorm(net, card.image_size) if t.fold_batchnorm else net for t, (net, card) in pairs]
 
 
-def count_steps(pace: TrainingSchedule, images: int) -> int | None:
-    if pace.time_limit is not None:
+def count_steps(schedule: TrainingSchedule, image_count: int) -> int | None:
+    """Return the number of iterations; None if a time limit ends the run."""
+    if schedule.time_limit is not None:
         return None
-    if pace.steps is not None:
-        return pace.steps
-    assert pace.epochs is not None
-    assert pace.batch_size is not None
-    return max(1, math.ceil(pace.epochs * images / pace.batch_size))
+    if schedule.steps is not None:
+        return schedule.steps
+    assert schedule.epochs is not None
+    assert schedule.batch_size is not None
+    return max(1, math.ceil(schedule.epochs * image_count / schedule.batch_size))
 
 
-RECIPE = "recipe.yaml"
-#: settings that do not change what is computed, or only where
-LOCATION_KEYS = ("pace.device", "data.cache", "data.root", "pace.keep", "pace.log", "pace.save")
-
-
-def validate_run_dir(folder: Path, plan: TrainConfig, *, resume: bool | None) -> None:
-    """Refuse, before anything is spent or written, a folder of another recipe, or one without the run to go on with."""
-    recipe = folder / RECIPE
+def validate_run_dir(run_dir: Path, config: TrainConfig, *, resume: bool | None) -> None:
+    """Raise UsageError if the directory holds a run of another recipe, or none although `resume` requires one."""
+    recipe = run_dir / RECIPE
     if recipe.exists() and resume is not False:
-        old = config.load_yaml(recipe)
-        different = config_differences(config.to_plain(plan), old.data)
-        if different:
+        differences = config_differences(to_plain(config), load_yaml(recipe).data)
+        if differences:
             raise UsageError(
-                f"{folder}: holds a run of another recipe ({'; '.join(different[:3])}); choose another --out, "
-                f"give the same settings to go on, or --fresh to replace it."
+                f"{run_dir}: holds a run of another recipe ({'; '.join(differences[:3])}); choose another --out, give "
+                "the same settings to continue, or --fresh to replace it."
             )
     elif resume:
-        raise UsageError(f"{folder}: there is no run to resume; leave --resume out to begin one.")
+        raise UsageError(f"{run_dir}: found no run to resume; remove --resume to begin one.")
 
 
-def initialize_run_dir(folder: Path, plan: TrainConfig, *, fresh: bool) -> None:
-    """Make a checked `folder` this plan's: its recipe is written there, and if `fresh` the run before is forgotten."""
-    recipe = folder / RECIPE
+def initialize_run_dir(run_dir: Path, config: TrainConfig, *, fresh: bool) -> None:
+    """Write the recipe of a new run; with `fresh` the old run is removed first."""
     if fresh:
-        clear_run_dir(folder)
-    if not recipe.exists():
-        head = f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; " + ", ".join(f"{k} {v}" for k, v in package_versions().items())
-        write_text(recipe, f"{head}\n{config.dump_yaml(plan)}")
+        clear_run_dir(run_dir)
+    if (run_dir / RECIPE).exists():
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    lines = [f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {versions}"]
+    data = (config.data.unlabeled, config.data.labeled, config.data.validation)
+    if any(str(spec).startswith(("module:", "dataset:")) for spec in (*(t.model for t in config.teachers), *data)):
+        lines.append("# module:HASH and dataset:HASH were Python objects: this file alone does not reproduce the run.")
+    write_text(run_dir / RECIPE, "\n".join([*lines, dump_yaml(config)]))
 
 
 def config_differences(new: Mapping[str, Any], old: Mapping[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, as `pace.steps: 10 there, 20 here`."""
-    found: list[str] = []
-    for key in [*new, *(k for k in old if k not in new)]:
-        name, mine, theirs = f"{path}{key}", new.get(key), old.get(key)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += config_differences(mine, theirs, f"{name}.")
-        elif mine != theirs and name not in LOCATION_KEYS:
-            found.append(f"{name}: {theirs!r} there, {mine!r} here")
-    return found
+    """List the settings that differ and change the result, as `training.steps: 10 there, 20 here`."""
+    differences: list[str] = []
+    for key in [*new, *(key for key in old if key not in new)]:
+        name, here, there = f"{path}{key}", new.get(key), old.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            differences += config_differences(here, there, f"{name}.")
+        elif here != there and name not in RESUMABLE_KEYS:
+            differences.append(f"{name}: {there!r} there, {here!r} here")
+    return differences
 
 
-def clear_run_dir(folder: Path) -> None:
-    """Remove what a run of ours left in `folder`, and nothing else."""
-    import shutil
-
+def clear_run_dir(run_dir: Path) -> None:
+    """Remove the files of a run, and nothing else."""
     for name in ("checkpoints", "images", "pool", "tensorboard", "best", "last"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", RECIPE, "record.json", "records.jsonl", "pool.png", "overlays.npz", "overlays.png"):
-        (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("metrics.jsonl", RECIPE, "records.jsonl", "pool.png", "overlays.npz", "overlays.png"):
+        (run_dir / name).unlink(missing_ok=True)
 
 
-def create_student_saver(folder: Path, ready: TrainingSetup) -> Callable[[str, nn.Module, dict[str, float], int], None]:
-    """A function that writes the student as a model folder `best` or `last` in the run's folder."""
+def create_student_saver(
+    run_dir: Path, setup: TrainingSetup
+) -> Callable[[str, nn.Module, dict[str, float], int], None]:
+    """Return a function that saves the student as model directory `best` or `last` of the run directory."""
 
-    def keep(name: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
+    def save_student(name: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
         assert isinstance(net, Network)
-        made = {**ready.card.provenance, "step": step, "recipe": f"../{RECIPE}", "versions": package_versions()}
-        save_model(folder / name, net, replace(ready.card, metrics=metrics, provenance=made))
+        made = {"step": step, "recipe": f"../{RECIPE}", "versions": package_versions()}
+        card = replace(setup.card, metrics=metrics, provenance=setup.card.provenance | made)
+        save_model(run_dir / name, net, card)
 
-    return keep
-
-
-__all__ = ["WEIGHTS_FILE", "Prepared", "TrainConfig", "open_run", "prepare_training", "read_plan"]
+    return save_student

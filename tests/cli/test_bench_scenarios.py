@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invoking import answer, refusal, run
+from invoking import read_error, read_result, run
 
 from compress.cli.latencies import describe_rows, ratios_of, warn_of_others
-from profiles.latency import Latency
+from profiles.latency.benchmark import Latency
 
 BRIEF = ("--duration", "0.1s", "--threads", 1)
 
@@ -19,20 +19,20 @@ def file(tmp_path_factory) -> Path:
     """A small network as ONNX."""
     import torch
 
-    from compress.models import network
-    from compress.models.card import Card
-    from compress.models.metadata import to_metadata
-    from exporters import onnx
+    from compress.models.registry import build_network
+    from compress.models.card import ModelCard
+    from compress.models.metadata import card_to_metadata
+    from exporters import onnx_export
 
     torch.manual_seed(0)
-    card = Card("wrn16_1", 4, (16, 16))
+    card = ModelCard("wrn16_1", 4, (16, 16))
     path = tmp_path_factory.mktemp("bench") / "net.onnx"
-    onnx.export(network(card), torch.zeros(1, 3, 16, 16), path, metadata=to_metadata(card))
+    onnx_export.export_onnx(build_network(card), torch.zeros(1, 3, 16, 16), path, metadata=card_to_metadata(card))
     return path
 
 
 def test_files_are_held_against_each_other_in_the_same_rounds(file: Path) -> None:
-    found = answer(run("bench", file, file, file, "--batch-size", "1,2", *BRIEF, "--json"))
+    found = read_result(run("bench", file, file, file, "--batch-size", "1,2", *BRIEF, "--json"))
     sizes = [row["batch_size"] for row in found["results"]]
     pairs = [(one["result"], one["against"]) for one in found["ratios"]]
     assert len(pairs) == 2 * 3
@@ -42,10 +42,10 @@ def test_files_are_held_against_each_other_in_the_same_rounds(file: Path) -> Non
 
 
 def test_a_row_knows_its_beginning_its_warm_up_and_its_machine(file: Path) -> None:
-    torch, onnx = answer(run("bench", "wrn16_1", "--runtimes", "torch,onnxruntime", *BRIEF, "--json"))["results"]
+    torch, onnx_export = read_result(run("bench", "wrn16_1", "--runtimes", "torch,onnxruntime", *BRIEF, "--json"))["results"]
     assert torch["load_ms"] is None
-    assert onnx["load_ms"] > 0
-    for row in (torch, onnx):
+    assert onnx_export["load_ms"] > 0
+    for row in (torch, onnx_export):
         assert row["first_ms"] > 0
         assert row["warmup_runs"] >= 1
         assert row["peak_bytes"] is None or row["peak_bytes"] > 0
@@ -68,28 +68,28 @@ def test_scenarios_have_their_names_and_a_verdict_and_quick_is_called_quick(file
 def test_a_network_is_played_in_a_process_of_its_own_with_the_wishes_of_its_user(file: Path) -> None:
     wishes = ["--input-size", "16x16", "--classes", 3]
     arguments = ["--runtimes", "torch", "--batch-size", 2, "--scenario", "MultiStream", *wishes, *BRIEF, "--json"]
-    (row,) = answer(run("bench", "wrn16_1", *arguments))["results"]
+    (row,) = read_result(run("bench", "wrn16_1", *arguments))["results"]
     assert (row["scenario"], row["runtime"], row["batch_size"]) == ("MultiStream", "torch", 2)
     assert row["valid"] is False
     assert "662" in row["invalid_because"]
 
 
 def test_single_stream_is_of_one_image_and_of_no_other_batch(file: Path, monkeypatch) -> None:
-    from profiles import scenarios
+    from profiles.latency import scenarios
 
     monkeypatch.setattr(scenarios, "play", lambda opening, rules, **_: latency(scenario=rules.scenario))
     arguments = ["--batch-size", "1,2", "--scenario", "single-stream", *BRIEF, "--json"]
-    assert [row["batch_size"] for row in answer(run("bench", file, *arguments))["results"]] == [1]
-    text = refusal(run("bench", file, "--batch-size", "2", "--scenario", "single-stream"), 2)
+    assert [row["batch_size"] for row in read_result(run("bench", file, *arguments))["results"]] == [1]
+    text = read_error(run("bench", file, "--batch-size", "2", "--scenario", "single-stream"), 2)
     assert "--batch-size 1 among others" in text
 
 
 def test_options_that_go_with_nothing_asked_for_are_refused(file: Path) -> None:
-    assert "--mlperf goes with --scenario multi-stream or" in refusal(run("bench", file, "--mlperf"), 2)
-    assert "goes with --scenario server" in refusal(run("bench", file, "--target-qps", 5), 2)
-    assert "goes with --scenario server" in refusal(run("bench", file, "--latency-bound", "5ms"), 2)
-    assert "such as 15ms" in refusal(run("bench", file, "--scenario", "server", "--latency-bound", "5 min"), 2)
-    assert "did you mean 'offline'" in refusal(run("bench", file, "--scenario", "ofline"), 2)
+    assert "--mlperf goes with --scenario multi-stream or" in read_error(run("bench", file, "--mlperf"), 2)
+    assert "goes with --scenario server" in read_error(run("bench", file, "--target-qps", 5), 2)
+    assert "goes with --scenario server" in read_error(run("bench", file, "--latency-bound", "5ms"), 2)
+    assert "such as 15ms" in read_error(run("bench", file, "--scenario", "server", "--latency-bound", "5 min"), 2)
+    assert "did you mean 'offline'" in read_error(run("bench", file, "--scenario", "ofline"), 2)
 
 
 @pytest.mark.parametrize("scenario", ["quick", "offline"])
@@ -101,7 +101,7 @@ def test_another_provider_than_the_one_asked_for_is_never_taken(file: Path, scen
 
 
 def test_of_several_rows_one_that_fails_stops_none_and_the_exit_code_is_one(file: Path, monkeypatch) -> None:
-    from profiles import scenarios
+    from profiles.latency import scenarios
 
     def play(opening: Any, rules: Any, **_: Any) -> Latency:
         if opening.settings["batch_size"] == 2:
@@ -131,7 +131,7 @@ def test_a_column_is_there_only_where_something_is_known() -> None:
         plain.replace("  ", "\n").split("\n")
     )
     full = describe_rows(
-        [("a", latency(energy_mj=2.5, compute_ms=0.5, load_ms=3.0, settled=False, peak_bytes=5_000_000))], []
+        [("a", latency(energy_mj=2.5, compute_ms=0.5, load_ms=3.0, warmup_stable=False, peak_bytes=5_000_000))], []
     )
     for word in ("mJ/image", "2.50", "compute ms", "0.500", "load ms", "3.0", "settled", "NO", "peak MB", "5.0"):
         assert word in full
