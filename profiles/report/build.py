@@ -150,7 +150,8 @@ def write_report(
             content | {"images": [replace(one, source=relative_path(one.path, output_dir)) for one in embedded]},
         ),
         output_dir / "report.csv": rows_to_csv(data),
-        output_dir / "report.json": json.dumps(report_data(content, comparison, recommendation, limits), indent=2) + "\n",
+        output_dir / "report.json": json.dumps(report_data(content, comparison, recommendation, limits), indent=2)
+        + "\n",
     }
     for path, text in files.items():
         write_file(path, text.encode("utf-8", "replace"))

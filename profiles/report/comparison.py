@@ -146,7 +146,9 @@ class Comparison:
     def speedup(self, record: Record, at: LatencySetting | None = None) -> float | None:
         """Return the teacher's median latency divided by the record's, at the same setting."""
         teacher = self.teacher_of(record)
-        return None if teacher is None else safe_ratio(self.median_latency(teacher, at), self.median_latency(record, at))
+        return (
+            None if teacher is None else safe_ratio(self.median_latency(teacher, at), self.median_latency(record, at))
+        )
 
     def best_model(self) -> Record | None:
         """Return the record with the highest score: a student if there is one, else a model, else a teacher."""

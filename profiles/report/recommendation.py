@@ -52,7 +52,9 @@ class Limits:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def __str__(self) -> str:
-        return join_words([f"{format_significant(limit)} {COST_NAMES[cost][1]}" for cost, limit in self.by_cost.items()])
+        return join_words(
+            [f"{format_significant(limit)} {COST_NAMES[cost][1]}" for cost, limit in self.by_cost.items()]
+        )
 
 
 @dataclass(frozen=True)

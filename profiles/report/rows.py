@@ -134,7 +134,6 @@ def curve_data(comparison: Comparison, runs: Sequence[Record]) -> dict[str, Any]
     return {"curves": curves[:MAX_CURVES], "curves_in_all": len(curves)}
 
 
-
 def class_data(comparison: Comparison, records: Sequence[Record]) -> dict[str, Any] | None:
     """Return the IoU per class of the teacher and the best models."""
     names = comparison.class_names
@@ -161,7 +160,12 @@ def rows_to_csv(data: Mapping[str, Any]) -> str:
         for index, times in row["times"].items() or [(None, {})]:
             setting = {} if index is None else data["settings"][int(index)]
             writer.writerow(
-                [*known, *(escape_formula(setting.get(key)) for key in setting_keys), *(times.get(k) for k in TIMES), command]
+                [
+                    *known,
+                    *(escape_formula(setting.get(key)) for key in setting_keys),
+                    *(times.get(k) for k in TIMES),
+                    command,
+                ]
             )
     return file.getvalue()
 

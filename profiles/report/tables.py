@@ -68,7 +68,12 @@ def build_table(
 
 def build_tables(comparison: Comparison) -> list[Table]:
     """Build the tables of results, latencies, exports and training runs that are not empty."""
-    all_tables = [results_table(comparison), latency_table(comparison), export_table(comparison), runs_table(comparison)]
+    all_tables = [
+        results_table(comparison),
+        latency_table(comparison),
+        export_table(comparison),
+        runs_table(comparison),
+    ]
     return [table for table in all_tables if table is not None and table.rows]
 
 
@@ -157,7 +162,6 @@ def latencies_at(comparison: Comparison, at: LatencySetting) -> list[tuple[Recor
     return [(record, one) for record, one in latencies if one is not None]
 
 
-
 def export_table(comparison: Comparison) -> Table | None:
     """Build the table of exported files and their difference from PyTorch."""
 
@@ -182,10 +186,11 @@ def export_table(comparison: Comparison) -> Table | None:
     return build_table("Exported files against PyTorch: logits on the same images.", columns, exported)
 
 
-
 def runs_table(comparison: Comparison) -> Table | None:
     """Build the table of training runs."""
-    described = [record for record in comparison.records if any(key in record.run for key in ("steps", "wall_s", "seed"))]
+    described = [
+        record for record in comparison.records if any(key in record.run for key in ("steps", "wall_s", "seed"))
+    ]
     networks = {(record.name, record.method) for record in described if not record.format}
     # the files of a network have the same run
     shown = [record for record in described if not record.format or (record.name, record.method) not in networks]

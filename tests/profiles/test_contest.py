@@ -99,7 +99,7 @@ def test_a_package_more_is_no_other_machine() -> None:
 
 def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
     mine = contest(
-        replace(A, settings={"bn": 10}), B, skipped=[("D", "needs labelled images (--data)")],
+        replace(A, settings={"bn": 10}), B, skipped=[("D", "needs labeled images (--data)")],
         failed=[("E", 1, "the loss is nan")], commands=["compress compare"],
     )  # fmt: skip
     paths, found = write_method_report(tmp_path, mine)
@@ -117,7 +117,7 @@ def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert rows[1]["settings"] == "bn=10"
     markdown, html = paths["markdown"].read_text(), paths["html"].read_text()
     for text in (markdown, html):
-        for words in ("needs labelled images (--data)", "E, seed 1", "the loss is nan", "bn = 10", "62.0 % ± 2.8"):
+        for words in ("needs labeled images (--data)", "E, seed 1", "the loss is nan", "bn = 10", "62.0 % ± 2.8"):
             assert words in text
     assert "![Accuracy over training time](compare.svg)" in markdown
     assert "| B | 62.0 % ± 2.8 | 60.0, 64.0 |" in markdown

@@ -1,0 +1,335 @@
+"""Benchmarks on another machine over ssh: the needed modules and model files are sent, the latencies come back.
+
+The modules are the very files that measure here, so both machines measure in the same way. None of them imports torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import shutil
+import tempfile
+import zipapp
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+import compress
+import exporters
+import profiles
+from compress.errors import CompressError, UsageError
+from compress.files import sha256
+from exporters.model_info import read_model_info
+from exporters.runtimes import SUFFIXES, Provider
+from profiles.latency.benchmark import InterleavedTimings, Latency
+from profiles.latency.cases import (
+    BenchmarkCase,
+    CaseTimings,
+    Progress,
+    ScenarioFailure,
+    select_scenarios,
+)
+from profiles.latency.remote_worker import (
+    BEGIN,
+    END,
+    STATUS_PREFIX,
+    RemoteCase,
+    RemoteFile,
+    RemoteRequest,
+    encode_request,
+)
+from profiles.latency.scenarios import ScenarioSettings
+from profiles.latency.ssh import Address, RemoteOutput, describe_failure, remove_control_characters, run_python
+
+#: runtimes with a single possible provider
+FIXED_PROVIDERS: dict[str, Provider] = {"openvino": "cpu", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
+#: seconds that the other machine may take in addition to the measurement: to start, and per case to load and warm up;
+#: seconds of a case in MLPerf's length, which LoadGen determines
+START_S, CASE_S, SUBMISSION_S = 120.0, 60.0, 4 * 3600.0
+CHUNK = 2**16
+PACKAGES = {module.__name__: Path(module.__path__[0]) for module in (compress, exporters, profiles)}
+WORKER = "profiles.latency.remote_worker"
+#: sent modules that are imported inside functions
+LAZY_MODULES = (
+    "profiles.latency.cases", "profiles.latency.loadgen", "exporters.runtimes.onnxruntime",
+    "exporters.runtimes.openvino", "exporters.runtimes.tensorrt",
+)  # fmt: skip
+#: run by the other machine's Python, before anything of ours is there: one line without a single quote, valid in any
+#: Python since 2.7. It removes its directory when it ends.
+BOOTSTRAP = (
+    "import sys;sys.path.pop(0);import atexit,os,runpy,shutil,tempfile;"
+    'sys.version_info>=(3,10) or sys.exit("%s is Python %d.%d, expected 3.10 or newer"%'
+    "((sys.executable,)+tuple(sys.version_info[:2])));"
+    'b=getattr(sys.stdin,"buffer",sys.stdin).read({size});len(b)=={size} or sys.exit("the archive did not arrive");'
+    'd=tempfile.mkdtemp(prefix="compress-");atexit.register(shutil.rmtree,d,True);'
+    'p=os.path.join(d,"worker.pyz");f=open(p,"wb");f.write(b);f.close();'
+    'sys.argv=[p];runpy.run_path(p,run_name="__main__")'
+)
+
+
+def benchmark_remote(
+    address: Address,
+    cases: Sequence[BenchmarkCase],
+    *,
+    duration_s: float | None,
+    scenarios: Sequence[ScenarioSettings] = (),
+    precision: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    progress: Progress = lambda _: None,
+) -> CaseTimings:
+    """Time exported files on another machine.
+
+    Args:
+        address: The machine; ssh must reach it without a question.
+        cases: Files to time. Cases with the same file send it once.
+        duration_s: Seconds of interleaved timing per case; None: no interleaved timing.
+        scenarios: LoadGen scenarios to run.
+        precision: Precision in which every case must really run; None: any.
+        versions: Package -> required prefix of its version on the machine.
+        progress: Called with status lines.
+
+    Returns:
+        Latencies of the other machine, and the sha256 of each case's file.
+
+    Raises:
+        UsageError: A case is a network, or has a provider that its runtime does not support.
+        CompressError: The machine cannot be reached or cannot measure, or its reply is invalid.
+    """
+    paths, files = collect_files(cases)
+    folders = {path: i for i, path in enumerate(dict.fromkeys(model_file(case) for case in cases))}
+    remote_cases = tuple(create_remote_case(case, folders[model_file(case)]) for case in cases)
+    request = RemoteRequest(
+        tuple(files),
+        remote_cases,
+        time_limit(cases, duration_s, scenarios),
+        duration_s,
+        tuple(asdict(settings) for settings in scenarios),
+        precision,
+        dict(versions or {}),
+    )
+    progress(f"Copying {sum(file.size for file in files) / 1e6:.1f} MB to {address} …")
+    archive = pack_worker()
+
+    def display_status(line: str) -> bool:
+        if line.startswith(STATUS_PREFIX):
+            progress(f"{address}: {line.removeprefix(STATUS_PREFIX)}")
+        return line.startswith(STATUS_PREFIX)
+
+    output = run_python(
+        address,
+        BOOTSTRAP.format(size=len(archive)),
+        iter_content(archive + encode_request(request), paths, files),
+        limit_s=request.limit_s,
+        on_message=display_status,
+    )
+    timings = validate_reply(address, parse_reply(address, output), cases, request)
+    sums = {file.name: file.sha256 for file in files}
+    return replace(timings, sha256={case: sums[one.file] for case, one in zip(cases, remote_cases, strict=True)})
+
+
+def model_file(case: BenchmarkCase) -> Path:
+    """Return the file of a case. Raises UsageError for a network."""
+    if not isinstance(case.model, Path):
+        raise UsageError(f"{case.name}: found a network, expected an exported file for another machine.")
+    return case.model
+
+
+def collect_files(cases: Sequence[BenchmarkCase]) -> tuple[list[Path], list[RemoteFile]]:
+    """Return the files of all models, each model in a directory with its own number."""
+    paths, files = list[Path](), list[RemoteFile]()
+    models = {model_file(case): case for case in cases}
+    for i, (model, case) in enumerate(models.items()):
+        for path in (model, *find_companion_files(model, trust_engine=case.trust_engine)):
+            name = f"{i}/{path.relative_to(model.parent).as_posix()}"
+            paths.append(path)
+            files.append(RemoteFile(name, path.stat().st_size, sha256(path)))
+    return paths, files
+
+
+def find_companion_files(model: Path, *, trust_engine: bool = False) -> Sequence[Path]:
+    """Return the other files that a model consists of. Validates ONNX files and engines."""
+    if model.suffix.lower() == ".xml":
+        return (model.with_suffix(".bin"),)
+    return read_model_info(model, trust_engine=trust_engine).companion_files
+
+
+def create_remote_case(case: BenchmarkCase, folder: int) -> RemoteCase:
+    """Describe a case for the worker. Raises UsageError for a provider that its runtime does not support."""
+    model = model_file(case)
+    runtime = case.runtime or SUFFIXES[model.suffix.lower()][0]
+    provider = FIXED_PROVIDERS.get(runtime)
+    if provider is not None and case.provider not in (None, provider):
+        raise UsageError(f"{case.name}: found provider {case.provider}, expected {provider} for {runtime}.")
+    return RemoteCase(
+        case.name,
+        f"{folder}/{model.name}",
+        runtime,
+        provider or case.provider or "cpu",
+        case.batch_size,
+        case.threads,
+        case.image_size,
+        case.trust_engine,
+    )
+
+
+def time_limit(
+    cases: Sequence[BenchmarkCase], duration_s: float | None, scenarios: Sequence[ScenarioSettings]
+) -> float:
+    """Return the seconds after which the other machine gives up."""
+    limit = START_S + len(cases) * (CASE_S + 3 * (duration_s or 0))
+    return limit + sum(
+        SUBMISSION_S if settings.mlperf else CASE_S + 3 * settings.duration_s
+        for _, settings in select_scenarios(cases, scenarios)
+    )
+
+
+def iter_content(head: bytes, paths: Sequence[Path], files: Sequence[RemoteFile]) -> Iterator[bytes]:
+    """Yield all bytes to send. Raises CompressError for a file that has become shorter."""
+    yield head
+    for path, file in zip(paths, files, strict=True):
+        left = file.size
+        with open(path, "rb") as source:
+            while chunk := source.read(min(CHUNK, left)):
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise CompressError(f"{path}: became shorter while it was copied; run again.")
+
+
+def sent_modules() -> dict[str, Path]:
+    """Return name -> file of every module that the worker may import."""
+    modules: dict[str, Path] = {}
+    pending = [WORKER, *LAZY_MODULES]
+    while pending:
+        name = pending.pop()
+        path = find_module(name)
+        if path is not None and name not in modules:
+            modules[name] = path
+            pending += [*find_imports(path), name.rpartition(".")[0]]
+    return modules
+
+
+def find_module(name: str) -> Path | None:
+    """Return the file of a module of our packages; None for any other name."""
+    top, *rest = name.split(".")
+    if top not in PACKAGES:
+        return None
+    path = PACKAGES[top].joinpath(*rest)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def find_imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports at module level, except for type checking."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def pack_worker() -> bytes:
+    """Pack the worker's modules into an archive that Python runs."""
+    target = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in sent_modules().items():
+            file = Path(folder, *name.split("."))
+            file = file / "__init__.py" if path.name == "__init__.py" else file.with_suffix(".py")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, file)
+        zipapp.create_archive(folder, target, main=f"{WORKER}:main")
+    return target.getvalue()
+
+
+def parse_reply(address: Address, output: RemoteOutput) -> dict[str, Any]:
+    """Find the reply in the output. Raises CompressError if there is none, or if it is an error."""
+    _, begin, rest = output.stdout.decode(errors="replace").rpartition(BEGIN + "\n")
+    content, end, _ = rest.partition("\n" + END)
+    if not begin or not end:
+        raise CompressError(f"{address}: {describe_failure(address, output)}")
+    try:
+        reply = clean_strings(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise CompressError(f"{address}: found an invalid reply ({type(error).__name__}), expected JSON.") from error
+    if not isinstance(reply, dict):
+        raise CompressError(f"{address}: found an invalid reply ({type(reply).__name__}), expected an object.")
+    if "error" in reply:
+        error = validate_part(address, "error", reply["error"], dict[str, Any])
+        details = f" ({output.messages[-1]})" if error.get("is_crash") and output.messages else ""
+        kind = UsageError if error.get("is_usage_error") else CompressError
+        raise kind(f"{address}: {str(error.get('message'))[:2000]}{details}.")
+    return reply
+
+
+def clean_strings(value: Any) -> Any:
+    """Remove control characters from all strings of a JSON value."""
+    if isinstance(value, str):
+        return remove_control_characters(value)
+    if isinstance(value, dict):
+        return {remove_control_characters(key): clean_strings(one) for key, one in value.items()}
+    return [clean_strings(one) for one in value] if isinstance(value, list) else value
+
+
+def validate_reply(
+    address: Address, reply: Mapping[str, Any], cases: Sequence[BenchmarkCase], request: RemoteRequest
+) -> CaseTimings:
+    """Validate a reply. Raises CompressError if it is not of the expected form or measured something else."""
+    interleaved = None
+    if request.duration_s is not None:
+        timings = validate_part(address, "interleaved", reply.get("interleaved"), dict[str, Any])
+        latencies = validate_part(address, "latencies", timings.get("latencies"), list[Latency], len(cases))
+        medians = validate_part(address, "medians", timings.get("medians"), list[list[float]], len(cases))
+        for one, latency in zip(request.cases, latencies, strict=True):
+            check_latency(address, one, "quick", latency)
+        interleaved = InterleavedTimings(
+            dict(zip(cases, latencies, strict=True)), dict(zip(cases, medians, strict=True))
+        )
+    results: list[tuple[BenchmarkCase, Latency]] = []
+    failures: list[ScenarioFailure] = []
+    selected = {settings["scenario"] for settings in request.scenarios}
+    for one in validate_part(address, "scenarios", reply.get("scenarios"), list[dict[str, Any]]):
+        index = validate_part(address, "case", one.get("case"), pydantic.conint(ge=0, lt=len(cases)))
+        latency = validate_part(address, "latency", one.get("latency"), Latency)
+        check_latency(
+            address, request.cases[index], latency.scenario if latency.scenario in selected else None, latency
+        )
+        results.append((cases[index], latency))
+    for one in validate_part(address, "failures", reply.get("failures"), list[dict[str, Any]]):
+        index = validate_part(address, "case", one.get("case"), pydantic.conint(ge=0, lt=len(cases)))
+        message = f"{address}: {one.get('message')}"
+        failures.append(ScenarioFailure(cases[index], str(one.get("scenario")), message))
+    scenarios = [ScenarioSettings(**settings) for settings in request.scenarios]
+    expected = sum(1 for _ in select_scenarios(cases, scenarios))
+    if len(results) + len(failures) != expected:
+        raise CompressError(f"{address}: found {len(results) + len(failures)} scenario results, expected {expected}.")
+    machine = validate_part(address, "machine", reply.get("machine"), dict[str, Any])
+    return CaseTimings(interleaved, results, machine, failures).require_any()
+
+
+def validate_part(address: Address, name: str, value: Any, kind: Any, length: int | None = None) -> Any:
+    """Validate a part of the reply. Raises CompressError for another type or length."""
+    try:
+        part = pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (name, *first["loc"])))
+        raise CompressError(f"{address}: found an invalid reply ({key}: {first['msg']}).") from error
+    if length is not None and len(part) != length:
+        raise CompressError(f"{address}: found {len(part)} {name} in the reply, expected {length}.")
+    return part
+
+
+def check_latency(address: Address, case: RemoteCase, scenario: str | None, latency: Latency) -> None:
+    """Raise CompressError if a latency is of another case, or not positive."""
+    expected = (case.runtime, case.provider, case.batch_size, scenario)
+    found = (latency.runtime, latency.device, latency.batch_size, latency.scenario)
+    if found != expected or not latency.latency_ms_p50 > 0:
+        raise CompressError(
+            f"{address}: {case.name}: found {found} with {latency.latency_ms_p50} ms in the reply, expected {expected}."
+        )
