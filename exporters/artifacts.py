@@ -18,6 +18,7 @@ from exporters.divergence import first_divergent_operator, max_magnitudes
 from exporters.errors import ExportError, RejectedError, RunnerError
 from exporters.onnx_export import ReferenceModel
 from exporters.onnx_validation import read_model
+from exporters.openvino_export import convert_to_openvino
 from exporters.output import commit_output, temporary_output, total_size
 from exporters.parity import TOLERANCES, Parity, Tolerance
 from exporters.quantization import modelopt, static
@@ -26,7 +27,6 @@ from exporters.quantization.mixed_precision import MixedPrecisionResult, quantiz
 from exporters.quantization.saturation import list_unsafe_weights
 from exporters.quantization.static import Calibrator, QuantizationResult, Quantizer, Target
 from exporters.runtimes import Runner, Runtime, load
-from exporters.runtimes.openvino import convert_to_openvino
 from exporters.tensorrt.build import build_engine
 from exporters.tensorrt.options import BuildOptions, ShapeRanges
 from exporters.torch_exporters import save_model

@@ -42,7 +42,7 @@ from exporters.runtimes.onnxruntime import create_session
 TARGETS: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx", "ort-cuda")
 #: calibrator -> Model Optimizer's name for it
 METHODS: dict[CalibrationMethod, str] = {"entropy": "entropy", "minmax": "max"}
-MISSING = 'NVIDIA Model Optimizer is not installed; install it with: pip install "compress[modelopt]".'
+MISSING = 'NVIDIA Model Optimizer is not installed; install it with: pip install "compress-distill[modelopt]".'
 
 
 def unsupported_reason(target: Target, calibrator: Calibrator) -> str | None:

@@ -1,4 +1,4 @@
-"""OpenVINO: conversion of verified ONNX files to NAME.xml and NAME.bin, and a runner for the CPU.
+"""OpenVINO and ONNX files in OpenVINO, on the CPU.
 
 By default OpenVINO computes in bfloat16 wherever the CPU is fast in it, whatever the precision of the file. Therefore
 the precision is always set: that of the graph if the CPU supports it, else float32. The precision that the compiled
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporters.cpu import SAFE_WEIGHT, has_exact_int8, saturation_warning
-from exporters.errors import ExportError, RunnerError, require_file
+from exporters.errors import RunnerError, require_file
 from exporters.packages import import_package
 from exporters.runtimes.base import (
     Images,
@@ -42,36 +41,6 @@ COMPUTE_LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 NETWORK_HEADER = re.compile(rb"<net\s[^>]*\bversion=")
 HEADER_BYTES = 4096
 OPENVINO_ERRORS = (RuntimeError, TypeError, ValueError)
-
-
-@dataclass(frozen=True)
-class OpenVINOConversion:
-    """An OpenVINO file that was made from an ONNX file."""
-
-    precision: str  #: of the graph; the runner reports the precision at run time
-    version: str  #: of OpenVINO
-
-
-def convert_to_openvino(source: Path, target: Path) -> OpenVINOConversion:
-    """Convert an ONNX file to an OpenVINO file in the same precision.
-
-    Args:
-        source: ONNX file from a trusted source.
-        target: The .xml file to write; the weights go to a .bin file beside it.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ExportError: OpenVINO cannot convert the file.
-        RuntimeUnavailableError: OpenVINO is not installed.
-    """
-    openvino = import_openvino()
-    require_file(source, "an .onnx file")
-    try:
-        graph = openvino.Core().read_model(str(source))
-        openvino.save_model(graph, str(target), compress_to_fp16=False)
-    except OPENVINO_ERRORS as error:
-        raise ExportError(f"{source}: OpenVINO cannot convert it ({error_reason(error)}).") from error
-    return OpenVINOConversion(read_metadata(graph).get("precision", "fp32"), openvino.__version__.split("-")[0])
 
 
 class OpenVINORunner(Runner):

@@ -9,27 +9,28 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from invoking import TEACHER, answer, refusal, run
+from invoking import TEACHER, read_error, read_result, run
 
-from compress.cli.opening import open_model
+from compress.predictor import load_predictor
 from compress.errors import UsageError
-from compress.models import network
-from compress.models.card import Card
+from compress.models.registry import build_network
+from compress.models.card import ModelCard
 from compress.models.loading import load_model
-from compress.models.metadata import to_metadata
-from exporters.onnx import Framing, export
-from exporters.openvino import convert
+from compress.models.metadata import card_to_metadata
+from exporters.onnx_export import export_onnx
+from exporters.pre_post import Preprocessing
+from exporters.openvino_export import convert_to_openvino
 
 
-def written(path: Path, net: torch.nn.Module, card: Card, **options) -> Path:
+def written(path: Path, net: torch.nn.Module, card: ModelCard, **options) -> Path:
     example = torch.zeros(options.pop("batch", 1), 3, *card.image_size)
     exporter = "dynamo" if "framing" in options else "torchscript"
-    export(net, example, path, metadata=to_metadata(card), exporter=exporter, **options)
+    export_onnx(net, example, path, metadata=card_to_metadata(card), exporter=exporter, **options)
     return path
 
 
 @pytest.fixture(scope="module")
-def teacher() -> tuple[torch.nn.Module, Card]:
+def teacher() -> tuple[torch.nn.Module, ModelCard]:
     return load_model(TEACHER)
 
 
@@ -41,12 +42,12 @@ def plain(teacher, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def xml(plain: Path, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("openvino") / "teacher.xml"
-    convert(plain, path)
+    convert_to_openvino(plain, path)
     return path
 
 
 def scored(*arguments: object, data: object) -> dict:
-    return answer(run("eval", *arguments, "--data", data, "--json"))
+    return read_result(run("eval", *arguments, "--data", data, "--json"))
 
 
 RUNS = [("plain", [], "onnxruntime"), ("plain", ["--runtime", "openvino"], "openvino"), ("xml", [], "openvino")]
@@ -77,16 +78,16 @@ def test_a_file_that_prepares_pictures_gets_the_same_part_of_them(
     net, card = teacher
     card = replace(card, resize=resize)
     floats = written(tmp_path / "floats.onnx", net, card)
-    prepared = written(tmp_path / "bytes.onnx", net, card, framing=Framing(card.image_size, resize))
-    convert(prepared, tmp_path / "bytes.xml")
+    prepared = written(tmp_path / "bytes.onnx", net, card, framing=Preprocessing(card.image_size, resize))
+    convert_to_openvino(prepared, tmp_path / "bytes.xml")
     right = scored(floats, data=clothes)["metrics"]
     assert right["accuracy"] > 0.5
     assert scored(prepared, data=clothes)["metrics"] == right
     assert scored(tmp_path / "bytes.xml", data=clothes)["metrics"] == right
-    rows = answer(run("bench", prepared, tmp_path / "bytes.xml", "--duration", "0.05s", "--json"))["results"]
+    rows = read_result(run("bench", prepared, tmp_path / "bytes.xml", "--duration", "0.05s", "--json"))["results"]
     assert [row["runtime"] for row in rows] == ["onnxruntime", "openvino"]
     with pytest.raises(UsageError, match="normalises images itself"):
-        open_model(str(prepared), mean=[0.5], std=[0.25])
+        load_predictor(str(prepared), mean=[0.5], std=[0.25])
 
 
 @pytest.mark.parametrize("postprocess", ["argmax", "softmax", "topk"])
@@ -94,7 +95,7 @@ def test_a_file_that_decides_by_itself_is_scored_by_its_decisions(
     plain: Path, teacher, clothes: Path, tmp_path: Path, postprocess: str
 ) -> None:
     path = written(tmp_path / "a.onnx", *teacher, postprocess=postprocess)
-    convert(path, tmp_path / "a.xml")
+    convert_to_openvino(path, tmp_path / "a.xml")
     right = scored(plain, data=clothes)["metrics"]
     assert scored(path, data=clothes)["metrics"] == right
     assert scored(tmp_path / "a.xml", data=clothes)["metrics"] == right
@@ -102,26 +103,26 @@ def test_a_file_that_decides_by_itself_is_scored_by_its_decisions(
 
 def test_a_file_of_one_batch_size_gets_whole_batches(plain: Path, teacher, clothes: Path, tmp_path: Path) -> None:
     path = written(tmp_path / "a.onnx", *teacher, dynamic_batch=False, batch=3)
-    convert(path, tmp_path / "a.xml")
+    convert_to_openvino(path, tmp_path / "a.xml")
     right = scored(plain, data=clothes)["metrics"]
     for one in (path, tmp_path / "a.xml"):
         assert scored(one, data=clothes)["metrics"] == right
         images = torch.rand(7, 3, 32, 32)
         torch.testing.assert_close(
-            open_model(str(one)).answer(images), open_model(str(plain)).answer(images), rtol=1e-4, atol=1e-4
+            load_predictor(str(one)).predict(images), load_predictor(str(plain)).predict(images), rtol=1e-4, atol=1e-4
         )
-        assert "takes batches of 3 only, found --batch-size 1" in refusal(run("bench", one), 2)
+        assert "takes batches of 3 only, found --batch-size 1" in read_error(run("bench", one), 2)
 
 
 def test_a_stranger_s_file_is_opened_by_what_its_user_says(plain: Path, tmp_path: Path) -> None:
     bare = onnx.load(plain)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
-    convert(tmp_path / "bare.onnx", tmp_path / "bare.xml")
-    opened = open_model(str(tmp_path / "bare.xml"), mean=[0.5], std=[0.25])
+    convert_to_openvino(tmp_path / "bare.onnx", tmp_path / "bare.xml")
+    opened = load_predictor(str(tmp_path / "bare.xml"), mean=[0.5], std=[0.25])
     assert (opened.card.classes, opened.card.image_size, opened.runtime) == (10, (32, 32), "openvino")
     x = torch.rand(2, 3, 32, 32)
-    found, right = opened.answer(x), open_model(str(plain)).answer((x - 0.5) / 0.25)
+    found, right = opened.predict(x), load_predictor(str(plain)).predict((x - 0.5) / 0.25)
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +137,7 @@ def test_bench_times_each_model_where_it_can_run_and_says_what_it_leaves_out(pla
         "--json",
     ]
     result = run("bench", "wrn16_1", plain, xml, *arguments)
-    rows = [(Path(row["model"]).name, row["runtime"], row["precision"]) for row in answer(result)["results"]]
+    rows = [(Path(row["model"]).name, row["runtime"], row["precision"]) for row in read_result(result)["results"]]
     expected = [("wrn16_1", one) for one in ("torch", "onnxruntime", "openvino")]
     expected += [("teacher.onnx", "onnxruntime"), ("teacher.onnx", "openvino"), ("teacher.xml", "openvino")]
     assert rows == [(*one, "fp32") for one in expected]
@@ -155,18 +156,18 @@ def test_bench_runs_a_file_in_its_own_runtime_unless_told_otherwise(xml: Path) -
 
 
 def test_bench_with_nothing_left_is_an_error(xml: Path) -> None:
-    assert "does not run in torch" in refusal(run("bench", xml, "--runtimes", "torch"), 2)
-    assert "does not run in tensorrt" in refusal(run("bench", "wrn16_1", "--runtimes", "tensorrt"), 2)
+    assert "does not run in torch" in read_error(run("bench", xml, "--runtimes", "torch"), 2)
+    assert "does not run in tensorrt" in read_error(run("bench", "wrn16_1", "--runtimes", "tensorrt"), 2)
 
 
 def test_a_provider_or_runtime_that_cannot_be_had_is_one_sentence(xml: Path, plain: Path, clothes: Path) -> None:
-    assert "cuda was asked for, but OpenVINO" in refusal(run("bench", xml, "--provider", "cuda"), 1)
-    assert "TensorrtExecutionProvider" in refusal(run("bench", plain, "--provider", "tensorrt"), 1)
-    assert "PyTorch runs on cpu or cuda" in refusal(
+    assert "cuda was asked for, but OpenVINO" in read_error(run("bench", xml, "--provider", "cuda"), 1)
+    assert "TensorrtExecutionProvider" in read_error(run("bench", plain, "--provider", "tensorrt"), 1)
+    assert "PyTorch runs on cpu or cuda" in read_error(
         run("bench", "wrn16_1", "--runtimes", "torch", "--device", "openvino"), 1
     )
-    assert "it runs in openvino" in refusal(run("eval", xml, "--runtime", "onnxruntime", "--data", clothes), 1)
-    assert "compress export" in refusal(run("eval", TEACHER, "--runtime", "openvino", "--data", clothes), 2)
+    assert "it runs in openvino" in read_error(run("eval", xml, "--runtime", "onnxruntime", "--data", clothes), 1)
+    assert "compress export" in read_error(run("eval", TEACHER, "--runtime", "openvino", "--data", clothes), 2)
 
 
 @pytest.mark.parametrize("command", [["eval", "--data", "embedded/fashion"], ["bench"]])
@@ -190,12 +191,12 @@ def test_broken_artefacts_are_one_sentence(xml: Path, plain: Path, tmp_path: Pat
         ("none.xml", "no such file", 2),
         ("none.engine", "no such file", 2),
     ):
-        assert says in refusal(run(command[0], tmp_path / name, *command[1:]), code)
+        assert says in read_error(run(command[0], tmp_path / name, *command[1:]), code)
 
 
 def test_a_compiled_file_is_no_teacher_and_nothing_to_profile(xml: Path) -> None:
-    assert "give the model that it was exported from" in refusal(run("inspect", xml), 1)
-    assert "expected a PyTorch model" in refusal(run("profile", xml), 2)
+    assert "give the model that it was exported from" in read_error(run("inspect", xml), 1)
+    assert "expected a PyTorch model" in read_error(run("profile", xml), 2)
 
 
 def test_a_segmenter_s_maps_are_scored_in_openvino(tmp_path: Path) -> None:
@@ -211,10 +212,10 @@ def test_a_segmenter_s_maps_are_scored_in_openvino(tmp_path: Path) -> None:
             tmp_path / f"data/images/{i}.png"
         )
         Image.fromarray(noise.integers(0, 3, (height, width), dtype=np.uint8)).save(tmp_path / f"data/masks/{i}.png")
-    card = Card("torchvision/lraspp_mobilenet_v3_large", 3, (33, 33), "segmentation", mean=(0.5,) * 3, std=(0.2,) * 3)
-    net = network(card).eval()
+    card = ModelCard("torchvision/lraspp_mobilenet_v3_large", 3, (33, 33), "segmentation", mean=(0.5,) * 3, std=(0.2,) * 3)
+    net = build_network(card).eval()
     path = written(tmp_path / "a.onnx", net, card, dynamic_size=True)
-    convert(path, tmp_path / "a.xml")
+    convert_to_openvino(path, tmp_path / "a.xml")
     right = scored(path, data=tmp_path / "data")["metrics"]
     found = scored(tmp_path / "a.xml", data=tmp_path / "data")
     assert (found["runtime"], found["images"]) == ("openvino", 3)

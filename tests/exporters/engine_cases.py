@@ -1,8 +1,7 @@
-"""Small ONNX files for engines, and stand-ins for the libraries and the GPU that are not here."""
+"""Small ONNX files for engines, and substitutes for TensorRT and the CUDA driver."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import sys
@@ -13,20 +12,19 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 import tensorrt_rtx
 import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from exporters.tensorrt.options import ShapeRanges
 from exporters.tensorrt.build import EngineBuildResult, build_engine
-from exporters.tensorrt.options import BuildOptions
+from exporters.tensorrt.options import BuildOptions, ShapeRanges
 
 SIZE = (8, 10)
 BATCH = (1, 8, 64)
 SHAPES = ShapeRanges(BATCH)
 RTX: Any = "tensorrt-rtx"
+STREAM = 7
 
 
 def save(
@@ -70,8 +68,8 @@ def classifier(path: Path, *, batch: int | str = "batch", metadata: dict[str, st
     return save(path, nodes, [batch, 3, *SIZE], answers, {"w": filters()}, metadata=metadata)
 
 
-def shipped(folder: Path) -> Path:
-    """The classifier as our own export has it, with a word on what it is."""
+def classifier_with_metadata(folder: Path) -> Path:
+    """The classifier with metadata as our own export has them."""
     return classifier(folder / "net.onnx", metadata={"classes": "4", "precision": "fp32"})
 
 
@@ -99,7 +97,7 @@ def labeller(path: Path) -> Path:
 
 
 def halved(path: Path) -> Path:
-    """As `classifier`, in fp16 but for what goes in and comes out; it does not say so."""
+    """`classifier` in fp16 with float32 input and output, without metadata."""
     nodes = [
         helper.make_node("Cast", ["images"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("Conv", ["h", "w"], ["c"], kernel_shape=[3, 3]),
@@ -116,16 +114,16 @@ def noise(*shape: int) -> NDArray[np.float32]:
 
 
 class Settings:
-    """A builder's configuration that notes what TensorRT has and the library here has not."""
+    """A builder configuration that records options which TensorRT has and the installed library lacks."""
 
     def __init__(self, real: Any, logger: Any) -> None:
-        self.__dict__.update(real=real, logger=logger, noted={}, flags=[], caches=[])
+        self.__dict__.update(real=real, logger=logger, recorded_options={}, flags=[], caches=[])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.noted[name] = value
+        self.recorded_options[name] = value
 
     def set_flag(self, flag: Any) -> None:
         self.flags.append(flag.name)
@@ -144,9 +142,9 @@ class Settings:
         return self.caches[-1]
 
 
-def stand_in(version: str, **changes: Any) -> ModuleType:
-    """The installed library as TensorRT of a version, and what its builder was told, as `told`."""
-    told = SimpleNamespace()
+def fake_tensorrt(version: str, **changes: Any) -> ModuleType:
+    """The installed library under the name of TensorRT; `recorded` holds what its builder was given."""
+    recorded = SimpleNamespace()
 
     class Builder:
         def __init__(self, logger: Any) -> None:
@@ -154,19 +152,19 @@ def stand_in(version: str, **changes: Any) -> ModuleType:
             self.create_optimization_profile = self.real.create_optimization_profile
 
         def create_network(self, flags: int) -> Any:
-            told.network = flags
+            recorded.network = flags
             return self.real.create_network(flags)
 
         def create_builder_config(self) -> Any:
-            told.config = Settings(self.real.create_builder_config(), self.logger)
-            return told.config
+            recorded.config = Settings(self.real.create_builder_config(), self.logger)
+            return recorded.config
 
         def build_serialized_network(self, network: Any, config: Any) -> Any:
             return self.real.build_serialized_network(network, config.real)
 
     module = ModuleType("tensorrt")
     module.__dict__.update(vars(tensorrt_rtx))
-    module.__dict__.update(__version__=version, Builder=Builder, told=told, **changes)
+    module.__dict__.update(__version__=version, Builder=Builder, recorded=recorded, **changes)
     return module
 
 
@@ -175,26 +173,109 @@ def install(monkeypatch: Any, module: ModuleType) -> ModuleType:
     return module
 
 
-def plug_in(monkeypatch: Any, name: str = "NVIDIA A10", capability: tuple[int, int] = (8, 6)) -> None:
-    """Have PyTorch say that there is a GPU."""
-    found = SimpleNamespace(name=name, major=capability[0], minor=capability[1])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+class HostCuda:
+    """The CUDA driver's functions on host memory, with one GPU."""
+
+    def __init__(self, name: str = "NVIDIA A10", capability: tuple[int, int] = (8, 6)) -> None:
+        self.name, self.capability = name, capability
+        self.buffers: dict[int, Any] = {}
+        self.events: dict[int, float] = {}
+        self.clock = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("cu"):
+            return lambda *_: 0
+        raise AttributeError(name)
+
+    def cuDeviceGetName(self, text: Any, *_: Any) -> int:
+        text.value = self.name.encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: Any, _: Any) -> int:
+        value._obj.value = self.capability[attribute.value - 75]
+        return 0
+
+    def cuDeviceGetUuid(self, value: Any, _: Any) -> int:
+        value._obj[:] = range(16)
+        return 0
+
+    def cuStreamCreate(self, handle: Any, _: Any) -> int:
+        handle._obj.value = STREAM
+        return 0
+
+    def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
+        buffer = ctypes.create_string_buffer(size.value)
+        pointer._obj.value = ctypes.addressof(buffer)
+        self.buffers[pointer._obj.value] = buffer
+        return 0
+
+    def cuMemFree_v2(self, pointer: Any) -> int:
+        del self.buffers[pointer.value]
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: Any, _: Any) -> int:
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, _: Any) -> int:
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cuEventCreate(self, handle: Any, _: Any) -> int:
+        handle._obj.value = len(self.events) + 1
+        self.events[handle._obj.value] = 0.0
+        return 0
+
+    def cuEventRecord(self, handle: Any, _: Any) -> int:
+        self.clock += 1.0
+        self.events[handle.value] = self.clock
+        return 0
+
+    def cuEventElapsedTime(self, milliseconds: Any, begin: Any, end: Any) -> int:
+        milliseconds._obj.value = self.events[end.value] - self.events[begin.value]
+        return 0
 
 
-def run_on_host(monkeypatch: Any) -> None:
-    """The host's memory in the place of a GPU's."""
-    stream = SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
-    monkeypatch.setattr("exporters.runtimes.tensorrt.DEVICE", "cpu")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda one: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda one: contextlib.nullcontext())
+class BrokenCuda(HostCuda):
+    """A driver that finds no GPU."""
+
+    def cuDeviceGet(self, *_: Any) -> int:
+        return 100
+
+    def cuGetErrorString(self, _: Any, text: Any) -> int:
+        text._obj.value = b"no CUDA-capable device is detected"
+        return 0
+
+
+def plug_in(monkeypatch: Any, driver: HostCuda | None = None) -> HostCuda:
+    """Replace the CUDA driver by one on host memory."""
+    driver = driver or HostCuda()
+    monkeypatch.setattr("exporters.cuda.load_library", lambda: driver)
+    return driver
+
+
+class HostTensor:
+    """A torch tensor that says it is on the GPU, for code that binds GPU tensors in place."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.shape, self.dtype, self.device = tensor, tensor.shape, tensor.dtype, tensor.device
+        self.is_cuda = True
+
+    def data_ptr(self) -> int:
+        return self.tensor.data_ptr()
+
+    def detach(self) -> HostTensor:
+        return self
+
+    def float(self) -> HostTensor:
+        return HostTensor(self.tensor.float())
+
+    def contiguous(self) -> HostTensor:
+        return HostTensor(self.tensor.contiguous())
 
 
 class Context:
-    """Runs an ONNX file on addresses in memory, as an engine's context does."""
+    """Runs an ONNX file on memory addresses, as an execution context does."""
 
     def __init__(self, source: Path) -> None:
         self.session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
@@ -227,7 +308,7 @@ class Context:
 
 
 def runtime(context: Any) -> type:
-    """A runtime whose engines all run in `context`."""
+    """A library runtime whose engines all run in `context`."""
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -239,18 +320,13 @@ def runtime(context: Any) -> type:
     return Runtime
 
 
-def engine_of(source: Path, shapes: ShapeRanges = SHAPES, kind: Any = RTX, **options: Any) -> tuple[Path, EngineBuildResult]:
-    """The engine beside its source, built."""
+def engine_of(
+    source: Path, shapes: ShapeRanges = SHAPES, kind: Any = RTX, **options: Any
+) -> tuple[Path, EngineBuildResult]:
+    """Build an engine beside its source."""
     engine = source.with_suffix(".engine")
     return engine, build_engine(source, engine, kind=kind, shapes=shapes, options=BuildOptions(**options))
 
 
-def described(engine: Path) -> dict[str, Any]:
+def read_json(engine: Path) -> dict[str, Any]:
     return json.loads(engine.with_name(engine.name + ".json").read_text(encoding="utf-8"))
-
-
-def sentence(caught: pytest.ExceptionInfo[Any]) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from exporters import artifacts
-from exporters.parity import TOLERANCES
+from exporters.artifacts import AccuracyBudget, ExportSettings, Int8Options, export_artifact
 from exporters.errors import ExportError, RejectedError
-from exporters.artifacts import AccuracyBudget, Int8Options, ExportSettings, export_artifact
-from exporters.onnx_export import ReferenceModel, create_reference, write_onnx
 from exporters.loading import load
+from exporters.onnx_export import ReferenceModel, create_reference, write_onnx
+from exporters.parity import TOLERANCES
 from exporters.tensorrt.options import ShapeRanges
 
 IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -55,7 +55,7 @@ INT8 = Int8Options(batches, calibrator="minmax")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("format", ["onnx", "openvino", "tensorrt-rtx"])
 def test_every_artefact_is_compared_and_says_where(question, base, tmp_path, format, precision) -> None:
-    path = tmp_path / f"net{artifacts.SUFFIX[format]}"
+    path = tmp_path / f"net{artifacts.SUFFIXES[format]}"
     found = export_artifact(question, base, path, format, precision, ExportSettings(int8=INT8, shapes=SHAPES))
     assert (found.format, found.precision, found.path) == (format, precision, str(path))
     assert found.bytes == sum(part.stat().st_size for part in tmp_path.iterdir())
@@ -106,7 +106,9 @@ def test_a_rejection_says_so_and_leaves_nothing(question, base, tmp_path) -> Non
         export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=wish))
     assert os.listdir(tmp_path) == []
     # for another place nobody is asked: it is not this machine's speed that counts
-    export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=replace(wish, target="tensorrt")))
+    export_artifact(
+        question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=replace(wish, target="tensorrt"))
+    )
     export_artifact(question, base, tmp_path / "net32.onnx", "onnx", "fp32", ExportSettings(int8=wish))
 
 
@@ -115,7 +117,9 @@ def test_int8_without_images_and_a_tolerance_that_cannot_be_kept_are_refused(que
         export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8")
     strict = {**TOLERANCES, "int8": replace(TOLERANCES["int8"], max_rel=1e-6)}
     with pytest.raises(ExportError, match=r"int8 rejected: differs by .*tolerance 1\.0e-06"):
-        export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(tolerances=strict, int8=INT8))
+        export_artifact(
+            question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(tolerances=strict, int8=INT8)
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -126,11 +130,25 @@ def test_a_budget_is_kept_by_the_score_that_is_given(question, base, tmp_path) -
         asked.append(runner.precision)
         return 1.0 if runner.precision == "fp32" else 0.97
 
-    found = export_artifact(question, base, tmp_path / "net.onnx", "onnx", "int8", ExportSettings(int8=INT8, budget=AccuracyBudget(0.05, score)))
+    found = export_artifact(
+        question,
+        base,
+        tmp_path / "net.onnx",
+        "onnx",
+        "int8",
+        ExportSettings(int8=INT8, budget=AccuracyBudget(0.05, score)),
+    )
     assert asked[:2] == ["fp32", "int8"]
     assert found.details["int8"]
     with pytest.raises(ExportError, match="rejected"):
-        export_artifact(question, base, tmp_path / "b.onnx", "onnx", "int8", ExportSettings(int8=INT8, budget=AccuracyBudget(0.01, score)))
+        export_artifact(
+            question,
+            base,
+            tmp_path / "b.onnx",
+            "onnx",
+            "int8",
+            ExportSettings(int8=INT8, budget=AccuracyBudget(0.01, score)),
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -143,7 +161,9 @@ def test_a_budget_keeps_layers_of_typed_files_in_fp32_until_the_tolerance_holds_
     settings = ExportSettings(tolerances=strict)
     with pytest.raises(ExportError, match=f"{precision} rejected: differs"):
         export_artifact(question, base, tmp_path / "net.onnx", "onnx", precision, settings)
-    found = export_artifact(question, base, tmp_path / "net.onnx", "onnx", precision, replace(settings, budget=AccuracyBudget(0.05)))
+    found = export_artifact(
+        question, base, tmp_path / "net.onnx", "onnx", precision, replace(settings, budget=AccuracyBudget(0.05))
+    )
     assert found.parity.max_rel is not None
     assert found.parity.max_rel <= 0.7 * whole.parity.max_rel
     details = found.details[precision]

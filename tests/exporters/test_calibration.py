@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.quantization.calibration import CALIBRATORS, ReferenceOutputs, calibrate
 from exporters.errors import ExportError
+from exporters.quantization.calibration import CALIBRATORS, ReferenceOutputs, calibrate
 
 METHODS = ("minmax", "percentile", "entropy")
 

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from exporters.divergence import operator_divergences, first_divergent_operator, max_magnitudes
+from exporters.divergence import first_divergent_operator, max_magnitudes, operator_divergences
 from exporters.errors import ExportError
 from exporters.onnx_export import export_onnx
 from exporters.pre_post import Preprocessing

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.predictor import untrained_predictor
 from compress.data.embedded import fashion_images, fashion_scene_images
 from compress.models.overrides import ModelOverrides
-from exporters.artifacts import SUFFIX, Int8Options, ExportSettings, export_artifact
+from compress.predictor import untrained_predictor
+from exporters.artifacts import SUFFIXES, ExportSettings, Int8Options, export_artifact
 from exporters.onnx_export import ReferenceModel, create_reference, write_onnx
 from exporters.tensorrt.options import ShapeRanges
 
@@ -73,7 +73,9 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     images, right = images_of(case)
     classes = int(right.max()) + 1
-    net = untrained_predictor(case.name, ModelOverrides(classes=classes, image_size=(case.size, case.size))).network.train()
+    net = untrained_predictor(
+        case.name, ModelOverrides(classes=classes, image_size=(case.size, case.size))
+    ).network.train()
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 0.1  # some remember a hundred steps, of which there are not so many
@@ -124,8 +126,10 @@ def test_it_exports_and_verifies(case: Case, format, precision, folder: Path, tm
     shapes = {batch.shape[2:] for batch in question.batches}
     assert len(shapes) == (3 if case.dense else 1)
     sizes = ((32, 32), (case.size, case.size), (128, 128)) if case.dense else None
-    settings = ExportSettings(int8=Int8Options(calibration(case), calibrator="minmax"), shapes=ShapeRanges((1, 1, 8), sizes))
-    found = export_artifact(question, base, tmp_path / f"net{SUFFIX[format]}", format, precision, settings)
+    settings = ExportSettings(
+        int8=Int8Options(calibration(case), calibrator="minmax"), shapes=ShapeRanges((1, 1, 8), sizes)
+    )
+    found = export_artifact(question, base, tmp_path / f"net{SUFFIXES[format]}", format, precision, settings)
     assert found.parity.images >= COMPARED
     assert found.parity.top1_agreement >= (1.0 if precision == "fp32" else 0.9)
     assert (found.unverified is None) == (format != "tensorrt-rtx" or torch.cuda.is_available())

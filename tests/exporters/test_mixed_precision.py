@@ -13,12 +13,12 @@ from garments import accuracy, answers, exported, garments, in_batches, teacher
 from numpy.typing import NDArray
 from torch import nn
 
-from exporters.quantization import mixed_precision
-from exporters.quantization.mixed_precision import MixedPrecisionResult, quantize_within_budget
 from exporters.errors import ExportError
-from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
-from exporters.quantization.static import calibrated_session
+from exporters.quantization import mixed_precision
 from exporters.quantization.float16 import Float16Session
+from exporters.quantization.mixed_precision import MixedPrecisionResult, quantize_within_budget
+from exporters.quantization.static import calibrated_session
+from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
 
 SORE = "/body/block2/block2.1/conv2/Conv"
 COUNT = 120  #: test images of a score
@@ -125,7 +125,9 @@ def test_typed_files_keep_as_few_layers_as_possible_too(stack: Path, tmp_path: P
         return sum(one.op_type in ("Conv", "Gemm") and one.input[1].endswith(f"_{precision}") for one in nodes)
 
     subject = Float16Session(stack, precision, {}, emulate=precision == "bf16")
-    found = quantize_within_budget(subject, tmp_path / "a.onnx", Passes(), lambda path: float(low(path) <= most), 1.0, 0.5)
+    found = quantize_within_budget(
+        subject, tmp_path / "a.onnx", Passes(), lambda path: float(low(path) <= most), 1.0, 0.5
+    )
     assert low(tmp_path / "a.onnx") == most
     kept = sorted(found.sensitivity, key=lambda name: -found.sensitivity[name])[: DEPTH - most]
     assert set(found.kept_fp32) == set(kept)

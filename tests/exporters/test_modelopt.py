@@ -11,11 +11,10 @@ import pytest
 from garments import exported, garments, in_batches, teacher
 from onnx import numpy_helper
 
-from exporters.quantization import modelopt
-from exporters.quantization import static
-from exporters.quantization.calibration import ReferenceOutputs
 from exporters.errors import ExportError
 from exporters.onnx_validation import model_metadata
+from exporters.quantization import modelopt, static
+from exporters.quantization.calibration import ReferenceOutputs
 from exporters.tensorrt.build import build_engine
 from exporters.tensorrt.options import ShapeRanges
 

@@ -126,7 +126,7 @@ def test_the_second_exporter_is_taken_where_the_first_fails_and_the_record_says_
     def failing(*_):
         raise RuntimeError("cannot be exported\nat all")
 
-    monkeypatch.setitem(module.WRITERS, "dynamo", failing)
+    monkeypatch.setitem(module.EXPORTERS, "dynamo", failing)
     found = export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx")
     assert found.exporter == "torchscript"
     assert found.failed_exporters == {"dynamo": "cannot be exported"}
@@ -144,7 +144,7 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, monkeypatch) 
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         return model
 
-    monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
+    monkeypatch.setitem(module.EXPORTERS, "torchscript", wrong)
     with pytest.raises(ExportError, match="top-1 agreement"):
         export_onnx(Small(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
     assert os.listdir(tmp_path) == []
@@ -213,7 +213,9 @@ def test_a_library_network_passes(tmp_path: Path) -> None:
 def test_a_timm_network_passes(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=7)
-    assert export_onnx(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-4
+    assert (
+        export_onnx(net, torch.zeros(1, 3, 64, 64), tmp_path / "a.onnx", exporter="torchscript").parity.max_rel < 1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from exporters.errors import ExportError
+from exporters.loading import load
 from exporters.onnx_export import export_onnx
 from exporters.parity import compare_outputs
-from exporters.loading import load
 from exporters.pre_post import WithPostprocessing
 
 EXAMPLE = torch.zeros(1, 3, 16, 24)
@@ -94,7 +94,7 @@ def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, n
         other = Strided().eval()
         return right(WithPostprocessing(other, "argmax", 3), *arguments)
 
-    monkeypatch.setitem(module.WRITERS, "torchscript", wrong)
+    monkeypatch.setitem(module.EXPORTERS, "torchscript", wrong)
     with pytest.raises(ExportError, match="of the labels otherwise"):
         export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
     assert list(tmp_path.iterdir()) == []

@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from exporters.errors import ExportError, MissingFileError, RunnerError
-from exporters.onnx_export import export_onnx
-from exporters.runtimes.openvino import OpenVINORunner, convert_to_openvino
 from exporters.loading import load
+from exporters.onnx_export import export_onnx
+from exporters.openvino_export import convert_to_openvino
+from exporters.runtimes.openvino import OpenVINORunner
 
 METADATA = {"classes": "6", "compress.card": '{"a": [1.0, "ü\\n"]}', "1.5": "1.50", "a b": ' <&"> ', "empty": ""}
 

@@ -50,7 +50,11 @@ def test_one_file_takes_pictures_of_every_size_as_bytes(tmp_path: Path) -> None:
     network = net()
     images = torch.rand(20, 3, 32, 32)
     found = export_onnx(
-        network, torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", images=images, preprocessing=Preprocessing((32, 32), 36)
+        network,
+        torch.zeros(1, 3, 32, 32),
+        tmp_path / "a.onnx",
+        images=images,
+        preprocessing=Preprocessing((32, 32), 36),
     )
     assert (found.preprocess, found.parity.max_rel < 1e-3) == (True, True)
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
@@ -98,10 +102,22 @@ def test_the_best_labels_of_few_classes_are_all_of_them_and_maps_have_none(tmp_p
 
 def test_the_tracer_is_not_asked_for_pictures_of_any_size(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="take dynamo"):
-        export_onnx(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", preprocessing=Preprocessing((32, 32)), exporter="torchscript")
+        export_onnx(
+            net(),
+            torch.zeros(1, 3, 32, 32),
+            tmp_path / "a.onnx",
+            preprocessing=Preprocessing((32, 32)),
+            exporter="torchscript",
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_pictures_of_any_size_and_images_of_any_size_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="choose one"):
-        export_onnx(net(), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", preprocessing=Preprocessing((32, 32)), dynamic_size=True)
+        export_onnx(
+            net(),
+            torch.zeros(1, 3, 32, 32),
+            tmp_path / "a.onnx",
+            preprocessing=Preprocessing((32, 32)),
+            dynamic_size=True,
+        )

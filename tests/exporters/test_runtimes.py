@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from exporters.errors import MissingFileError, RunnerError
-from exporters.onnx_export import export_onnx
 from exporters.loading import load
+from exporters.onnx_export import export_onnx
 from exporters.runtimes import Provider
 from exporters.runtimes.onnxruntime import PROVIDER_PACKAGES, PROVIDERS, OnnxRuntimeRunner
 
@@ -48,7 +48,7 @@ def test_images_that_are_bound_where_they_lie_have_the_same_answers(file: Path) 
     (expected,) = runner.run(x).values()
     strided = x.to(memory_format=torch.channels_last)
     for images in (x, strided, x.double()):
-        (found,) = runner.bound(next(iter(runner.inputs)), images)
+        (found,) = runner.run_on_device(next(iter(runner.inputs)), images)
         np.testing.assert_array_equal(found, expected)
 
 

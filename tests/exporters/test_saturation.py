@@ -10,16 +10,16 @@ import pytest
 from garments import exported, garments, in_batches, teacher
 from saturating import count_saturated_sums, dot_in_pairs
 
-from exporters.quantization import saturation
 from exporters import artifacts
-from exporters.errors import ExportError
-from exporters.quantization.static import Target, quantize_static
-from exporters.artifacts import Int8Options, ExportSettings, export_artifact
-from exporters.onnx_export import create_reference as question_of
-from exporters.runtimes.openvino import convert_to_openvino
-from exporters.loading import load
+from exporters.artifacts import ExportSettings, Int8Options, export_artifact
 from exporters.cpu import SAFE_WEIGHT, has_exact_int8
+from exporters.errors import ExportError
+from exporters.loading import load
+from exporters.onnx_export import create_reference
+from exporters.openvino_export import convert_to_openvino
+from exporters.quantization import saturation
 from exporters.quantization.saturation import list_unsafe_weights
+from exporters.quantization.static import Target, quantize_static
 
 PORTABLE: tuple[Target, ...] = ("ort-cpu", "openvino")
 EIGHT_BITS: tuple[Target, ...] = ("ort-cpu-vnni", "openvino-vnni", "tensorrt")
@@ -118,7 +118,7 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
 
     processor(flags)
     images = torch.from_numpy(garments("val", 16)[0])
-    question, path = question_of(teacher(), images[:1], images=images), tmp_path / "a.onnx"
+    question, path = create_reference(teacher(), images[:1], images=images), tmp_path / "a.onnx"
     if flags == "avx2":
         with pytest.raises(ExportError, match="ort-cpu"):
             export_artifact(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
@@ -135,7 +135,7 @@ def test_gate_refuses_unsafe_weights(files, tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(artifacts, "PORTABLE", ("ort-cpu-vnni",))
     monkeypatch.setattr(artifacts, "VNNI", {})
     images = torch.from_numpy(garments("val", 16)[0])
-    question = question_of(teacher(), images[:1], images=images)
+    question = create_reference(teacher(), images[:1], images=images)
     with pytest.raises(ExportError, match=f"17 .* {SAFE_WEIGHT} "):
         export_artifact(question, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))
     assert not (tmp_path / "a.onnx").exists()

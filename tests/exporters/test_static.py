@@ -15,10 +15,10 @@ from garments import accuracy, answers, exported, garments, in_batches, session,
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
 
-from exporters.quantization.calibration import ReferenceOutputs
 from exporters.errors import ExportError, RunnerError
-from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
+from exporters.quantization.calibration import ReferenceOutputs
 from exporters.quantization.static import SCHEMES, QuantizationResult, Target, calibrated_session, quantize_static
+from exporters.torch_exporters import GraphSignature, export_torchscript, save_model
 
 LAYERS = 17  #: of WRN-16-2: 16 convolutions and the head
 
@@ -175,7 +175,11 @@ def test_what_the_source_says_of_itself_is_kept(source: Path, made) -> None:
 
 def test_every_target_has_its_scheme() -> None:
     assert set(SCHEMES) == set(get_args(Target))
-    assert [target for target, scheme in SCHEMES.items() if scheme.is_signed] == ["ort-cuda", "tensorrt", "tensorrt-rtx"]
+    assert [target for target, scheme in SCHEMES.items() if scheme.is_signed] == [
+        "ort-cuda",
+        "tensorrt",
+        "tensorrt-rtx",
+    ]
     assert [target for target, scheme in SCHEMES.items() if scheme.weight_bits == 7] == ["ort-cpu", "openvino"]
 
 

@@ -1,4 +1,4 @@
-"""Engines of TensorRT-RTX are really built here, and those of TensorRT by the same library under its name."""
+"""Builds of engines: TensorRT-RTX for real, TensorRT by the same library under its name."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ import onnx
 import pytest
 import tensorrt_rtx
 import torch
-from engine_cases import SHAPES, described, engine_of, sentence
+from engine_cases import SHAPES, engine_of, read_json
 from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from exporters.errors import ExportError, MissingFileError
 from exporters.cuda import Gpu
-from exporters.tensorrt.libraries import capture_messages
+from exporters.errors import ExportError, MissingFileError, RuntimeUnavailableError
 from exporters.onnx_export import export_onnx
-from exporters.tensorrt.options import ShapeRanges
-from exporters.tensorrt.build import EngineBuildResult, build_engine
-from exporters.tensorrt.options import BuildOptions
 from exporters.pre_post import Preprocessing
+from exporters.tensorrt.build import EngineBuildResult, build_engine
+from exporters.tensorrt.libraries import capture_messages
+from exporters.tensorrt.options import BuildOptions, ShapeRanges
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return cases.shipped(tmp_path_factory.mktemp("source"))
+    return cases.classifier_with_metadata(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +37,15 @@ def made(source: Path) -> tuple[Path, EngineBuildResult]:
     return engine_of(source)
 
 
-# --- what is built
-
-
-def test_an_engine_is_built_without_a_gpu_and_what_it_is_stands_beside_it(source: Path, made) -> None:
+def test_build_writes_metadata(source: Path, made) -> None:
     engine, built = made
-    found = described(engine)
+    found = read_json(engine)
     content = engine.read_bytes()
     assert built.bytes == len(content) > 1000
     assert found["sha256"] == built.sha256 == hashlib.sha256(content).hexdigest()
     assert found["source"] == {"name": "net.onnx", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
-    assert (found["format"], found["kind"], found["version"]) == (1, "tensorrt-rtx", tensorrt_rtx.__version__)
-    assert found["profiles"] == [{"least": [1, 3, 8, 10], "best": [8, 3, 8, 10], "most": [64, 3, 8, 10]}]
+    assert (found["format"], found["kind"], found["version"]) == (2, "tensorrt-rtx", tensorrt_rtx.__version__)
+    assert found["profiles"] == [{"min": [1, 3, 8, 10], "opt": [8, 3, 8, 10], "max": [64, 3, 8, 10]}]
     assert found["inputs"] == {"images": {"shape": ["batch", 3, 8, 10], "type": "float32"}}
     assert found["outputs"] == {"logits": {"shape": ["batch", 4], "type": "float32"}}
     assert found["metadata"] == {"classes": "4", "precision": "fp32"}
@@ -58,30 +54,28 @@ def test_an_engine_is_built_without_a_gpu_and_what_it_is_stands_beside_it(source
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_record_says_that_an_engine_does_not_run_where_there_is_no_gpu(made) -> None:
+def test_build_reports_missing_gpu(made) -> None:
     _, built = made
-    assert not built.runs_here
-    assert built.why_not is not None
-    assert "needs an NVIDIA GPU" in built.why_not
-    assert described(made[0])["gpu"] is built.gpu is None
+    assert "NVIDIA GPU" in str(built.incompatibility)
+    assert read_json(made[0])["gpu"] is built.gpu is None
 
 
-def test_an_engine_has_its_precision_from_the_types_in_the_graph(tmp_path: Path) -> None:
+def test_precision_inferred_from_graph(tmp_path: Path) -> None:
     _, built = engine_of(cases.halved(tmp_path / "half.onnx"))
     assert built.precision == "fp16"
 
 
-def test_an_int8_graph_with_its_scales_becomes_an_engine(source: Path, tmp_path: Path) -> None:
+def test_build_int8_graph(source: Path, tmp_path: Path) -> None:
     class Noise(CalibrationDataReader):
         batches = iter([{"images": cases.noise(2, 3, *cases.SIZE)}])
 
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    quantised = tmp_path / "int8.onnx"
+    quantized = tmp_path / "int8.onnx"
     quantize_static(
         source,
-        quantised,
+        quantized,
         Noise(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
@@ -89,64 +83,64 @@ def test_an_int8_graph_with_its_scales_becomes_an_engine(source: Path, tmp_path:
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": True},
     )
-    model = onnx.load(quantised)
+    model = onnx.load(quantized)
     del model.metadata_props[:]
-    onnx.save(model, quantised)
-    _, built = engine_of(quantised)
+    onnx.save(model, quantized)
+    _, built = engine_of(quantized)
     assert built.precision == "int8"
 
 
-def test_an_engine_takes_a_range_of_sizes(tmp_path: Path) -> None:
-    engine, built = engine_of(cases.segmenter(tmp_path / "maps.onnx"), ShapeRanges((1, 2, 4), ((8, 9), (16, 17), (32, 48))))
+def test_build_range_of_sizes(tmp_path: Path) -> None:
+    engine, built = engine_of(
+        cases.segmenter(tmp_path / "maps.onnx"), ShapeRanges((1, 2, 4), ((8, 9), (16, 17), (32, 48)))
+    )
     assert built.profile.min == (1, 3, 8, 9)
     assert built.profile.opt == (2, 3, 16, 17)
     assert built.profile.max == (4, 3, 32, 48)
-    assert described(engine)["outputs"]["logits"]["shape"] == ["batch", 4, "height", "width"]
+    assert read_json(engine)["outputs"]["logits"]["shape"] == ["batch", 4, "height", "width"]
 
 
-def test_bytes_go_in_with_their_channels_last_and_labels_come_out(tmp_path: Path) -> None:
+def test_build_uint8_input_and_labels(tmp_path: Path) -> None:
     engine, built = engine_of(cases.labeller(tmp_path / "labels.onnx"), ShapeRanges((1, 2, 4), (12, 16)))
     assert built.profile.max == (4, 12, 16, 3)
-    assert described(engine)["inputs"]["images"] == {"shape": ["batch", "height", "width", 3], "type": "uint8"}
-    assert described(engine)["outputs"]["labels"]["type"] == "uint8"
+    assert read_json(engine)["inputs"]["images"] == {"shape": ["batch", "height", "width", 3], "type": "uint8"}
+    assert read_json(engine)["outputs"]["labels"]["type"] == "uint8"
 
 
-def test_a_file_of_fixed_shape_needs_no_ranges(tmp_path: Path) -> None:
+def test_build_fixed_shape(tmp_path: Path) -> None:
     _, built = engine_of(cases.classifier(tmp_path / "fixed.onnx", batch=2), ShapeRanges((2, 2, 2), cases.SIZE))
     assert built.profile.min == built.profile.max == (2, 3, 8, 10)
 
 
-def test_the_same_file_gives_the_same_engine(source: Path, made, tmp_path: Path) -> None:
+def test_build_is_deterministic(source: Path, made, tmp_path: Path) -> None:
     again = build_engine(source, tmp_path / "again.engine", kind="tensorrt-rtx", shapes=SHAPES)
     assert again.sha256 == made[1].sha256
 
 
-def test_compute_capabilities_are_built_for(source: Path, made, tmp_path: Path) -> None:
-    wanted = ("7.5", "8.0", "8.6", "8.9", "12.0")
-    options = BuildOptions(compute_capabilities=wanted)
+def test_build_for_compute_capabilities(source: Path, made, tmp_path: Path) -> None:
+    capabilities = ("7.5", "8.0", "8.6", "8.9", "12.0")
+    options = BuildOptions(compute_capabilities=capabilities)
     built = build_engine(source, tmp_path / "all.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
-    assert built.compute_capabilities == tuple(described(tmp_path / "all.engine")["compute_capabilities"]) == wanted
+    assert (
+        built.compute_capabilities == tuple(read_json(tmp_path / "all.engine")["compute_capabilities"]) == capabilities
+    )
     assert built.bytes > made[1].bytes  # Turing needs code of its own
 
 
-def test_float32_is_multiplied_as_float32_unless_tf32_is_wanted(source: Path, made, tmp_path: Path) -> None:
+def test_tf32_changes_engine(source: Path, made, tmp_path: Path) -> None:
     options = BuildOptions(tf32=True)
     other = build_engine(source, tmp_path / "other.engine", kind="tensorrt-rtx", shapes=SHAPES, options=options)
     assert other.sha256 != made[1].sha256
 
 
-def test_a_workspace_that_no_layer_can_work_in_is_said(source: Path, tmp_path: Path) -> None:
+def test_workspace_too_small(source: Path, tmp_path: Path) -> None:
     draft = tmp_path / "small.engine"
-    with pytest.raises(ExportError, match=r"builds no engine from it: .*workspace") as caught:
+    with pytest.raises(ExportError, match="workspace") as caught:
         build_engine(source, draft, kind="tensorrt-rtx", shapes=SHAPES, options=BuildOptions(workspace_bytes=1 << 20))
-    sentence(caught)
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what is refused before an engine is built
-
-
-def test_all_errors_of_the_parser_stand_in_the_sentence_with_their_operators(tmp_path: Path) -> None:
+def test_parser_errors_name_operators(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Wibble", ["images"], ["a"], name="first", domain="acme"),
         helper.make_node("Unique", ["a"], ["b"], name="second"),
@@ -154,49 +148,46 @@ def test_all_errors_of_the_parser_stand_in_the_sentence_with_their_operators(tmp
     ]
     answers: dict[str, Any] = {"y": (TensorProto.FLOAT, ["n"])}
     path = cases.save(tmp_path / "odd.onnx", nodes, ["n", 3, 8, 8], answers)
-    with pytest.raises(ExportError, match=r"odd\.onnx: TensorRT-RTX .* builds no engine") as caught:
+    with pytest.raises(ExportError, match=r"odd\.onnx") as caught:
         engine_of(path)
-    text = sentence(caught)
+    text = str(caught.value)
     for operator, name in (("Wibble", "first"), ("Unique", "second"), ("Wobble", "third")):
         assert f'{operator} (node {("first", "second", "third").index(name)} "{name}")' in text
     assert not path.with_suffix(".engine").exists()
 
 
-def test_a_type_that_an_operator_does_not_take_is_said(tmp_path: Path) -> None:
+def test_parser_error_names_type(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Transpose", ["images"], ["t"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["t"], ["y"], to=TensorProto.FLOAT),
     ]
     answers: dict[str, Any] = {"y": (TensorProto.FLOAT, ["n", 3, 8, 8])}
     path = cases.save(tmp_path / "bytes.onnx", nodes, ["n", 8, 8, 3], answers, kind=TensorProto.UINT8)
-    with pytest.raises(ExportError, match=r"Transpose \(node 0\).*type UInt8") as caught:
+    with pytest.raises(ExportError, match=r"Transpose \(node 0\).*type UInt8"):
         engine_of(path)
-    sentence(caught)
 
 
-def test_a_file_that_reads_no_images_is_refused(tmp_path: Path) -> None:
+def test_source_without_images(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["images"], ["y"])]
     answers: dict[str, Any] = {"y": (TensorProto.FLOAT, ["n", 4])}
-    with pytest.raises(ExportError, match="expected one of float32") as caught:
+    with pytest.raises(ExportError, match="expected one, float32"):
         engine_of(cases.save(tmp_path / "vector.onnx", nodes, ["n", 4], answers))
-    sentence(caught)
 
 
 @pytest.mark.parametrize("length", [0, 30, -20])
-def test_a_damaged_file_is_refused(source: Path, tmp_path: Path, length: int) -> None:
+def test_source_damaged(source: Path, tmp_path: Path, length: int) -> None:
     path = tmp_path / "damaged.onnx"
     path.write_bytes(source.read_bytes()[:length])
-    with pytest.raises(ExportError, match=r"damaged\.onnx: ") as caught:
+    with pytest.raises(ExportError, match=r"damaged\.onnx: "):
         engine_of(path)
-    sentence(caught)
 
 
-def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_source_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.onnx: no such file"):
         engine_of(tmp_path / "nothing.onnx")
 
 
-def test_weights_in_a_file_of_their_own_are_found_beside_the_graph(source: Path, made, tmp_path: Path) -> None:
+def test_external_weights_are_read(source: Path, made, tmp_path: Path) -> None:
     model = onnx.load(source)
     path = tmp_path / "apart.onnx"
     onnx.save_model(model, path, save_as_external_data=True, location="apart.data", size_threshold=0)
@@ -204,8 +195,8 @@ def test_weights_in_a_file_of_their_own_are_found_beside_the_graph(source: Path,
     assert abs(engine_of(path)[1].bytes - made[1].bytes) < 1000
 
 
-@pytest.mark.parametrize(("location", "said"), [("../w.bin", "outside the folder"), ("w.bin", "weights are missing")])
-def test_weights_that_lie_elsewhere_or_nowhere_are_refused(tmp_path: Path, location: str, said: str) -> None:
+@pytest.mark.parametrize(("location", "datum"), [("../w.bin", r"\.\./w\.bin"), ("w.bin", r"w\.bin")])
+def test_external_weights_outside_or_missing(tmp_path: Path, location: str, datum: str) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(432))
     (tmp_path / "in").mkdir()
     path = cases.classifier(tmp_path / "in" / "far.onnx")
@@ -214,63 +205,50 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(tmp_path: Path, locat
     onnx.external_data_helper.set_external_data(weights, location, offset=0, length=432)
     weights.ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ExportError, match=said) as caught:
+    with pytest.raises(ExportError, match=datum):
         engine_of(path)
-    sentence(caught)
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "datum"),
     [
-        ({"timing_cache": Path("cache")}, "timing_cache: TensorRT-RTX times nothing"),
-        ({"version_compatible": True}, "version_compatible: TensorRT-RTX runs an engine in the version"),
-        ({"hardware_compatible": "ampere+"}, "hardware_compatible: TensorRT-RTX builds for all GPUs"),
-        ({"optimisation_level": 3}, "optimisation_level: TensorRT-RTX builds the same engine"),
+        ({"timing_cache": Path("cache")}, "timing_cache: TensorRT-RTX"),
+        ({"version_compatible": True}, "version_compatible: TensorRT-RTX"),
+        ({"hardware_compatible": "ampere+"}, "hardware_compatible: TensorRT-RTX"),
+        ({"optimization_level": 3}, "optimization_level: TensorRT-RTX"),
         ({"workspace_bytes": 0}, "workspace_bytes: found 0"),
-        ({"compute_capabilities": ("9.9",)}, r"compute_capabilities: found '9\.9', expected some of 7\.5, 8\.0"),
-        ({"compute_capabilities": ("8.0", "8.0")}, "expected each once"),
+        ({"compute_capabilities": ("9.9",)}, r"compute_capabilities: found '9\.9'"),
+        ({"compute_capabilities": ("8.0", "8.0")}, "compute_capabilities: found 8.0, 8.0"),
         ({"compute_capabilities": ("8.0", "current")}, "current"),
     ],
 )
-def test_options_that_the_library_does_not_have_are_refused_in_words(source: Path, option, said: str) -> None:
-    with pytest.raises(ExportError, match=said) as caught:
+def test_unsupported_options(source: Path, option, datum: str) -> None:
+    with pytest.raises(ExportError, match=datum):
         engine_of(source, **option)
-    sentence(caught)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_what_needs_a_gpu_to_be_built_says_so(source: Path, monkeypatch) -> None:
-    with pytest.raises(ExportError, match='"current" needs an NVIDIA GPU') as caught:
+def test_build_needs_gpu(source: Path, monkeypatch) -> None:
+    with pytest.raises(ExportError, match='"current".*NVIDIA GPU'):
         engine_of(source, compute_capabilities=("current",))
-    sentence(caught)
-    cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
-    with pytest.raises(ExportError, match="TensorRT builds an engine on the GPU that it is for") as caught:
+    cases.install(monkeypatch, cases.fake_tensorrt("10.13.3.9"))
+    with pytest.raises(ExportError, match="TensorRT.*NVIDIA GPU"):
         engine_of(source, kind="tensorrt")
-    sentence(caught)
 
 
-def test_a_library_that_is_not_installed_is_named_with_its_extra(source: Path, monkeypatch) -> None:
+def test_library_missing(source: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(
-        ExportError, match=r'not installed; install it with: pip install "compress\[tensorrt\]"'
-    ) as caught:
+    with pytest.raises(RuntimeUnavailableError, match="pip install tensorrt"):
         engine_of(source, kind="tensorrt")
-    sentence(caught)
 
 
 @pytest.mark.parametrize("code", ["raise OSError('libnvinfer.so.10: cannot open')", "import no_such_part", "x = 1"])
-def test_a_library_that_does_not_load_is_told_from_one_that_is_missing(
-    source: Path, tmp_path: Path, monkeypatch, code: str
-) -> None:
+def test_library_does_not_load(source: Path, tmp_path: Path, monkeypatch, code: str) -> None:
     (tmp_path / "tensorrt.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    with pytest.raises(ExportError, match="TensorRT is installed, but does not load here") as caught:
+    with pytest.raises(RuntimeUnavailableError, match="pip install"):
         engine_of(source, kind="tensorrt")
-    assert r'pip install "compress-distill[tensorrt]"' in sentence(caught)
-
-
-# --- TensorRT, by the installed library under its name
 
 
 @pytest.fixture
@@ -279,31 +257,29 @@ def gpu(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_tensorrt_10_is_asked_for_strong_types_and_builds_for_its_gpu(
-    source: Path, tmp_path: Path, monkeypatch
-) -> None:
-    trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
+def test_tensorrt_10_is_strongly_typed(source: Path, tmp_path: Path, monkeypatch) -> None:
+    trt: Any = cases.install(monkeypatch, cases.fake_tensorrt("10.13.3.9"))
     engine = tmp_path / "a10.engine"
     built = build_engine(source, engine, kind="tensorrt", shapes=SHAPES)
-    assert trt.told.network == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert trt.recorded.network == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert (built.kind, built.version, built.gpu) == ("tensorrt", "10.13.3.9", Gpu("NVIDIA A10", "8.6"))
     assert built.compute_capabilities == ("8.6",)
-    assert (built.runs_here, built.incompatibility) == (True, None)
-    assert described(engine)["gpu"] == {"name": "NVIDIA A10", "capability": "8.6"}
-    assert not trt.told.config.real.get_flag(trt.BuilderFlag.TF32)
+    assert built.incompatibility is None
+    assert read_json(engine)["gpu"] == {"name": "NVIDIA A10", "capability": "8.6"}
+    assert not trt.recorded.config.real.get_flag(trt.BuilderFlag.TF32)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_tensorrt_11_without_that_flag_is_asked_for_nothing(source: Path, tmp_path: Path, monkeypatch) -> None:
+def test_tensorrt_11_has_no_flag(source: Path, tmp_path: Path, monkeypatch) -> None:
     flags = SimpleNamespace(__members__={})
-    trt: Any = cases.install(monkeypatch, cases.stand_in("11.4.1.2", NetworkDefinitionCreationFlag=flags))
+    trt: Any = cases.install(monkeypatch, cases.fake_tensorrt("11.4.1.2", NetworkDefinitionCreationFlag=flags))
     build_engine(source, tmp_path / "a10.engine", kind="tensorrt", shapes=SHAPES)
-    assert trt.told.network == 0
+    assert trt.recorded.network == 0
 
 
 @pytest.mark.usefixtures("gpu")
-def test_options_are_handed_on_to_tensorrt(source: Path, tmp_path: Path, monkeypatch) -> None:
-    trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
+def test_options_reach_tensorrt(source: Path, tmp_path: Path, monkeypatch) -> None:
+    trt: Any = cases.install(monkeypatch, cases.fake_tensorrt("10.13.3.9"))
     engine = tmp_path / "a10.engine"
     options = BuildOptions(
         workspace_bytes=1 << 28,
@@ -313,41 +289,36 @@ def test_options_are_handed_on_to_tensorrt(source: Path, tmp_path: Path, monkeyp
         tf32=True,
     )
     built = build_engine(source, engine, kind="tensorrt", shapes=SHAPES, options=options)
-    config = trt.told.config
+    config = trt.recorded.config
     assert config.flags == ["VERSION_COMPATIBLE"]
-    assert config.noted == {
+    assert config.recorded_options == {
         "builder_optimization_level": 5,
         "hardware_compatibility_level": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
     }
     assert config.real.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
     assert config.real.get_flag(trt.BuilderFlag.TF32)
     assert built.compute_capabilities == ("8.0+",)
-    assert described(engine)["options"]["hardware_compatible"] == "ampere+"
+    assert read_json(engine)["options"]["hardware_compatible"] == "ampere+"
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_this_tensorrt_does_not_have_is_refused(source: Path, monkeypatch) -> None:
+def test_old_tensorrt_lacks_options(source: Path, monkeypatch) -> None:
     levels = SimpleNamespace(AMPERE_PLUS=1)
-    cases.install(monkeypatch, cases.stand_in("10.0.1.6", HardwareCompatibilityLevel=levels))
-    with pytest.raises(ExportError, match=r"hardware_compatible: TensorRT 10\.0\.1\.6 has no") as caught:
+    cases.install(monkeypatch, cases.fake_tensorrt("10.0.1.6", HardwareCompatibilityLevel=levels))
+    with pytest.raises(ExportError, match=r"hardware_compatible: TensorRT 10\.0\.1\.6 has no"):
         engine_of(source, kind="tensorrt", hardware_compatible="same-capability")
-    sentence(caught)
-    with pytest.raises(ExportError, match="compute_capabilities: TensorRT builds for the GPU that is here") as caught:
+    with pytest.raises(ExportError, match="compute_capabilities: TensorRT"):
         engine_of(source, kind="tensorrt", compute_capabilities=("8.0",))
-    sentence(caught)
-    with pytest.raises(ExportError, match="optimisation_level: found 6, expected 0 to 5"):
+    with pytest.raises(ExportError, match="optimization_level: found 6, expected 0 to 5"):
         engine_of(source, kind="tensorrt", optimization_level=6)
-    cases.install(monkeypatch, cases.stand_in("8.6.1"))
-    with pytest.raises(ExportError, match=r"found TensorRT 8\.6\.1, expected 10 or newer") as caught:
+    cases.install(monkeypatch, cases.fake_tensorrt("8.6.1"))
+    with pytest.raises(RuntimeUnavailableError, match=r"8\.6\.1"):
         engine_of(source, kind="tensorrt")
-    sentence(caught)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_timings_are_kept_read_again_and_replaced_if_they_are_of_another_version(
-    source: Path, tmp_path: Path, monkeypatch
-) -> None:
-    trt: Any = cases.install(monkeypatch, cases.stand_in("10.13.3.9"))
+def test_timing_cache_new_read_replaced(source: Path, tmp_path: Path, monkeypatch) -> None:
+    trt: Any = cases.install(monkeypatch, cases.fake_tensorrt("10.13.3.9"))
     cache = tmp_path / "caches" / "timing.cache"
 
     def again() -> EngineBuildResult:
@@ -357,7 +328,7 @@ def test_timings_are_kept_read_again_and_replaced_if_they_are_of_another_version
     assert again().timing_cache == "new"
     assert cache.read_bytes() == b"timed"
     assert again().timing_cache == "read"
-    assert trt.told.config.get_timing_cache().content == b"timed"
+    assert trt.recorded.config.get_timing_cache().content == b"timed"
     cache.write_bytes(b"of another version")
     built = again()
     assert built.timing_cache is not None
@@ -366,17 +337,17 @@ def test_timings_are_kept_read_again_and_replaced_if_they_are_of_another_version
     assert built.warnings == ()
     assert cache.read_bytes() == b"timed"
     assert [part.name for part in cache.parent.iterdir()] == ["timing.cache"]
-    assert described(tmp_path / "a10.engine")["options"]["timing_cache"] == "timing.cache"
+    assert read_json(tmp_path / "a10.engine")["options"]["timing_cache"] == "timing.cache"
 
 
-def test_what_the_library_warns_of_stands_in_the_record(tmp_path: Path) -> None:
+def test_build_reports_warnings(tmp_path: Path) -> None:
     nodes = [helper.make_node("ArgMax", ["images"], ["y"], axis=1, keepdims=0)]
     answers: dict[str, Any] = {"y": (TensorProto.INT64, ["n", 8, 8])}
     _, built = engine_of(cases.save(tmp_path / "wide.onnx", nodes, ["n", 3, 8, 8], answers))
     assert any("Int64" in warning for warning in built.warnings)
 
 
-def test_what_is_wrong_is_heard_while_another_engine_lives(source: Path, tmp_path: Path) -> None:
+def test_errors_captured_while_builder_lives(source: Path, tmp_path: Path) -> None:
     """The library goes on with the first logger it was given, as long as anything made with it is there."""
     with capture_messages(tensorrt_rtx) as (logger, _):
         alive = tensorrt_rtx.Builder(logger)
@@ -386,10 +357,10 @@ def test_what_is_wrong_is_heard_while_another_engine_lives(source: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_export_with_its_preparation_becomes_an_engine(tmp_path: Path) -> None:
+def test_build_export_with_preprocessing(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
     path = tmp_path / "whole.onnx"
     export_onnx(network, torch.zeros(1, 3, 16, 16), path, preprocessing=Preprocessing((16, 16)), postprocess="topk")
     engine, built = engine_of(path, ShapeRanges((1, 2, 4), ((8, 9), (20, 20), (64, 48))))
     assert built.profile.max == (4, 64, 48, 3)
-    assert list(described(engine)["outputs"]) == ["labels", "probabilities"]
+    assert list(read_json(engine)["outputs"]) == ["labels", "probabilities"]
