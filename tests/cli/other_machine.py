@@ -1,4 +1,4 @@
-"""Another machine for tests: a Python without our packages, reached through a real sshd on this one."""
+"""Another machine for tests: a Python without our packages, reached through sshd, or a script in place of ssh."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ RUNTIME = ("numpy", "onnxruntime", "flatbuffers", "protobuf", "packaging")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a test's other machine is, and what it leaves behind."""
+    """The other machine and its temporary directory."""
 
     port: int
     python: Path
     user: str
-    temporary: Path  #: what is temporary there
+    temporary: Path  #: its temporary directory
 
     def url(self, python: Path | str | None = None, **change: object) -> str:
         return f"ssh://{self.user}@127.0.0.1:{change.get('port', self.port)}?python={python or self.python}"
 
-    def left(self) -> list[str]:
+    def list_files(self) -> list[str]:
         return sorted(path.name for path in self.temporary.iterdir())
 
-    def left_in_the_end(self) -> list[str]:
-        """What stays there once all that was cut off has had time to end."""
+    def wait_for_cleanup(self) -> list[str]:
+        """Return the files that remain after interrupted processes had time to end."""
         for _ in range(100):
-            if not self.left():
+            if not self.list_files():
                 break
             time.sleep(0.1)
-        return self.left()
+        return self.list_files()
 
 
 def classifier(path: Path, *, kernel: int = 3, size: tuple[int, int] | None = (8, 8), beside: bool = False) -> Path:
-    """float32 [batch, 3, 8, 8] -> 4 logits. `kernel`: input channels of its weights, which ought to be 3."""
+    """Write a network, float32 [batch, 3, 8, 8] -> 4 logits. `kernel`: input channels of its weights; 3 is valid."""
     weights = np.random.default_rng(0).standard_normal((4, kernel, 3, 3)).astype(np.float32)
     sides = ["height", "width"] if size is None else list(size)
     graph = helper.make_graph(
@@ -72,7 +72,7 @@ def classifier(path: Path, *, kernel: int = 3, size: tuple[int, int] | None = (8
 
 
 def make_python(folder: Path, packages: Sequence[str]) -> Path:
-    """A Python in which those of our distributions can be imported, and nothing else of ours."""
+    """Create a virtual environment with only these distributions."""
     command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     (place,) = folder.glob("lib/python*/site-packages")
@@ -86,16 +86,25 @@ def make_python(folder: Path, packages: Sequence[str]) -> Path:
 
 
 @contextmanager
-def served(folder: Path, python: Path) -> Iterator[Machine]:
-    """An sshd for whoever runs the tests, with keys of its own, and an `ssh` that knows them in `folder`/bin."""
-    assert SSHD is not None
+def serve(folder: Path, python: Path) -> Iterator[Machine]:
+    """Start an sshd with its own keys, and write an `ssh` that uses them into `folder`/bin.
+
+    Without sshd the script runs the command on this machine.
+    """
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    (folder / "bin").mkdir()
+    if SSHD is None:
+        script = folder / "bin" / "ssh"
+        script.write_text(f'#!/bin/sh\nfor command; do :; done\nTMPDIR={temporary} exec sh -c "exec $command"\n')
+        script.chmod(0o755)
+        yield Machine(2222, python, getpass.getuser(), temporary)
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    temporary = folder / "temporary"
-    temporary.mkdir()
     (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
     kind, key, *_ = (folder / "host.pub").read_text().split()
     (folder / "known").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
@@ -106,34 +115,33 @@ def served(folder: Path, python: Path) -> Iterator[Machine]:
         "PermitRootLogin prohibit-password", f"SetEnv TMPDIR={temporary}",
     ]  # fmt: skip
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
-    client(folder, port)
+    write_client(folder, port)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
         try:
-            wait_for(port, server, folder / "log")
+            wait_for_port(port, server, folder / "log")
             yield Machine(port, python, getpass.getuser(), temporary)
         finally:
             server.terminate()
             server.wait()
 
 
-def client(folder: Path, port: int) -> None:
-    """An ssh that reads a configuration of the test's in the place of the user's, and the same otherwise."""
+def write_client(folder: Path, port: int) -> None:
+    """Write an ssh that reads the tests' configuration in place of the user's."""
     known = [
         f"IdentityFile {folder / 'user'}", "IdentitiesOnly yes", f"UserKnownHostsFile {folder / 'known'}",
         "StrictHostKeyChecking yes", "LogLevel ERROR",
     ]  # fmt: skip
     named = ["Host Board-7", "HostName 127.0.0.1", f"Port {port}", f"User {getpass.getuser()}"]
     (folder / "config").write_text("\n".join([*known, *named]) + "\n")
-    (folder / "bin").mkdir()
     script = folder / "bin" / "ssh"
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(shutil.which("ssh") or "ssh")} -F {folder / "config"} "$@"\n')
     script.chmod(0o755)
 
 
-def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_port(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(100):
         if server.poll() is not None:
             pytest.skip(f"sshd does not start here: {log.read_text().strip()[-200:]}")
