@@ -52,7 +52,6 @@ _MODULES = {
     **dict.fromkeys(("ModelCard", "ModelOverrides", "load_model"), "compress.models"),
     "open_images": "compress.data",
 }  # fmt: skip
-__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -287,18 +287,18 @@ def _run_training(arguments: dict[str, Any]) -> RunResult:
     if options.get("output_dir") is not None:
         options["output_dir"] = Path(options["output_dir"])
     config, method = resolve_config(**_register_objects(arguments), progress=options["progress"])
-    return run_training(config, method, **options)
+    return cast("RunResult", run_training(config, method, **options))  # None only in helper processes of torchrun
 
 
 def _register_objects(arguments: dict[str, Any]) -> dict[str, Any]:
     """Replace modules and data sets by the names that they are registered under in this process."""
-    from compress.data import register_dataset
-    from compress.models import register_module
-
     registered = dict(arguments)
     for key in ("teacher", "unlabeled", "labeled", "validation"):
         value = arguments.get(key)
         if value is not None and not isinstance(value, str | Path):
+            from compress.data import register_dataset
+            from compress.models import register_module
+
             registered[key] = register_module(value) if key == "teacher" else register_dataset(value)
     return registered
 
@@ -346,14 +346,14 @@ def synthesize(
 
         images = compress.synthesize(
             "embedded/fashion_wrn16_2", method="fastdfkd", count=4,
-            settings={"method.images": 4, "method.width_G": 8}, output_dir="runs/images",
+            settings={"method.images_per_synthesis": 4, "method.width_G": 8}, output_dir="runs/images",
         )
         print(images.pool, images.by_class)
     """
     arguments = _register_objects(dict(locals()))
     from compress.training.synthesize import synthesize
 
-    return synthesize(**arguments)
+    return cast("SynthesisResult", synthesize(**arguments))  # None only in helper processes of torchrun
 
 
 # Experiments.

@@ -83,7 +83,8 @@ def run_demo(
     }
     onnx = directory / "teacher.onnx"
     name = f"Teacher {card.architecture}"
-    records = [create_model_record(teacher, card, name=name, role="teacher", export=export_verified(teacher, card, onnx)), *students]
+    export = export_verified(teacher, card, onnx)
+    records = [create_model_record(teacher, card, name=name, role="teacher", export=export), *students]
     progress("timing teacher and students, interleaved")
     records = add_latencies(records, {name: TimedModel(teacher, card, onnx), **timed})
     append_records(directory, records)

@@ -14,7 +14,6 @@ from compress.measure import (
     append_format_measurement,
     default_image_source,
     load_comparison_images,
-    preserve_threads,
 )
 from compress.predictor import load_predictor, spec_name
 
@@ -166,7 +165,7 @@ def create_settings(
     )
 
 
-def validate_modelopt(formats: Sequence[str], options: dict[str, Any]) -> None:
+def validate_modelopt(formats: Sequence[Any], options: dict[str, Any]) -> None:
     """Raise UsageError for what Model Optimizer does not support, before anything is exported."""
     from exporters.artifacts import TARGETS
     from exporters.quantization.modelopt import unsupported_reason
@@ -198,16 +197,16 @@ def create_latency_check(card: ModelCard) -> Callable[[Path, Path, Any], None]:
     """Return a function that raises RejectedError if an int8 file takes longer per image than its fp32 file."""
 
     def check_latency(base: Path, draft: Path, runtime: Any) -> None:
-        from compress.cli.candidates import candidate
         from exporters.errors import RejectedError
-        from profiles.latency.benchmark import benchmark_latencies
+        from profiles.latency.benchmark import benchmark_interleaved
+        from profiles.latency.cases import create_candidate, preserve_threads
 
         candidates = {
-            name: candidate(path, card, 1, runtime=runtime if path is base else None)
+            name: create_candidate(path, card.image_size, 1, runtime=runtime if path is base else None)
             for name, path in (("fp32", base), ("int8", draft))
         }
         with preserve_threads():
-            timed = benchmark_latencies(candidates, duration_s=1.0)
+            timed = benchmark_interleaved(candidates, duration_s=1.0).latencies
         fp32, int8 = timed["fp32"].latency_ms_p50, timed["int8"].latency_ms_p50
         if int8 > MAX_INT8_LATENCY * fp32:
             raise RejectedError(

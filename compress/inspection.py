@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.cli.comparison import compare_domains
-from compress.cli.distance import DomainShift
-from compress.discrepancy import ImageSetComparison
+from compress.analysis.domain_shift import DomainShift, compare_domains
+from compress.analysis.fid import ImageSetComparison
 from compress.errors import UsageError
 from compress.models.inspection import Inspection, inspect_model
-from compress.models.wishes import ModelOverrides
+from compress.models.overrides import ModelOverrides
 
 
 @dataclass
@@ -36,8 +35,8 @@ def inspect(
     result = InspectionResult(**vars(inspect_model(checkpoint, overrides)))
     if unlabeled is not None:
         shift = compare_domains(
-            checkpoint, overrides, unlabeled, data_root, samples, reference=reference,
-            sides=sorted(set(patch_sizes)), features=features,
+            checkpoint, overrides, unlabeled, reference=reference, patch_sizes=sorted(set(patch_sizes)),
+            features=features, samples=samples, data_root=data_root,
         )  # fmt: skip
         result.unlabeled, result.reference, result.distance = shift.unlabeled, shift.reference, shift.distance
     return result

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.candidates import candidate
 from compress.errors import CompressError
 
 if TYPE_CHECKING:
@@ -114,7 +112,8 @@ def time_models(
     """
     import torch
 
-    from profiles.latency.benchmark import benchmark_latencies
+    from profiles.latency.benchmark import benchmark_interleaved
+    from profiles.latency.cases import create_candidate, preserve_threads
 
     latencies: dict[str, list[Latency]] = {name: [] for name in models}
     providers: list[Provider] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -123,27 +122,19 @@ def time_models(
         with preserve_threads():
             for size in batch_sizes:
                 for name, model in models.items():
-                    candidates[name, "torch", size] = candidate(model.net, model.card, size, provider=provider)
+                    candidates[name, "torch", size] = create_candidate(
+                        model.net, model.card.image_size, size, provider=provider
+                    )
                     if model.onnx is not None and has_onnx_provider(provider):
-                        candidates[name, "onnx", size] = candidate(model.onnx, model.card, size, provider=provider)
-            timed = benchmark_latencies(candidates, duration_s=duration_s)
+                        candidates[name, "onnx", size] = create_candidate(
+                            model.onnx, model.card.image_size, size, provider=provider
+                        )
+            timed = benchmark_interleaved(candidates, duration_s=duration_s).latencies
         for (name, _, _), latency in timed.items():
             latencies[name].append(latency)
     for model in models.values():
         model.net.cpu()
     return latencies
-
-
-@contextlib.contextmanager
-def preserve_threads() -> Iterator[None]:
-    """Restore PyTorch's number of threads, which runners change."""
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def has_onnx_provider(provider: Provider) -> bool:
@@ -165,7 +156,7 @@ def append_format_measurement(
     record_dir: Path, spec: str, card: ModelCard, form: str, precision: str, **values: Any
 ) -> None:
     """Add a measurement of a model in one form ("onnx", …, or "" for the network). Raises RecordError."""
-    from compress.models.folder import package_versions
+    from compress.models.serialization import package_versions
     from profiles.latency.machine import describe_machine
     from profiles.records import Record, append_records, without_history
 
@@ -198,7 +189,7 @@ def enclosing_run(record_dir: Path, spec: str) -> Path:
 
 def default_name(record_dir: Path, spec: str, card: ModelCard) -> str:
     """Name a model without a run by its architecture, and by its weights if others have that name."""
-    from compress.models.programs import EXPORTED
+    from compress.models.exported_programs import EXPORTED
     from profiles.records import read_existing_records
 
     name = Path(spec).stem if card.architecture == EXPORTED else card.architecture

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.models.card import ModelCard
-    from compress.models.wishes import ModelOverrides
+    from compress.models.overrides import ModelOverrides
     from exporters.runtimes import Runtime
     from exporters.runtimes.base import ModelInfo, Runner
 
@@ -73,12 +73,12 @@ def load_predictor(
         RunnerError: The file does not run.
     """
     from compress.models.loading import load_model
-    from compress.models.wishes import ModelOverrides
+    from compress.models.overrides import ModelOverrides
     from exporters.runtimes import SUFFIXES
 
     model_overrides = ModelOverrides(architecture=arch, **overrides)
     if not isinstance(spec, str | Path):
-        module, card = load_model(spec, **vars(model_overrides))
+        module, card = load_model(spec, model_overrides)
         return Predictor(spec_name(spec), card, module_predict(module), module=module)
     spec = str(spec)
     if Path(spec).suffix.lower() in SUFFIXES:
@@ -87,7 +87,7 @@ def load_predictor(
         raise UsageError(f"{spec}: {runtime} runs exported files; create one with `compress export {spec}`.")
     if untrained and is_architecture_name(spec):
         return untrained_predictor(spec, model_overrides)
-    module, card = load_model(spec, **vars(model_overrides))
+    module, card = load_model(spec, model_overrides)
     announce_architecture(spec, card, progress)
     return Predictor(spec, card, module_predict(module), module=module)
 
@@ -108,8 +108,8 @@ def announce_architecture(spec: str, card: ModelCard, progress: Progress) -> Non
 
 def is_architecture_name(spec: str) -> bool:
     """Return whether `spec` is the name of an architecture, known or misspelled, and no file."""
-    from compress.models import MODELS
-    from compress.models.published import PRETRAINED_PREFIXES
+    from compress.models.pretrained import PRETRAINED_PREFIXES
+    from compress.models.registry import MODELS
 
     if Path(spec).exists() or spec.startswith("embedded/"):
         return False
@@ -119,9 +119,9 @@ def is_architecture_name(spec: str) -> bool:
 
 def untrained_predictor(name: str, overrides: ModelOverrides) -> Predictor:
     """Build an architecture with random weights, for its usual input size and class count."""
-    from compress.models import MODELS, infer_task, network
     from compress.models.card import ModelCard
-    from compress.models.defaults import default_preprocessing
+    from compress.models.pretrained import default_preprocessing
+    from compress.models.registry import MODELS, build_network, infer_task
 
     grayscale = bool(overrides.grayscale)
     usual = default_preprocessing(name, grayscale=grayscale)
@@ -130,7 +130,7 @@ def untrained_predictor(name: str, overrides: ModelOverrides) -> Predictor:
     size = overrides.image_size or usual.image_size
     card = ModelCard(name, classes, size, infer_task(name), mean=usual.mean, std=usual.std, grayscale=grayscale)
     card.resize = usual.resize
-    module = network(card).eval()  # raises for an unknown name
+    module = build_network(card).eval()  # raises for an unknown name
     return Predictor(name, card, module_predict(module), module=module, is_trained=False)
 
 
@@ -159,7 +159,7 @@ def predictor_from_runner(runner: Runner, spec: str, path: Path, overrides: Mode
     """Wrap `runner` with the card of its file, or with a card from `overrides`."""
     from compress.models.metadata import card_from_metadata
     from compress.models.network import Normalize
-    from compress.models.wishes import apply_overrides
+    from compress.models.overrides import apply_overrides
 
     card = card_from_metadata(runner.metadata, path)
     normalizes = card is not None or runner.expects_uint8
@@ -210,7 +210,7 @@ def identity(images: Tensor) -> Tensor:
 def card_from_runner(runner: ModelInfo, spec: str, overrides: ModelOverrides) -> ModelCard:
     """Return a card for an exported file without one. Without mean and std, images are not normalized."""
     from compress.models.card import ModelCard
-    from compress.models.programs import EXPORTED
+    from compress.models.exported_programs import EXPORTED
 
     size = runner.input_size or overrides.image_size
     classes = runner.classes or overrides.classes

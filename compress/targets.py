@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from compress.errors import CompressError, UsageError, suggest_nearest
 from compress.units import SECONDS, parse_quantity
+from profiles.latency.ssh import Address
 
 if TYPE_CHECKING:
     from compress.config import Document
@@ -29,21 +30,6 @@ USER = re.compile(r"[A-Za-z0-9_][\w.@+-]*")
 #: LoadGen scenario -> percentile that MLPerf judges it by; the others are judged by the 90th
 BUDGET_PERCENTILES = {"MultiStream": "p99", "Server": "p99"}
 DEFAULT_PERCENTILE, WITHOUT_LATENCY = "p90", "Offline"
-
-
-@dataclass(frozen=True)
-class Address:
-    """A machine that ssh reaches, and its Python."""
-
-    host: str
-    user: str | None = None
-    port: int | None = None
-    python: str = "python3"
-
-    def __str__(self) -> str:
-        """Return `user@host:port`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": ("compare", "Distill with several methods under one budget and compare them."),
     "sweep": ("sweep", "Train, export and measure students × methods × precisions × seeds."),
     "synthesize": ("synthesize", "Generate images from a trained model, without data or student."),
-    "train": ("train", "Train a model on labeled images (teachers and baselines)."),
+    "train": ("distill", "Train a model on labeled images (teachers and baselines)."),
     "eval": ("evaluate", "Evaluate a model or an exported file on labeled images."),
     "inspect": ("inspect", "Describe a checkpoint, and how far unlabeled data is from its domain."),
     "profile": ("profile", "Count MACs, FLOPs and parameters of a model."),

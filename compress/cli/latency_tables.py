@@ -44,7 +44,7 @@ def time_table(rows: Sequence[BenchmarkRow]) -> str:
         "copy out ms": lambda row: format_number(row.copy_out_ms),
         "target/s": lambda row: format_number(row.target_qps, 1),
         "valid": lambda row: {True: "yes", False: "NO", None: "-"}[row.valid],
-        "busy": lambda row: "yes" if row.busy else "-",
+        "busy": lambda row: "yes" if row.load_warning else "-",
     }
     return build_table(rows, columns, optional)
 
@@ -53,10 +53,10 @@ def startup_table(rows: Sequence[BenchmarkRow]) -> str:
     """Return loading, first call, memory and warm-up."""
     optional: dict[str, Column] = {
         "load ms": lambda row: format_number(row.load_ms, 1),
-        "first ms": lambda row: format_number(row.first_ms, 1),
+        "first ms": lambda row: format_number(row.first_call_ms, 1),
         "peak MB": lambda row: format_number(None if row.peak_bytes is None else row.peak_bytes / 1e6, 1),
         "warm-up calls": lambda row: "-" if row.warmup_runs is None else str(row.warmup_runs),
-        "stable": lambda row: {True: "yes", False: "NO", None: "-"}[row.is_stable],
+        "stable": lambda row: {True: "yes", False: "NO", None: "-"}[row.warmup_stable],
     }
     columns: dict[str, Column] = {"runtime": lambda row: row.runtime, "batch": lambda row: str(row.batch_size)}
     return build_table([row for row in rows if row.scenario == "quick"], columns, optional, only_optional=True)
@@ -81,7 +81,7 @@ def ratio_table(result: BenchmarkResult) -> str:
 def remarks(rows: Sequence[BenchmarkRow]) -> list[str]:
     """Return LoadGen's reasons, its limits, and how each row compares with the latency budget."""
     lines = [
-        f"{title(row)}, batch {row.batch_size}: {row.scenario} is not valid: {row.invalid_because}."
+        f"{title(row)}, batch {row.batch_size}: {row.scenario} is not valid: {row.invalid_reason}."
         for row in rows
         if row.valid is False
     ]

@@ -28,7 +28,7 @@ KEYS = {
     "data_root": "data.root",
     "ood_subset": "data.subset",
     "method": "method.name",
-    "patch_size": "method.patch",
+    "patch_size": "method.patch_size",
     "steps": "training.steps",
     "epochs": "training.epochs",
     "time_limit": "training.time_limit",

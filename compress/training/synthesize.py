@@ -94,7 +94,7 @@ def prepare_synthesis(
     count: int, settings: Mapping[str, Any] | Sequence[str], arguments: Mapping[str, Any]
 ) -> tuple[TrainingSetup, Synthesizer]:
     """Return the checked setup for `count` images. Raises UsageError for a method that keeps no images."""
-    from compress.engine.synthesis import synthesizes
+    from compress.engine.synthesis import is_synthesizer
     from compress.methods import METHODS, find_method
     from compress.training.config import StudentConfig
     from compress.training.setup import load_config, prepare_training
@@ -104,17 +104,17 @@ def prepare_synthesis(
             raise UsageError(f"--set method.{name}: has no effect without a student; remove it.")
     document = build_document(settings=settings, **{**arguments, "steps": 1})
     name = str(document.get("method.name", DEFAULT_METHOD))
-    if not synthesizes(find_method(name)):
-        able = [name for name, kind in METHODS.items() if synthesizes(kind)]
+    if not is_synthesizer(find_method(name)):
+        able = [name for name, kind in METHODS.items() if is_synthesizer(kind)]
         raise UsageError(f"--method: found {name}, which keeps no images; expected one of {', '.join(able)}.")
-    config, checked = load_config(document.merge({"method": {"name": name}}, where=""))
+    config, checked = load_config(document.merge({"method": {"name": name}}, source=""))
     method = cast("Any", checked)
     for name, value in STUDENT_SETTINGS.items():
         setattr(method, name, value)
     config.method |= asdict(method)
     config.student, config.data.validation = StudentConfig(), None
     config.training = replace(
-        config.training, steps=math.ceil(count / method.images), batch_size=method.images, evaluate_every=None,
+        config.training, steps=math.ceil(count / method.images_per_synthesis), batch_size=method.images_per_synthesis, evaluate_every=None,
         save_every=None, ema_decay=0.0,
     )  # fmt: skip
     return prepare_training(config, method), method
