@@ -119,13 +119,10 @@ def score_network(network: Any, card: ModelCard, data: DataConfig, progress: Pro
     """Measure a network in PyTorch on the validation images."""
     from compress.engine.accelerator import create_accelerator
     from compress.engine.trainable import FrozenModel
-    from compress.training.data import create_scorer, image_cache_dir, load_validation_images
+    from compress.training.data import create_scorer, load_validation_images
 
     accelerator = create_accelerator("cpu", "32")
-    images = load_validation_images(
-        str(data.validation), card, root=data.root, folder=image_cache_dir(data.cache_dir),
-        max_unreadable=data.max_unreadable, say=progress,
-    )  # fmt: skip
+    images = load_validation_images(data, card, progress=progress)
     return create_scorer(images, card, accelerator)(FrozenModel(network, accelerator))
 
 

@@ -28,7 +28,7 @@ def create_config(photos: Path | None, clothes: Path, **settings: Any) -> Compar
     return resolve_comparison_config(**{**given, **settings})
 
 
-def test_comparison_ranks_methods(trainings, photos, clothes, tmp_path) -> None:
+def test_comparison_trains_and_ranks_methods(trainings, photos, clothes, tmp_path) -> None:
     out, names = tmp_path / "out", ["kd", "mosaic", "supervised"]
     comparison = create_config(photos, clothes, methods=names, seeds=2, **{"data.labeled": str(clothes)})
     comparison.methods = {"kd": {}, "mosaic": {"width_G": 8, "width_D": 8}, "supervised": {}}
@@ -59,13 +59,6 @@ def test_comparison_ranks_methods(trainings, photos, clothes, tmp_path) -> None:
     page = (out / "compare.html").read_text()
     assert "<svg" in page
     assert "http" not in page
-
-
-def test_methods_share_settings(trainings, photos, clothes, tmp_path) -> None:
-    names, out = ["kd", "mosaic", "supervised"], tmp_path / "out"
-    comparison = create_config(photos, clothes, methods=names, **{"data.labeled": str(clothes)})
-    comparison.methods = {"kd": {}, "mosaic": {"width_G": 8, "width_D": 8}, "supervised": {}}
-    run_comparison(comparison, output_dir=out)
     recipes = {name: config.load_yaml(out / f"{name}-0" / "recipe.yaml") for name in names}
     for section in ("task", "student", "training"):
         assert recipes["kd"].get(section) == recipes["mosaic"].get(section) == recipes["supervised"].get(section)
@@ -154,7 +147,8 @@ def test_teacher_without_batchnorm_skips_methods(photos, clothes, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "setting", [{"student": "wrn16_l"}, {"data.validation": "nope"}, {"data.labeled": "nope"}, {"data.unlabeled": "nope"}]
+    "setting",
+    [{"student": "wrn16_l"}, {"data.validation": "nope"}, {"data.labeled": "nope"}, {"data.unlabeled": "nope"}],
 )
 def test_impossible_comparison_is_refused(photos, clothes, tmp_path, setting) -> None:
     with pytest.raises(UsageError, match=re.escape(next(iter(setting.values())))):

@@ -123,3 +123,11 @@ def test_same_steps_needs_time_limit() -> None:
     with pytest.raises(UsageError, match="same_steps"):
         resolve_comparison_config(**arguments, steps=2)
     assert resolve_comparison_config(**arguments, time_limit=2.0).same_steps
+
+
+def test_benchmark_settings_are_valid() -> None:
+    from benchmarks.compare import SETTINGS, format_settings
+
+    arguments: dict[str, Any] = {"teacher": "x", "validation": "y", "steps": 2, "methods": list(SETTINGS)}
+    comparison = resolve_comparison_config(settings=format_settings(list(SETTINGS))[1::2], **arguments)
+    assert comparison.method_settings == SETTINGS

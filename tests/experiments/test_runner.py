@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,10 @@ def run_while(act: Callable[[], None], function: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _ray_token(monkeypatch) -> Iterator[None]:
+def _ray_token(monkeypatch) -> None:
     """One token for all Ray instances of this process, which keeps the first that it reads."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    yield
 
 
 def test_killed_worker_resumes_training(photos, clothes, tmp_path) -> None:
