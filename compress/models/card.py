@@ -57,4 +57,4 @@ def parse_card(content: dict[str, Any], source: Path) -> ModelCard:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise CompressError(f"{source}: {name}: {first['msg'].lower()}; expected a model card of this version.") from error
+        raise CompressError(f"{source}: {name}: {first['msg'].lower()}; expected a model card.") from error

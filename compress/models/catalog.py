@@ -1,8 +1,9 @@
-"""Every model that has a name: built in, shipped with weights, or known to torchvision, timm and smp."""
+"""All models with a name: built in, embedded with weights, or known to torchvision, timm and smp."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -13,30 +14,37 @@ from compress.models.registry import MODELS, build_model, infer_task, list_timm_
 from compress.models.segmentation import list_smp_models, list_torchvision_segmenters
 from compress.models.serialization import load_card
 
-Row = dict[str, str]
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be given by name."""
+
+    name: str  #: what every model option accepts
+    description: str  #: parameters, image size or library
 
 
-def list_models() -> dict[str, list[Row]]:
-    """Kind -> rows of name and description. The kinds of libraries end in a slash, which begins their models' names."""
+def list_models() -> dict[str, list[ModelInfo]]:
+    """Every model with a name, by kind.
+
+    Returns:
+        "built_in", "embedded", and "torchvision/", "timm/", "smp/", which begin the names of their models.
+        Libraries that are not installed have no models.
+    """
     return {
-        "built_in": [{"name": name, "about": describe_built_in(name)} for name in MODELS],
-        "embedded": [{"name": f"embedded/{name}", "about": describe_embedded(name)} for name in list_embedded_models()],
+        "built_in": [ModelInfo(name, describe_built_in(name)) for name in MODELS],
+        "embedded": [ModelInfo(f"embedded/{name}", describe_embedded(name)) for name in list_embedded_models()],
         "torchvision/": [
-            *({"name": f"torchvision/{name}", "about": "torchvision"} for name in list_torchvision_classifiers()),
-            *(
-                {"name": f"torchvision/{name}", "about": "torchvision, segmentation"}
-                for name in list_torchvision_segmenters()
-            ),
+            *(ModelInfo(f"torchvision/{name}", "torchvision") for name in list_torchvision_classifiers()),
+            *(ModelInfo(f"torchvision/{name}", "torchvision, segmentation") for name in list_torchvision_segmenters()),
         ],
-        "timm/": [{"name": f"timm/{name}", "about": "timm"} for name in names_if_installed(list_timm_models)],
-        "smp/": [{"name": f"smp/{name}", "about": "smp, segmentation"} for name in names_if_installed(list_smp_models)],
+        "timm/": [ModelInfo(f"timm/{name}", "timm") for name in names_if_installed(list_timm_models)],
+        "smp/": [ModelInfo(f"smp/{name}", "smp, segmentation") for name in names_if_installed(list_smp_models)],
     }
 
 
-def names_if_installed(names: Callable[[], list[str]]) -> list[str]:
-    """The names that a package gives which may not be installed."""
+def names_if_installed(list_names: Callable[[], list[str]]) -> list[str]:
     try:
-        return names()
+        return list_names()
     except UsageError:
         return []
 

@@ -1,7 +1,7 @@
-"""Reading a stranger's weights: safetensors or torch files, unwrapped, and nothing in them ever executed.
+"""Read weights from safetensors and torch files, unwrap them, and execute nothing in them.
 
-A torch file is read with torch's restricted unpickler only. What that refuses (a pickled module, a training script's
-own classes) is refused here too, with the sentence that says how to convert it; `trust_pickle=True` is the only way in.
+Torch files are only read with torch's restricted unpickler. What it refuses (a pickled module, classes of a training
+script) raises an error that says how to convert the file. Only `trust_pickle=True` overrides this.
 """
 
 from __future__ import annotations
@@ -23,42 +23,48 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError
 
-#: keys under which training scripts keep the weights, the first found wins
+#: keys under which training scripts store the weights, in order of preference
 PLAIN_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "shadow")
-#: put before every key by a wrapper module
+#: prefixes that wrapper modules add to every key
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "body.")
 CLASS_NAME_KEYS = ("class_names", "classes", "labels", "categories")
-#: inert records that training scripts leave beside the weights (argparse's options, NumPy's numbers, paths)
+#: types without behavior that training scripts store beside the weights (options, NumPy numbers, paths)
 SAFE_TYPES = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype]
-#: an honest archive stores tensors as they are; one that unpacks to far more than its size is a bomb
+#: archives store tensors uncompressed; one that unpacks to far more than its size is a decompression bomb
 BOMB_RATIO, BOMB_SLACK = 20, 64 * 2**20
 CONVERT_HINT = (
-    "In the environment that made it, and only if you trust it, run: "
+    "In the environment that created it, and only if you trust it, run: "
     'python -c "import torch; m = torch.load({name!r}, weights_only=False); '
-    "torch.save(m.state_dict(), 'weights.pt')\" and give us weights.pt "
-    "(or load the file as it is with --trust-pickle, which runs the code in it)."
+    "torch.save(m.state_dict(), 'weights.pt')\" and use weights.pt "
+    "(or load the file with --trust-pickle, which runs the code in it)."
 )
 
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The tensors of one network, and what else the file said."""
+    """The tensors of one network, and the other values in the file."""
 
     state: dict[str, Tensor]
     container: str  #: "safetensors", "torch", or "pickled module"
-    wrapping: tuple[str, ...] = ()  #: keys and prefixes taken off, outermost first
-    metadata: dict[str, Any] = field(default_factory=dict)  #: epoch, arch, metrics … as the file has them
+    wrapping: tuple[str, ...] = ()  #: removed keys and prefixes, outermost first
+    metadata: dict[str, Any] = field(default_factory=dict)  #: numbers and short texts: epoch, arch, …
     class_names: list[str] | None = None
-    has_ema: bool = False  #: averaged weights lie beside the plain ones
+    has_ema: bool = False  #: the file also contains averaged weights
     module: nn.Module | None = None  #: only from a trusted pickle
 
 
 def read_checkpoint(path: Path, *, trust_pickle: bool = False, ema: bool = False) -> CheckpointWeights:
-    """The weights in `path` (.safetensors, .pt, .pth, .bin, .ckpt …), freed of every usual wrapping.
+    """Read the weights in a .safetensors, .pt, .pth, .bin or .ckpt file, without their usual wrapping.
 
-    Where a file holds both, the plain weights are taken, or the averaged ones with `ema=True`; averaged ones alone are
-    taken as they are. Raises CompressError for a file that is damaged, hostile, or holds no weights.
+    Args:
+        path: The file.
+        trust_pickle: Run pickles, which can run any code.
+        ema: Prefer averaged weights if the file contains both; if there is only one kind, it is used.
+
+    Raises:
+        UsageError: There is no such file.
+        CompressError: It is damaged, unsafe, or contains no weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,7 +79,7 @@ def read_checkpoint(path: Path, *, trust_pickle: bool = False, ema: bool = False
 
 
 def is_safetensors(path: Path) -> bool:
-    """By content where the name does not say: eight bytes of header length, then a JSON object."""
+    """From the suffix or the content: eight bytes of header length, then a JSON object."""
     if path.suffix == ".safetensors":
         return True
     with open(path, "rb") as file:
@@ -103,24 +109,24 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
         if trust_pickle:
             return load_trusted_pickle(path)
         raise CompressError(
-            f"{path}: refused: this is a pickle that wants to run {blocked}, and loading it would execute code. "
+            f"{path}: refused: found a pickle that runs {blocked}; loading it would execute code. "
             + CONVERT_HINT.format(name=path.name)
         ) from error
     except MemoryError as error:
-        raise CompressError(f"{path}: asks for more memory than there is; damaged or hostile.") from error
+        raise CompressError(f"{path}: needs more memory than there is, so it is damaged or hostile.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise unreadable_error(path, error) from error
 
 
 def list_safe_globals() -> list[Any]:
-    """What the restricted unpickler may build besides tensors: records without behaviour."""
+    """Types without behavior that the restricted unpickler may build besides tensors."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
     return [*SAFE_TYPES, *numbers, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
 
 
 def parse_blocked_global(message: str) -> str | None:
-    """The name of what torch's restricted unpickler would not run, if that was its complaint."""
+    """The name that torch's restricted unpickler refused, if its error says so."""
     found = re.search(
         r"GLOBAL (\S+) (?:was not|whose module)|for unrecognized function (.+)|but got (<class .+>)", message
     )
@@ -128,13 +134,11 @@ def parse_blocked_global(message: str) -> str | None:
 
 
 def load_trusted_pickle(path: Path) -> Any:
-    """Load a pickle for a user who said that it may run. The one place in this package where a file's code executes."""
+    """Load a pickle that the user trusts. The only place in this package that executes code in a file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
-        raise CompressError(
-            f"{path}: needs its own code on the Python path ({error}); run where that is installed."
-        ) from error
+        raise CompressError(f"{path}: its code is not on the Python path ({error}); install it first.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise unreadable_error(path, error) from error
 
@@ -145,7 +149,7 @@ def unreadable_error(path: Path, error: Exception) -> CompressError:
 
 
 def check_decompressed_size(path: Path) -> None:
-    """Refuse an archive that would unpack to far more than its size."""
+    """Refuse an archive that unpacks to far more than its size."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -155,12 +159,12 @@ def check_decompressed_size(path: Path) -> None:
         raise unreadable_error(path, error) from error
     if size > BOMB_RATIO * path.stat().st_size + BOMB_SLACK:
         raise CompressError(
-            f"{path}: refused, {path.stat().st_size} bytes that unpack to {size}: a decompression bomb."
+            f"{path}: refused: {path.stat().st_size} bytes that unpack to {size}, a decompression bomb."
         )
 
 
 def unwrap_checkpoint(content: Any, path: Path, container: str, *, ema: bool) -> CheckpointWeights:
-    """Take a checkpoint's wrapping off, keys first, then prefixes common to all names."""
+    """Remove the wrapping of a checkpoint: keys first, then prefixes common to all names."""
     wrapping: list[str] = []
     facts: dict[str, Any] = {}
     names: list[str] | None = None
@@ -194,7 +198,7 @@ def unwrap_checkpoint(content: Any, path: Path, container: str, *, ema: bool) ->
 
 
 def is_state_dict(content: Mapping[Any, Any]) -> bool:
-    """Mostly tensors at the top level: a state dict, whatever odd counters lie in it."""
+    """Whether the top level contains tensors and no further mappings."""
     tensors = sum(isinstance(value, Tensor) for value in content.values())
     return tensors > 0 and not any(
         isinstance(value, Mapping | nn.Module) and len(getattr(value, "keys", list)()) for value in content.values()
@@ -210,7 +214,7 @@ def is_metadata_value(value: Any) -> bool:
 
 
 def read_class_names(content: Mapping[Any, Any]) -> list[str] | None:
-    """Class names as a list, or as a table index -> name or name -> index, under one of the usual keys."""
+    """Class names under one of the usual keys: a list, or a mapping name -> index."""
     for key in CLASS_NAME_KEYS:
         value = content.get(key)
         if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
@@ -229,23 +233,21 @@ def describe_content(content: Any) -> str:
 
 
 def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse what no network can load: nothing at all, packed or sparse tensors, shapes larger than the file."""
+    """Refuse an empty state dict, quantized or sparse tensors, and shapes larger than the file."""
     if not state:
         raise CompressError(f"{path}: the state dict is empty; expected the tensors of a network.")
     room = BOMB_RATIO * path.stat().st_size + BOMB_SLACK
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise CompressError(
-                f"{path}: {key} is a quantised, sparse or empty-shell tensor; save the float network instead."
-            )
+            raise CompressError(f"{path}: {key} is a quantized, sparse or meta tensor; save the float network instead.")
         if value.numel() * value.element_size() > room:
             raise CompressError(
-                f"{path}: refused, {key} claims shape {list(value.shape)}, far more than the file holds."
+                f"{path}: refused: {key} has shape {list(value.shape)}, more than the file can contain."
             )
 
 
 def strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """`state` without the prefixes that wrappers put before every name, and those prefixes."""
+    """`state` without the prefixes that all names have, and these prefixes."""
     taken: list[str] = []
     while True:
         prefix = next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) and key != p for key in state)), None)

@@ -1,4 +1,4 @@
-"""Patch discriminators: one logit for every patch of an image (Isola et al., 2017; MosaicKD, Sec. 3.2)."""
+"""Patch discriminators: one logit per patch of an image (Isola et al., 2017; MosaicKD, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.errors import UsageError
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution: kernel, stride, padding; `norm` puts BatchNorm between it and its LeakyReLU."""
+    """A convolution and its LeakyReLU, with BatchNorm between them if `norm`."""
 
     kernel: int
     stride: int
@@ -20,8 +20,8 @@ class ConvSpec:
     norm: bool = False
 
 
-#: patch size in pixels -> the hidden convolutions; a 1x1 convolution to one logit ends each. The paper's Table 4, and
-#: 46 for larger images: the paper's deeper ones (22 and 46) are half as wide, `width` 64.
+#: patch size in pixels -> hidden convolutions; a 1x1 convolution to one logit follows. From Table 4 of the paper, and
+#: 46 for larger images. The paper's deeper ones (22 and 46) have half the width, 64.
 PATCH_LAYERS: dict[int, tuple[ConvSpec, ...]] = {
     1: (ConvSpec(1, 1, 0),),
     2: (ConvSpec(2, 1, 0),),
@@ -32,12 +32,12 @@ PATCH_LAYERS: dict[int, tuple[ConvSpec, ...]] = {
     22: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True)),
     46: (ConvSpec(4, 2, 1), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True), ConvSpec(4, 2, 1, norm=True)),
 }
-#: layers grow no wider than this many times the first one's width
+#: maximum width of a layer, in units of the first layer's
 MAX_WIDTH_FACTOR = 8
 
 
 def receptive_field(layers: tuple[ConvSpec, ...]) -> tuple[int, int]:
-    """(side of the patch that one logit sees, distance between neighbouring patches), in pixels."""
+    """(side of the patch of one logit, distance between neighboring patches), in pixels."""
     field, jump = 1, 1
     for layer in layers:
         field += (layer.kernel - 1) * jump
@@ -46,39 +46,44 @@ def receptive_field(layers: tuple[ConvSpec, ...]) -> tuple[int, int]:
 
 
 class PatchDiscriminator(nn.Module):
-    """Images [n, 3, h, w] in [0, 1] -> logits [n, 1, a, b], one a patch of `patch` pixels a side; positive is real."""
+    """Images [n, 3, h, w] in [0, 1] -> logits [n, 1, a, b], one per `patch` x `patch` pixels; positive is real."""
 
     def __init__(self, patch: int = 8, width: int = 128) -> None:
         super().__init__()
         if patch not in PATCH_LAYERS:
             raise UsageError(
-                f"method.patch: found {patch}, expected one of {', '.join(map(str, PATCH_LAYERS))} or the image's side."
+                f"method.patch_size: found {patch}, expected {', '.join(map(str, PATCH_LAYERS))} or the image's side."
             )
         self.layers = build_conv_stack(PATCH_LAYERS[patch], width)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
-        # Centred, as a convolution's zero padding then means mid-grey and not black.
+        # centered, so that zero padding means mid-gray and not black
         return self.layers(2 * x - 1)
 
 
 def build_conv_stack(layers: tuple[ConvSpec, ...], width: int) -> nn.Sequential:
-    """The hidden convolutions, twice as wide after each that halves the map, and the 1x1 to one logit."""
+    """The hidden convolutions, doubled in width after each stride of 2, and the 1x1 convolution to one logit."""
     modules: list[nn.Module] = []
-    inside, outside = 3, width
+    in_channels, out_channels = 3, width
     for layer in layers:
-        modules.append(nn.Conv2d(inside, outside, layer.kernel, layer.stride, layer.padding, bias=not layer.norm))
+        modules.append(
+            nn.Conv2d(in_channels, out_channels, layer.kernel, layer.stride, layer.padding, bias=not layer.norm)
+        )
         if layer.norm:
-            modules.append(nn.BatchNorm2d(outside))
+            modules.append(nn.BatchNorm2d(out_channels))
         modules.append(nn.LeakyReLU(0.2))
         halves = layer.stride == 2 and layer.kernel > 1
-        inside, outside = outside, min(2 * outside, MAX_WIDTH_FACTOR * width) if halves else outside
-    return nn.Sequential(*modules, nn.Conv2d(inside, 1, 1))
+        in_channels, out_channels = (
+            out_channels,
+            min(2 * out_channels, MAX_WIDTH_FACTOR * width) if halves else out_channels,
+        )
+    return nn.Sequential(*modules, nn.Conv2d(in_channels, 1, 1))
 
 
 class ImageDiscriminator(nn.Module):
     """Images [n, 3, s, s] -> one logit [n, 1, 1, 1]: the patch is the whole image (Table 4, L = 32; DCGAN).
 
-    Four halvings, and more while the map is even and wider than 4; then one convolution over what is left.
+    At least four strides of 2, more while the map is even and wider than 4, then one convolution over the rest.
     Raises UsageError unless s is a multiple of 16.
     """
 
@@ -86,7 +91,7 @@ class ImageDiscriminator(nn.Module):
         super().__init__()
         if size % 16:
             raise UsageError(
-                f"method.patch: a patch of the whole image needs a side that is a multiple of 16, found {size}."
+                f"method.patch_size: a patch of the whole image needs a side that is a multiple of 16, found {size}."
             )
         halvings = 4
         while (left := size // 2**halvings) > 4 and left % 2 == 0:
@@ -99,5 +104,5 @@ class ImageDiscriminator(nn.Module):
 
 
 def build_discriminator(patch: int, size: int, *, width: int = 128) -> nn.Module:
-    """The discriminator whose logit sees `patch` pixels a side of images of `size` pixels."""
+    """Build the discriminator with one logit per `patch` x `patch` pixels of `size` x `size` images."""
     return ImageDiscriminator(size, width // 2) if patch >= size else PatchDiscriminator(patch, width)

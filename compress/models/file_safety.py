@@ -1,9 +1,8 @@
-"""What kind of file a model is in, and whether a program file may be opened.
+"""Detect the kind of a model file, and refuse programs that could run code.
 
-Torch's own loaders trust a program file: `torch.export.load` falls back to running pickles, evaluates expressions and
-resolves any `torch.…` name to call. So the records are read first, with the reader that the loaders use, and refused
-unless they hold nothing but tensors, plain arithmetic and tensor operators. TorchScript is not vetted: the
-user must trust it.
+The loaders of torch trust a program file: `torch.export.load` falls back to pickles, evaluates expressions and calls
+any `torch.…` name. So the records are read first, with the reader that the loaders use. They are refused unless they
+contain only tensors, arithmetic and tensor operators. TorchScript is not validated: the user must trust it.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ ALLOWED_OPERATORS = re.compile(
     r"|torch\.sym_(max|min|not|int|float|ite|sqrt|sum)|torch\._sym_sqrt"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
-#: operators that reach for the file system
+#: operators that access the file system
 FILE_OPERATORS = re.compile(r"\b(from_file|save|load)\b")
-#: what sympy writes of an integer expression over symbols: names of its own, no attribute, no other string
+#: how sympy prints an integer expression over symbols: its own names, no attribute, no other string
 SYMBOLIC_EXPRESSION = re.compile(
     r"(?:[A-Z][A-Za-z_]*|'[a-z]{1,4}\d+'|[a-z]{1,4}\d+|\b(?:positive|nonnegative|integer|real)=True"
     r"|floor|ceiling|\d+(?:\.\d+)?|[\s()+*/,<>=!&|-])*"
@@ -41,13 +40,13 @@ ALLOWED_RECORDS = {"archive_format", "archive_version", "byteorder"}
 
 
 def detect_file_kind(path: Path) -> FileKind:
-    """ONNX by its name; weights, a `torch.export` program or TorchScript by content."""
+    """The kind of a model file: ONNX from its suffix, all else from its content."""
     if path.suffix.lower() == ".onnx":
         return "onnx"
     if path.suffix.lower() in (".xml", ".engine"):
         raise CompressError(
-            f"{path}: made for OpenVINO or TensorRT, which shows no network; give the model that it was exported from, "
-            "or measure it with `compress eval` or `compress bench`."
+            f"{path}: a file for OpenVINO or TensorRT, which contains no network; give the model that it was exported "
+            "from, or measure it with `compress eval` or `compress bench`."
         )
     if not zipfile.is_zipfile(path):
         if path.suffix == ".pt2":
@@ -64,13 +63,17 @@ def detect_file_kind(path: Path) -> FileKind:
 
 
 def validate_program(path: Path) -> None:
-    """Refuse a `torch.export` program that could do anything but compute. Raises CompressError."""
+    """Refuse a `torch.export` program that could do anything but compute.
+
+    Raises:
+        CompressError: It is damaged, of an old format, or unsafe.
+    """
     reader = open_reader(path)
     names: list[str] = reader.get_all_records()
     if "archive_format" not in names:
         raise CompressError(f"{path}: not a program of torch 2.8 or newer; load and save it again with a newer torch.")
     if len(set(names)) != len(names):
-        raise unsafe_file_error(path, "two records of the same name")
+        raise unsafe_file_error(path, "two records with one name")
     for name in names:
         if name.startswith("models/"):
             validate_graph(path, read_json(path, reader, name))
@@ -100,7 +103,7 @@ def read_json(path: Path, reader: Any, name: str) -> Any:
 
 
 def validate_graph(path: Path, graph: Any) -> None:
-    """Operators, expressions and names of a serialised graph, wherever in it they stand."""
+    """Validate all operators, expressions and names of a serialized graph."""
     for key, value in iter_strings(graph):
         if key == "target" and not (
             ALLOWED_OPERATORS.fullmatch(value) and not FILE_OPERATORS.search(value) and "__" not in value
@@ -116,7 +119,7 @@ def validate_graph(path: Path, graph: Any) -> None:
 
 
 def iter_strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in some JSON, with the key it stands under; keys of objects too, under the key "name"."""
+    """Yield (key, value) for every string in JSON; strings in a list have the key of the list."""
     stack = [(key, content)]
     while stack:
         key, value = stack.pop()
@@ -129,7 +132,7 @@ def iter_strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def validate_payload(path: Path, reader: Any, payload: Any, folder: str) -> None:
-    """Weights and constants: plain tensors, or pickles that hold nothing else."""
+    """Validate weights and constants: plain tensors, or pickles that contain nothing else."""
     entries = payload.get("config", {}) if isinstance(payload, dict) else {}
     for entry in entries.values():
         name = str(entry.get("path_name"))
@@ -147,4 +150,4 @@ def validate_pickle(path: Path, name: str, content: bytes) -> None:
 
 
 def unsafe_file_error(path: Path, what: str) -> CompressError:
-    return CompressError(f"{path}: refused: it holds {what}, which could run code; export it again from the network.")
+    return CompressError(f"{path}: refused: found {what}, which could run code; export it again from the network.")

@@ -1,4 +1,4 @@
-"""Generators: noise to images in [0, 1]."""
+"""Generators: noise -> images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from compress.models.network import Normalize
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Channels last in memory, as the convolutions want it: here it is small, after each doubling it is not."""
+    """Convert to channels-last memory, which convolutions prefer, while the map is still small."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 class Generator(nn.Module):
-    """z -> image by one linear layer and two doublings: DAFL's network, which MosaicKD uses.
+    """z -> image by one linear layer and two upsamplings: the network of DAFL and MosaicKD.
 
     Noise [n, z_dim] from N(0, 1); images [n, 3, size, size] in [0, 1]. 2,026,051 parameters at the defaults.
     Raises UsageError unless `size` is a multiple of 4.
@@ -27,9 +27,7 @@ class Generator(nn.Module):
     def __init__(self, z_dim: int = 100, width: int = 64, size: int = 32, channels: int = 3) -> None:
         super().__init__()
         if size % 4:
-            raise UsageError(
-                f"task.image_size: the generator makes images whose side is a multiple of 4, found {size}."
-            )
+            raise UsageError(f"task.image_size: found {size}, expected a multiple of 4 for this generator.")
         widest = self.width_factor * width
         self.start = (widest, size // 4, size // 4)
         self.linear = nn.Linear(z_dim, widest * (size // 4) ** 2)
@@ -52,13 +50,13 @@ class Generator(nn.Module):
 
 
 class SmallGenerator(Generator):
-    """The same with a first map half as wide: CMI's and FastDFKD's. 2,328,899 parameters with their z_dim of 256."""
+    """`Generator` with half the width in its first map, as in CMI and FastDFKD: 2,328,899 parameters at z_dim 256."""
 
     width_factor = 2
 
 
 class DeepGenerator(nn.Module):
-    """z -> image by five doublings at constant width, 503,875 parameters at 224.
+    """z -> image by five upsamplings at constant width: 503,875 parameters at 224.
 
     Raises UsageError unless `size` is a multiple of 32.
     """
@@ -66,9 +64,7 @@ class DeepGenerator(nn.Module):
     def __init__(self, z_dim: int = 100, width: int = 64, size: int = 224, channels: int = 3) -> None:
         super().__init__()
         if size % 32:
-            raise UsageError(
-                f"task.image_size: above 64 the generator makes sides that are multiples of 32, found {size}."
-            )
+            raise UsageError(f"task.image_size: found {size}, expected a multiple of 32 for generators above 64.")
         self.start = (width, size // 32, size // 32)
         self.linear = nn.Linear(z_dim, width * (size // 32) ** 2)
         layers: list[nn.Module] = [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
@@ -86,24 +82,22 @@ class DeepGenerator(nn.Module):
 
 
 class DcganGenerator(nn.Module):
-    """z -> image by four transposed convolutions that each double: DFAD's network for segmentation (its z_dim is 256).
+    """z -> image by four transposed convolutions of stride 2: DFAD's network for segmentation (z_dim 256).
 
-    Narrows from 8 to 1 `width`, then one more of the same width. Raises UsageError unless `size` is a multiple of 16.
+    The width falls from 8 to 1 times `width`. Raises UsageError unless `size` is a multiple of 16.
     """
 
     def __init__(self, z_dim: int = 256, width: int = 64, size: int = 128, channels: int = 3) -> None:
         super().__init__()
         if size % 16:
-            raise UsageError(
-                f"task.image_size: this generator makes images whose side is a multiple of 16, found {size}."
-            )
+            raise UsageError(f"task.image_size: found {size}, expected a multiple of 16 for this generator.")
         self.start = (8 * width, size // 16, size // 16)
         self.linear = nn.Linear(z_dim, 8 * width * (size // 16) ** 2)
         layers: list[nn.Module] = [nn.BatchNorm2d(8 * width)]
-        for inside, outside in [(8, 4), (4, 2), (2, 1), (1, 1)]:
+        for in_channels, out_channels in [(8, 4), (4, 2), (2, 1), (1, 1)]:
             layers += [
-                nn.ConvTranspose2d(inside * width, outside * width, 4, 2, 1, bias=False),
-                nn.BatchNorm2d(outside * width),
+                nn.ConvTranspose2d(in_channels * width, out_channels * width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(out_channels * width),
                 nn.LeakyReLU(0.2),
             ]
         self.grow = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, 1, 1))
@@ -115,17 +109,16 @@ class DcganGenerator(nn.Module):
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n 3 h w"]:
         grown = self.grow(to_channels_last(self.linear(z).unflatten(1, self.start)))
-        # The published one answers tanh in [-1, 1]; this is the same image in [0, 1].
+        # the published one ends in tanh in [-1, 1]; this is the same image in [0, 1]
         return ((grown.tanh() + 1) / 2).expand(-1, 3, -1, -1)
 
 
 class StandardizedGenerator(nn.Module):
-    """A generator whose last layer is BatchNorm in the place of the sigmoid, so that its images vary as those of the
-    teacher's data do, however it begins: ZSKT's, whose networks read standardised images.
+    """A generator with BatchNorm instead of its last sigmoid, so that images have the statistics of the teacher's data.
 
-    With `tanh` that comes before, and the BatchNorm has no weights: DAFL's and DFAD's. Images are of the given mean and
-    deviation a channel, and leave [0, 1] in training; at rest they are cut to it.
-    Raises UsageError for a generator that ends in no sigmoid.
+    ZSKT uses it, whose networks read standardized images. With `tanh` before a BatchNorm without weights, it is the
+    output of DAFL and DFAD. Images have the given mean and standard deviation per channel. In training they may leave
+    [0, 1]; in eval mode they are clamped. Raises UsageError for a generator that does not end in a sigmoid.
     """
 
     mean: Tensor
@@ -136,8 +129,8 @@ class StandardizedGenerator(nn.Module):
         layers = list(getattr(inner, "grow", ()))
         if not layers or not isinstance(layers[-1], nn.Sigmoid):
             raise UsageError(
-                "method.generator: dcgan ends in no sigmoid that could be replaced; choose another one, or set "
-                "method.standardised to false."
+                "method.generator: found dcgan, which does not end in a sigmoid; choose another, or set "
+                "method.standardize_output to false."
             )
         *rest, last, _ = layers
         end = [nn.Tanh()] if tanh else []
@@ -152,9 +145,9 @@ class StandardizedGenerator(nn.Module):
 
 
 def standardize_output(inner: nn.Module, reader: nn.Module, *, tanh: bool = False) -> nn.Module:
-    """`inner` with the end of `Standardised`, for the mean and deviation by which the network `reader` normalises.
+    """Wrap `inner` in `StandardizedGenerator` with the mean and deviation by which the network `reader` normalizes.
 
-    With `tanh` a `dcgan` stays as it is: it ends in one itself, and DFAD puts nothing behind it.
+    With `tanh` a `dcgan` is returned unchanged: it already ends in tanh, and DFAD adds nothing.
     """
     if tanh and isinstance(inner, DcganGenerator):
         return inner
@@ -168,9 +161,17 @@ GENERATORS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerat
 def build_generator(
     size: int, *, z_dim: int = 100, width: int = 64, channels: int = 3, kind: str | None = None
 ) -> nn.Module:
-    """A generator of images of `size` pixels a side: one of KINDS, or the paper's, shallow up to 64 and deep above.
+    """Build a generator of images of `size` x `size` pixels.
 
-    Raises UsageError for another kind, and for a size that the network cannot double to.
+    Args:
+        size: Side of the images in pixels.
+        z_dim: Length of the noise vectors.
+        width: Channels of the last hidden layer.
+        channels: Channels that it computes, 3 or 1 (repeated).
+        kind: A name in GENERATORS; None: "shallow" up to 64 pixels, "deep" above.
+
+    Raises:
+        UsageError: Another kind, or a size that the network cannot produce.
     """
     kind = kind or ("shallow" if size <= 64 else "deep")
     if kind not in GENERATORS:
@@ -179,7 +180,7 @@ def build_generator(
 
 
 def init_dcgan_weights(net: nn.Module) -> nn.Module:
-    """`net` with the weights of DCGAN's beginning: N(0, 0.02), those of BatchNorm N(1, 0.02), and biases 0."""
+    """Initialize `net` as DCGAN does: weights N(0, 0.02), BatchNorm weights N(1, 0.02), biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0.0, 0.02)
@@ -193,10 +194,10 @@ def init_dcgan_weights(net: nn.Module) -> nn.Module:
 
 
 def square_side(image_size: tuple[int, int]) -> int:
-    """The side in pixels of the images to make. Raises UsageError where they are not square."""
+    """The side in pixels of square images. Raises UsageError if they are not square."""
     height, width = image_size
     if height != width:
         raise UsageError(
-            f"task.image_size: found {height}x{width}, but generators make square images; use a square teacher."
+            f"task.image_size: found {height}x{width}, expected a square; generators only make square images."
         )
     return height

@@ -1,10 +1,10 @@
-"""What is in a checkpoint, as far as it can be told without running anything in it."""
+"""Describe a checkpoint without running anything in it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from compress.models.loading import load_model, resolve_model_path
 from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides, apply_overrides
 from compress.models.pretrained import PRETRAINED_PREFIXES
-from compress.models.registry import is_user_code
+from compress.models.registry import MODULE_PREFIX, is_user_code, register_module
 from compress.models.state_dicts import build_from_checkpoint, drop_unknown_keys, match_recognized
 
 FORMAT_NAMES = {
@@ -32,50 +32,50 @@ FORMAT_NAMES = {
     "safetensors": "safetensors",
     "torch": "torch file",
 }
-#: tensors with NaN or infinity that are named, the rest is counted
+#: tensors with NaN or infinity that are named
 MAX_LISTED = 20
 
 
 @dataclass
 class Inspection:
-    """The contents of one checkpoint. Fields that nothing is known of are None or empty."""
+    """The contents of a checkpoint. Unknown fields are None or empty."""
 
-    model: str  #: as it was asked for
-    format: str
+    model: str  #: name or path that was given
+    format: str  #: kind of file, such as "safetensors" or "model directory"
     wrapping: tuple[str, ...] = ()  #: keys and prefixes around the weights, outermost first
-    has_ema: bool = False  #: averaged weights lie beside the plain ones
-    architecture: str | None = None
-    same_as: tuple[str, ...] = ()  #: other names of that architecture
-    candidates: tuple[str, ...] = ()  #: where several architectures fit
-    problem: str | None = None  #: why it cannot be loaded as it stands, and what to do
-    card: ModelCard | None = None
-    params: int | None = None  #: learned numbers
-    dtypes: dict[str, int] = field(default_factory=dict)  #: tensors by type of number
-    non_finite: list[str] = field(default_factory=list)  #: tensors with NaN or infinity in them
-    metadata: dict[str, Any] = field(default_factory=dict)  #: epoch, arch … as the file has them
-    sha256: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """One flat object: the card's fields stand beside the rest, with `image_size` as [height, width]."""
-        own = {key: value for key, value in asdict(self).items() if key != "card"}
-        known = self.card.as_dict() if self.card else {"classes": None, "image_size": None}
-        return {**known, **own, "format": self.format, "sha256": self.sha256}
+    has_ema: bool = False  #: the file contains averaged weights beside the plain ones
+    architecture: str | None = None  #: the architecture that the weights fit
+    same_as: tuple[str, ...] = ()  #: other names of this architecture
+    candidates: tuple[str, ...] = ()  #: architectures that fit, if there are several
+    problem: str | None = None  #: why it cannot be loaded as it is, and what to do
+    card: ModelCard | None = None  #: image size, classes, normalization
+    params: int | None = None  #: number of parameters
+    dtypes: dict[str, int] = field(default_factory=dict)  #: type of number -> tensors
+    non_finite: list[str] = field(default_factory=list)  #: tensors that contain NaN or infinity
+    metadata: dict[str, Any] = field(default_factory=dict)  #: other values in the file: epoch, arch, …
+    sha256: str | None = None  #: hash of the file
 
 
-def inspect_model(spec: str, wishes: ModelOverrides) -> Inspection:
-    """What `spec` (see `load_model`) holds. Weights that fit no network, or several, are described, not refused.
+def inspect_model(spec: str | Path | nn.Module, overrides: ModelOverrides) -> Inspection:
+    """Describe what `load_model(spec, overrides)` loads. Weights that fit no network, or several, are described too.
 
-    Raises UsageError where there is no such file or name, CompressError for a damaged or hostile file.
+    Raises:
+        UsageError: There is no such file or name.
+        CompressError: The file is damaged or unsafe.
     """
-    named = spec.startswith(PRETRAINED_PREFIXES) or (is_user_code(spec) and not Path(spec).exists())
-    path = None if named else resolve_model_path(spec)
+    if isinstance(spec, nn.Module):
+        spec = register_module(spec)
+    spec = str(spec)
+    is_name = spec.startswith(PRETRAINED_PREFIXES) or (is_user_code(spec) and not Path(spec).exists())
+    path = None if is_name else resolve_model_path(spec)
     if path is None or path.is_dir():
-        return inspect_loaded_model(spec, "published weights" if named else "model folder", wishes)
+        kind = "module" if spec.startswith(MODULE_PREFIX) else "published weights"
+        return inspect_loaded_model(spec, kind if is_name else "model directory", overrides)
     kind = detect_file_kind(path)
     if kind != "weights":
-        return inspect_loaded_model(spec, FORMAT_NAMES[kind], wishes)
-    weights = read_checkpoint(path, trust_pickle=wishes.trust_pickle, ema=wishes.ema)
-    found = Inspection(
+        return inspect_loaded_model(spec, FORMAT_NAMES[kind], overrides)
+    weights = read_checkpoint(path, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
+    result = Inspection(
         spec,
         FORMAT_NAMES.get(weights.container, weights.container),
         weights.wrapping,
@@ -83,48 +83,47 @@ def inspect_model(spec: str, wishes: ModelOverrides) -> Inspection:
         metadata=weights.metadata,
         sha256=sha256(path),
     )
-    count_tensors(found, weights.state)
-    if weights.module is not None and wishes.architecture is None:
-        found.card = load_model(spec, wishes)[1]
-        found.architecture, found.params = EXPORTED, count_parameters(weights.module)
+    count_tensors(result, weights.state)
+    if weights.module is not None and overrides.architecture is None:
+        result.card = load_model(spec, overrides)[1]
+        result.architecture, result.params = EXPORTED, count_parameters(weights.module)
     else:
-        match_architecture(found, path, weights, wishes)
-    return found
+        match_architecture(result, path, weights, overrides)
+    return result
 
 
-def inspect_loaded_model(spec: str, form: str, wishes: ModelOverrides) -> Inspection:
-    """A model that brings its card along, or is a program; of an ONNX file's numbers nothing is known."""
-    model, card = load_model(spec, wishes)
-    found = Inspection(spec, form, architecture=card.architecture, card=card, sha256=card.sha256)
+def inspect_loaded_model(spec: str, format_name: str, overrides: ModelOverrides) -> Inspection:
+    """Describe a model that loads by itself; the tensors of an ONNX file are not counted."""
+    model, card = load_model(spec, overrides)
+    result = Inspection(spec, format_name, architecture=card.architecture, card=card, sha256=card.sha256)
     if not is_black_box(model):
-        count_tensors(found, model.body.state_dict())
-        found.params = count_parameters(model.body)
-    return found
+        count_tensors(result, model.body.state_dict())
+        result.params = count_parameters(model.body)
+    return result
 
 
-def match_architecture(found: Inspection, path: Path, weights: CheckpointWeights, wishes: ModelOverrides) -> None:
-    """Find the network that the weights belong to, and see whether they fit."""
-    if wishes.architecture is None:
+def match_architecture(result: Inspection, path: Path, weights: CheckpointWeights, overrides: ModelOverrides) -> None:
+    """Find the architecture of the weights and check that they fit."""
+    if overrides.architecture is None:
         try:
-            match = match_recognized(path, drop_unknown_keys(weights))
-            found.same_as = match.equivalents
+            result.same_as = match_recognized(path, drop_unknown_keys(weights)).equivalents
         except UsageError:
-            found.candidates = recognize_architecture(drop_unknown_keys(weights).state).candidates
+            result.candidates = recognize_architecture(drop_unknown_keys(weights).state).candidates
         except CompressError:
-            pass  # told in full by the attempt below
+            pass  # reported in full below
     try:
-        model, card = build_from_checkpoint(path, weights, wishes)
-        found.card = apply_overrides(card, wishes, found.model)
-        found.architecture, found.params = card.architecture, count_parameters(model)
+        model, card = build_from_checkpoint(path, weights, overrides)
+        result.card = apply_overrides(card, overrides, result.model)
+        result.architecture, result.params = card.architecture, count_parameters(model)
     except CompressError as error:
-        found.problem = str(error).removeprefix(f"{path}: ")
+        result.problem = str(error).removeprefix(f"{path}: ")
 
 
-def count_tensors(found: Inspection, state: Mapping[str, Tensor]) -> None:
-    found.dtypes = dict(Counter(str(value.dtype).removeprefix("torch.") for value in state.values()))
+def count_tensors(result: Inspection, state: Mapping[str, Tensor]) -> None:
+    result.dtypes = dict(Counter(str(value.dtype).removeprefix("torch.") for value in state.values()))
     floats = {key: value for key, value in state.items() if value.is_floating_point()}
-    found.params = sum(value.numel() for key, value in floats.items() if "running_" not in key)
-    found.non_finite = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())][:MAX_LISTED]
+    result.params = sum(value.numel() for key, value in floats.items() if "running_" not in key)
+    result.non_finite = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())][:MAX_LISTED]
 
 
 def count_parameters(model: nn.Module) -> int:

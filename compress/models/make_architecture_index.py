@@ -1,8 +1,8 @@
-"""Build the shipped index of architectures: `python -m compress.models.make_architecture_index` (15 minutes on one core).
+"""Build the shipped index of architectures: `python -m compress.models.make_architecture_index` (15 minutes, one core).
 
-Every network of torchvision and timm, and the usual pairs of smp, are built on the meta device. Where several have the
-same names and shapes, they are built for real with the same random weights and asked the same question: equal answers
-make them twins, one function under several names, so that `resnet50` from torchvision or timm need not be told apart.
+Every network of torchvision and timm, and the usual pairs of smp, is built on the meta device. Networks with equal
+names and shapes are also built with the same random weights and applied to the same image. Equal outputs make them
+equivalent: one function under several names, so `resnet50` of torchvision and timm need not be distinguished.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from compress.models.architecture_index import (
 from compress.models.registry import MODELS, build_model, build_on_meta, list_timm_models, list_torchvision_classifiers
 from compress.models.segmentation import import_smp, list_torchvision_segmenters
 
-#: networks above this many parameters are not compared; they stay listed side by side
+#: networks with more parameters are not compared and count as different
 MAX_PARAMETERS = 120_000_000
 TOLERANCE = 1e-4
-#: encoders of smp that checkpoints are likely to have
+#: encoders of smp that are common in checkpoints
 ENCODERS = (
     "resnet18",
     "resnet34",
@@ -73,13 +73,13 @@ def list_architectures() -> list[str]:
 
 
 def iter_smp_pairs() -> Iterator[str]:
-    """Every architecture of smp with each of ENCODERS that it can be built on."""
+    """Yield every architecture of smp with each encoder of ENCODERS that it supports."""
     for arch in import_smp().MODEL_ARCHITECTURES_MAPPING:
         for encoder in ENCODERS:
             try:
                 build_on_meta(f"smp/{arch}:{encoder}", classes=2)
             except (UsageError, RuntimeError, AttributeError):
-                continue  # not every encoder can be dilated, or has maps enough
+                continue  # some encoders cannot be dilated, or have too few feature maps
             yield f"smp/{arch}:{encoder}"
 
 
@@ -87,13 +87,13 @@ def iter_fingerprints(names: list[str]) -> Iterator[Fingerprint]:
     for number, name in enumerate(names, start=1):
         print(f"\r{number}/{len(names)} {name:<60.60}", end="", file=sys.stderr, flush=True)
         print_ = compute_fingerprint(name)
-        if print_.axes.classes:  # a network without a classifier is no teacher
+        if print_.axes.classes:  # a network without a classifier cannot be a teacher
             yield print_
     print(file=sys.stderr)
 
 
 def group_lookalikes(prints: list[Fingerprint]) -> list[list[str]]:
-    """Architectures with the same tensors, as far as names and sketch tell."""
+    """Group architectures with equal names and sketches of tensors."""
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for print_ in prints:
         groups.setdefault((print_.names_hash, print_.sketch), []).append(print_.name)
@@ -101,23 +101,23 @@ def group_lookalikes(prints: list[Fingerprint]) -> list[list[str]]:
 
 
 def group_equivalents(names: list[str]) -> list[frozenset[str]]:
-    """Those of some look-alikes that give equal answers with equal weights, in groups of two and more."""
+    """Groups, of two or more, of the names whose networks have equal outputs for equal weights."""
     size = sum(parameter.numel() for parameter in build_on_meta(names[0], classes=11).parameters())
     if size > MAX_PARAMETERS:
         return []
-    answers = {name: probe_logits(name) for name in names}
+    logits = {name: probe_logits(name) for name in names}
     groups: list[list[str]] = []
     for name in names:
-        home = next((g for g in groups if are_equal(answers[g[0]], answers[name])), None)
-        if home is None:
+        group = next((g for g in groups if are_equal(logits[g[0]], logits[name])), None)
+        if group is None:
             groups.append([name])
         else:
-            home.append(name)
+            group.append(name)
     return [frozenset(group) for group in groups if len(group) > 1]
 
 
 def probe_logits(name: str) -> Tensor:
-    """Logits of a network for a fixed image, with weights that are a function of their names' order only."""
+    """Logits for a fixed image, with weights that depend only on the order of their names."""
     generator = torch.Generator().manual_seed(0)
     model = build_model(name, classes=11).eval()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def probe_logits(name: str) -> Tensor:
 
 
 def random_tensor(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
-    """Random values under which no part of a network stays silent: no zero gains, no variances below a half."""
+    """Random values that keep all parts of a network active: no zero gains, no variances below 0.5."""
     noise = torch.randn(value.shape, generator=generator)
     if "running_var" in key:
         return 0.5 + noise.abs()

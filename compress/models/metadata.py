@@ -1,4 +1,4 @@
-"""The card inside an exported file: strings by name, for our own tools to read back and for anyone to read."""
+"""The card in the metadata of an exported file, as strings by name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from compress.errors import CompressError
 from compress.models.card import ModelCard, parse_card
 
-#: key under which the whole card stands as JSON; the other keys repeat parts of it for other readers
+#: key of the whole card as JSON; the other keys repeat parts of it for other readers
 CARD_KEY = "compress.card"
-INPUT_DESCRIPTION = "images: float32 RGB, NCHW, values in [0, 1]; the graph normalises them itself"
+INPUT_DESCRIPTION = "images: float32 RGB, NCHW, values in [0, 1]; the graph normalizes them itself"
 OUTPUT_DESCRIPTIONS = {
     "classification": "logits: float32 [batch, classes], before softmax",
     "segmentation": "logits: float32 [batch, classes, height, width] at the images' size, before softmax",
@@ -20,9 +20,10 @@ OUTPUT_DESCRIPTIONS = {
 
 
 def card_to_metadata(card: ModelCard) -> dict[str, str]:
-    """What the metadata of an exported file says: what goes in, what comes out, what it means, where it came from."""
+    """Describe input, output, classes and origin for the metadata of an exported file."""
     height, width = card.image_size
-    found = {
+    normalization = {"baked_in": True, "grayscale": card.grayscale, "mean": card.mean, "std": card.std}
+    entries = {
         "producer": f"compress {metadata.version('compress-distill')}",
         "task": card.task,
         "architecture": card.architecture,
@@ -30,24 +31,24 @@ def card_to_metadata(card: ModelCard) -> dict[str, str]:
         "output": OUTPUT_DESCRIPTIONS[card.task],
         "image_size": f"{height}x{width}",
         "resize": str(card.resize or max(card.image_size)),
-        "colour_order": "RGB",
+        "color_order": "RGB",
         "source_sha256": card.sha256 or "unknown",
-        "normalisation": json.dumps({"baked_in": True, "grey": card.grayscale, "mean": card.mean, "std": card.std}),
+        "normalization": json.dumps(normalization),
         "classes": str(card.classes),
         "provenance": json.dumps(card.provenance, default=str),
         CARD_KEY: json.dumps(card.as_dict(), default=str),
     }
     if card.class_names is not None:
-        found["class_names"] = json.dumps(card.class_names)
-    return found
+        entries["class_names"] = json.dumps(card.class_names)
+    return entries
 
 
-def card_from_metadata(found: Mapping[str, str], where: Path) -> ModelCard | None:
-    """The card in a file's metadata; None in a stranger's file. Raises CompressError for a card that is damaged."""
-    if CARD_KEY not in found:
+def card_from_metadata(entries: Mapping[str, str], source: Path) -> ModelCard | None:
+    """The card in the metadata of a file; None if it has none. Raises CompressError if it is damaged."""
+    if CARD_KEY not in entries:
         return None
     try:
-        content = json.loads(found[CARD_KEY])
+        content = json.loads(entries[CARD_KEY])
     except ValueError as error:
-        raise CompressError(f"{where}: the card in its metadata is damaged ({error}); export it again.") from error
-    return parse_card(content, where)
+        raise CompressError(f"{source}: the card in its metadata is damaged ({error}); export it again.") from error
+    return parse_card(content, source)

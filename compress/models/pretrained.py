@@ -1,4 +1,4 @@
-"""Published weights of torchvision and timm, fetched by these libraries, with their own normalisation."""
+"""Published weights of torchvision and timm, and the preprocessing that they were trained with."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from typing import NoReturn
 
 from torch import nn
 
-from compress.errors import CompressError, UsageError, suggest_nearest
+from compress.errors import CompressError, UsageError, first_line, suggest_nearest
 from compress.models.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from compress.models.families import deeplab
 from compress.models.network import Normalize
 from compress.models.registry import MODELS, build_on_meta, import_timm, infer_task, list_torchvision_classifiers
 from compress.models.segmentation import TorchvisionSegmenter, list_torchvision_segmenters
 
+PRETRAINED_PREFIXES = ("torchvision/", "timm/", "smp/")
 SMALL, MEDIUM, LARGE = (32, 32), (64, 64), (224, 224)
 
 
 @dataclass(frozen=True)
 class DefaultPreprocessing:
-    image_size: tuple[int, int]
+    """The usual input of an architecture, assumed when a checkpoint says nothing."""
+
+    image_size: tuple[int, int]  #: (height, width) in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    resize: int | None = None
+    resize: int | None = None  #: short side before the center crop
 
 
 def default_preprocessing(architecture: str, *, grayscale: bool = False) -> DefaultPreprocessing:
-    """The usual input of `architecture`: the size its family was made for, or the published one for libraries."""
-    found = rgb_preprocessing(architecture)
+    """The input that the family was designed for, or that the library published its weights with."""
+    rgb = rgb_preprocessing(architecture)
     if not grayscale:
-        return found
+        return rgb
     luma = Normalize((0.0,), (1.0,)).luma.flatten().tolist()
-    mean = sum(weight * value for weight, value in zip(luma, found.mean, strict=True))
-    return DefaultPreprocessing(found.image_size, (round(mean, 4),), (round(sum(found.std) / 3, 4),), found.resize)
+    mean = sum(weight * value for weight, value in zip(luma, rgb.mean, strict=True))
+    return DefaultPreprocessing(rgb.image_size, (round(mean, 4),), (round(sum(rgb.std) / 3, 4),), rgb.resize)
 
 
 def rgb_preprocessing(architecture: str) -> DefaultPreprocessing:
@@ -54,7 +57,7 @@ def torchvision_preprocessing(name: str) -> DefaultPreprocessing:
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
     preset = weights.transforms()
     resize = preset.resize_size[0]
-    crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # a segmenter sees the image uncut
+    crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # segmentation presets do not crop
     return DefaultPreprocessing((crop, crop), tuple(preset.mean), tuple(preset.std), resize)
 
 
@@ -64,18 +67,14 @@ def timm_preprocessing(name: str) -> DefaultPreprocessing:
     if cfg is None:
         return DefaultPreprocessing(LARGE)
     _, height, width = cfg.input_size
-    return DefaultPreprocessing(
-        (height, width), tuple(cfg.mean), tuple(cfg.std), round(min(height, width) / (cfg.crop_pct or 1))
-    )
-
-
-PRETRAINED_PREFIXES = ("torchvision/", "timm/", "smp/")
+    resize = round(min(height, width) / (cfg.crop_pct or 1))
+    return DefaultPreprocessing((height, width), tuple(cfg.mean), tuple(cfg.std), resize)
 
 
 def load_pretrained(spec: str) -> tuple[nn.Module, ModelCard]:
-    """The body and card of `torchvision/NAME` or `timm/NAME` (timm's NAME.TAG too), with their default weights.
+    """Load `torchvision/NAME` or `timm/NAME` (also timm's NAME.TAG) with its default weights.
 
-    Raises UsageError for an unknown name, CompressError where the weights cannot be had.
+    Raises UsageError for an unknown name, CompressError if the weights cannot be downloaded.
     """
     prefix, _, name = spec.partition("/")
     if prefix == "smp":
@@ -88,15 +87,13 @@ def load_torchvision_pretrained(name: str) -> tuple[nn.Module, ModelCard]:
 
     known = [*list_torchvision_classifiers(), *list_torchvision_segmenters()]
     if name not in known:
-        raise UsageError(
-            f"torchvision/{name}: no such classifier or segmenter in torchvision{suggest_nearest(name, known) or '.'}"
-        )
+        raise UsageError(f"torchvision/{name}: no such classifier or segmenter{suggest_nearest(name, known) or '.'}")
     weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT")  # noqa: B009 - not in the enum's type
     try:
         model = torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:
-        where = f"download {weights.url} elsewhere and give the file as the teacher"
-        raise download_error(f"torchvision/{name}", error, where) from error
+        advice = f"download {weights.url} on another machine and give the file as the teacher"
+        raise download_error(f"torchvision/{name}", error, advice) from error
     if name in list_torchvision_segmenters():
         model = TorchvisionSegmenter(model)
     names = list(weights.meta["categories"])
@@ -106,37 +103,34 @@ def load_torchvision_pretrained(name: str) -> tuple[nn.Module, ModelCard]:
 def load_timm_pretrained(name: str) -> tuple[nn.Module, ModelCard]:
     timm = import_timm()
     if not timm.is_model(name):
-        raise UsageError(
-            f"timm/{name}: no such model in timm {timm.__version__}{suggest_nearest(name, timm.list_models()) or '.'}"
-        )
+        hint = suggest_nearest(name, timm.list_models()) or "."
+        raise UsageError(f"timm/{name}: no such model in timm {timm.__version__}{hint}")
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        where = "download the weights elsewhere and give the file as the teacher"
-        raise download_error(f"timm/{name}", error, where) from error
+        advice = "download the weights on another machine and give the file as the teacher"
+        raise download_error(f"timm/{name}", error, advice) from error
     cfg = getattr(model, "pretrained_cfg", {})
-    return model, pretrained_card(
-        f"timm/{name}", int(getattr(model, "num_classes", 0)), None, str(cfg.get("tag") or "")
-    )
+    classes = int(getattr(model, "num_classes", 0))
+    return model, pretrained_card(f"timm/{name}", classes, None, str(cfg.get("tag") or ""))
 
 
 def reject_smp(spec: str) -> NoReturn:
     """smp publishes encoders trained on ImageNet, but no trained segmenters under these names."""
-    build_on_meta(spec, classes=2)  # raises for a name that nobody knows
+    build_on_meta(spec, classes=2)  # raises for an unknown name
     raise UsageError(
         f"{spec}: an architecture without trained weights; give your checkpoint of it as the teacher, "
         f"with --teacher-arch {spec}."
     )
 
 
-def download_error(spec: str, error: Exception, where: str) -> CompressError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return CompressError(f"{spec}: the published weights could not be had ({reason}); {where}.")
+def download_error(spec: str, error: Exception, advice: str) -> CompressError:
+    return CompressError(f"{spec}: the published weights cannot be downloaded ({first_line(error)}); {advice}.")
 
 
 def pretrained_card(architecture: str, classes: int, names: list[str] | None, source: str) -> ModelCard:
     if classes < 1:
-        raise UsageError(f"{architecture}: its published weights have no classifier, so they cannot teach one.")
+        raise UsageError(f"{architecture}: its published weights have no classifier, so it cannot be a teacher.")
     usual = default_preprocessing(architecture)
     return ModelCard(
         architecture,
@@ -149,7 +143,3 @@ def pretrained_card(architecture: str, classes: int, names: list[str] | None, so
         class_names=names,
         provenance={"source": source},
     )
-
-
-# # MERGED DOC """What to assume when a checkpoint says nothing: image size and normalisation of the published weights."""
-#

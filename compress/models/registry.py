@@ -113,7 +113,7 @@ def build_model_like(architecture: str, *, like: ModelCard) -> tuple[Network, Mo
         with torch.no_grad():
             classes = network.eval()(card.example_input()).shape[1]
         if classes != card.classes:
-            raise UsageError(f"{architecture}: found {classes} classes, expected {card.classes}; change its last layer.")
+            raise UsageError(f"{architecture}: found {classes} classes, expected {card.classes}; adapt the module.")
         network.train()
     return network, card
 

@@ -1,5 +1,6 @@
-"""Segmenters of torchvision and segmentation-models-pytorch, made to answer as ours do: logits [n, classes, h, w] at
-the input's size. Their tensors keep their names, so the files that users of these libraries save load unchanged.
+"""Segmentation networks of torchvision and smp with logits [n, classes, h, w] at the size of the input.
+
+Their tensors keep their names, so files that these libraries save load unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from compress.errors import CompressError, UsageError, suggest_nearest
 
 
 class TorchvisionSegmenter(nn.Module):
-    """The "out" of one of torchvision's segmenters; its side head, which only training needs, is left out."""
+    """The output "out" of a segmenter of torchvision, without the auxiliary head that only training needs."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -31,8 +32,10 @@ class TorchvisionSegmenter(nn.Module):
 
 
 class SmpSegmenter(nn.Module):
-    """A segmenter of segmentation-models-pytorch that takes any size: images are padded with the mean colour to the
-    sides that it can halve, and its answer is cut to theirs."""
+    """A segmenter of segmentation-models-pytorch for any image size.
+
+    Images are padded with the mean color to the next size that it supports, and the logits are cropped.
+    """
 
     def __init__(self, inner: nn.Module, multiple: int) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class SmpSegmenter(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         height, width = x.shape[2:]
         features = self.encoder(F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)))
-        # A transformer's maps come together with its prefix tokens.
+        # transformers return their feature maps together with prefix tokens
         deep = self.decoder(*features) if isinstance(features, tuple) else self.decoder(features)
         return self.segmentation_head(deep)[:, :, :height, :width]
 
@@ -68,20 +71,20 @@ def import_smp():
         import segmentation_models_pytorch
     except ImportError as error:
         raise UsageError(
-            "segmentation-models-pytorch is not installed; install it with `pip install 'compress-distill[smp]'`."
+            "segmentation-models-pytorch is not installed; run `pip install 'compress-distill[smp]'`."
         ) from error
     return segmentation_models_pytorch
 
 
 def list_smp_models() -> list[str]:
-    """ARCH:ENCODER of every architecture with every encoder it is made for; `tu-NAME`, any of timm's, comes on top."""
+    """ARCH:ENCODER of every architecture with every encoder of smp; `tu-NAME` of timm is accepted too."""
     smp = import_smp()
-    usual = [arch for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"]  # DPT is for transformers of timm's
+    usual = [arch for arch in smp.MODEL_ARCHITECTURES_MAPPING if arch != "dpt"]  # DPT needs transformers of timm
     return [f"{arch}:{encoder}" for arch in usual for encoder in smp.encoders.get_encoder_names()]
 
 
 def build_smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
-    """`name` is ARCH:ENCODER; random weights, nothing is downloaded. Raises UsageError for what smp cannot make."""
+    """Build ARCH:ENCODER with random weights, without a download. Raises UsageError if smp cannot build it."""
     smp = import_smp()
     arch, _, encoder = name.partition(":")
     architectures = list(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -92,37 +95,39 @@ def build_smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
         )
     if not encoder:
         raise UsageError(
-            f"smp/{name}: names no encoder; write smp/{name}:resnet18, or see `compress models smp/{name}`."
+            f"smp/{name}: found no encoder; write smp/{name}:resnet18, or see `compress models smp/{name}`."
         )
     encoders = smp.encoders.get_encoder_names()
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise UsageError(
             f"smp/{name}: no such encoder{suggest_nearest(encoder, encoders)} See `compress models smp/{arch}`; "
-            "tu-NAME takes any encoder of timm's."
+            "tu-NAME accepts any encoder of timm."
         )
-    extra = {"dynamic_img_size": True} if arch == "dpt" else {}  # else its transformer reads one size only
+    extra = {"dynamic_img_size": True} if arch == "dpt" else {}  # else its transformer only accepts one size
     try:
         inner: Any = smp.create_model(arch, encoder, None, in_channels=channels, classes=classes, **extra)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(f"smp/{name}: these two do not go together ({error}); choose another encoder.") from error
+        raise UsageError(f"smp/{name}: smp cannot combine them ({error}); choose another encoder.") from error
     multiple = inner.encoder.output_stride if inner.requires_divisible_input_shape else 1
-    return SmpSegmenter(inner, 2 * multiple if arch == "dpt" else multiple)  # DPT halves its patches' map once more
+    return SmpSegmenter(inner, 2 * multiple if arch == "dpt" else multiple)  # DPT halves the map once more
 
 
-def extract_logits(answer: object, x: Tensor) -> Tensor:
-    """The logits in what a network of unknown making answers to images `x`: the first of several, or the entry "out" or
-    "logits"; a map of them enlarged to the images' size. Raises CompressError where there is no tensor."""
-    if isinstance(answer, Mapping):
-        answer = answer.get("out", answer.get("logits"))
-    elif isinstance(answer, tuple | list) and answer:
-        answer = answer[0]
-    if not isinstance(answer, Tensor):
-        raise CompressError(f"the network answers with a {type(answer).__name__}, expected a tensor of logits.")
-    if answer.dim() == 4 and answer.shape[2:] != x.shape[2:] and max(answer.shape[2:]) > 1:
-        return F.interpolate(answer, size=x.shape[2:], mode="bilinear", align_corners=False)
-    return answer
+def extract_logits(output: object, x: Tensor) -> Tensor:
+    """The logits in the output of an unknown network for images `x`, maps resized to the image size.
+
+    They are the first of several outputs, or the entry "out" or "logits". Raises CompressError if there is no tensor.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("out", output.get("logits"))
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise CompressError(f"network: found output of type {type(output).__name__}, expected a tensor of logits.")
+    if output.dim() == 4 and output.shape[2:] != x.shape[2:] and max(output.shape[2:]) > 1:
+        return F.interpolate(output, size=x.shape[2:], mode="bilinear", align_corners=False)
+    return output
 
 
-def logits_hook(_: nn.Module, images: tuple[Tensor, ...], answer: object) -> Tensor:
-    """A forward hook: the module answers with its logits alone. A wrapper would change the names of its tensors."""
-    return extract_logits(answer, images[0])
+def logits_hook(_: nn.Module, images: tuple[Tensor, ...], output: object) -> Tensor:
+    """Forward hook that reduces the output to logits. A wrapper would change the names of the tensors."""
+    return extract_logits(output, images[0])

@@ -1,4 +1,4 @@
-"""A stranger's state dict: its architecture, given or recognised, and what can be known or must be assumed of it."""
+"""Fit a state dict to an architecture that is given or recognized, and state what is assumed about it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,28 @@ from compress.models.overrides import ModelOverrides
 from compress.models.pretrained import default_preprocessing
 from compress.models.registry import DEFAULT_CLASSES, build_model, build_network, build_on_meta, infer_task
 
+#: keys under which training scripts store the name of the architecture
+ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model_arch")
+#: differences that an error lists
 MAX_LISTED = 5
 
 
-def load_state_dict_strict(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load `state` into `model`, strictly; half precision becomes the model's own precision.
+def load_state_dict_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` into `model`; half precision becomes the precision of the model.
 
-    Integer buffers (BatchNorm's counters, index tables) may be missing or left over, for they come and go with the
-    library's version and never change an answer. Raises CompressError with up to five lines of difference.
+    Integer buffers (BatchNorm counters, index tables) may be missing or unexpected: they depend on the version of the
+    library and do not affect the output.
+
+    Raises:
+        CompressError: Tensors are missing, unexpected or of another shape; up to five are listed.
     """
     own = model.state_dict()
-    wanted = {key: tuple(value.shape) for key, value in own.items()}
+    expected = {key: tuple(value.shape) for key, value in own.items()}
     given = {key: value for key, value in state.items() if key in own or is_relevant_tensor(key, value)}
-    lines = describe_mismatch(wanted, {key: tuple(value.shape) for key, value in given.items()}, optional_keys(own))
+    lines = describe_mismatch(expected, {key: tuple(value.shape) for key, value in given.items()}, optional_keys(own))
     if lines:
         more = [f"  … and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
-        raise CompressError("\n".join([f"{where}: the weights do not fit the network:", *lines[:MAX_LISTED], *more]))
+        raise CompressError("\n".join([f"{source}: the weights do not fit the network:", *lines[:MAX_LISTED], *more]))
     model.load_state_dict({**own, **given})
 
 
@@ -50,41 +56,38 @@ def optional_keys(own: Mapping[str, Tensor]) -> set[str]:
 
 
 def describe_mismatch(
-    wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], may_miss: set[str]
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], optional: set[str]
 ) -> list[str]:
-    """One line for every tensor that is missing, unexpected or of another shape; empty when all fits."""
+    """One line for every tensor that is missing, unexpected or of another shape."""
     lines = [
         f"  missing     {key} {list(shape)}"
-        for key, shape in wanted.items()
-        if key not in given and key not in may_miss
+        for key, shape in expected.items()
+        if key not in given and key not in optional
     ]
-    lines += [f"  unexpected  {key} {list(shape)}" for key, shape in given.items() if key not in wanted]
+    lines += [f"  unexpected  {key} {list(shape)}" for key, shape in given.items() if key not in expected]
     lines += [
         f"  shape       {key}: found {list(given[key])}, expected {list(shape)}"
-        for key, shape in wanted.items()
+        for key, shape in expected.items()
         if key in given and given[key] != shape
     ]
     return lines
 
 
-#: what training scripts call the architecture in their checkpoints
-ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model_arch")
-
-
 def build_from_checkpoint(
-    path: Path, weights: CheckpointWeights, wishes: ModelOverrides
+    path: Path, weights: CheckpointWeights, overrides: ModelOverrides
 ) -> tuple[nn.Module, ModelCard]:
-    """A stranger's state dict in the architecture that the user gave, or that it is recognised to belong to."""
-    if wishes.architecture:
-        match = match_given(weights, wishes)
+    """Build the architecture that the user gave, or that is recognized, with the weights of a checkpoint."""
+    if overrides.architecture:
+        match = match_given(weights, overrides)
     else:
         weights = drop_unknown_keys(weights)
         match = match_recognized(path, weights)
     architecture = match.candidates[0]
-    if wishes.classes is not None and wishes.classes != match.classes:
-        raise UsageError(f"{path}: its classifier has {match.classes} classes, found {wishes.classes} asked for.")
-    grey = match.channels == 1
-    usual = default_preprocessing(architecture, grayscale=grey)
+    if overrides.classes is not None and overrides.classes != match.classes:
+        raise UsageError(f"{path}: found {match.classes} classes, expected {overrides.classes}; leave out --classes.")
+    grayscale = match.channels == 1
+    usual = default_preprocessing(architecture, grayscale=grayscale)
+    provenance = {"source": path.name, "assumed": assumed_fields(overrides)}
     card = ModelCard(
         architecture,
         match.classes,
@@ -92,11 +95,9 @@ def build_from_checkpoint(
         infer_task(architecture),
         mean=usual.mean,
         std=usual.std,
-        grayscale=grey,
+        grayscale=grayscale,
         class_names=weights.class_names if len(weights.class_names or []) == match.classes else None,
-        provenance={"source": path.name, "assumed": assumed_fields(wishes)}
-        | also_fits(match)
-        | dropped_heads(weights.state),
+        provenance=provenance | also_fits(match) | dropped_heads(weights.state),
         sha256=sha256(path),
     )
     model = build_network(card).body
@@ -105,18 +106,21 @@ def build_from_checkpoint(
 
 
 def align_keys(weights: CheckpointWeights, model: nn.Module) -> Mapping[str, Tensor]:
-    """The weights under the network's own names: these may begin with what was taken for a wrapper's prefix, or lie
-    beside the tensors of a loss under a prefix that not all share."""
+    """The weights under the names of the network.
+
+    Its own names may begin with what was taken for a wrapper's prefix, or tensors of a loss lie beside them.
+    """
     own = model.state_dict()
     prefix = "".join(part for part in weights.wrapping if part.endswith("."))
     if prefix and all(key.startswith(prefix) for key in own):
         return {prefix + key: value for key, value in weights.state.items()}
     needed = {key for key, value in own.items() if is_relevant_tensor(key, value)}
-    return next((part for _, part in iter_prefixed_parts(weights.state) if needed <= part.keys()), weights.state)
+    parts = iter_prefixed_parts(weights.state)
+    return next((part for _, part in parts if needed <= part.keys()), weights.state)
 
 
 def drop_unknown_keys(weights: CheckpointWeights) -> CheckpointWeights:
-    """Without what a training module keeps beside its network: a loss's class weights, a metric's counts."""
+    """Drop what a training module stores beside its network, such as class weights of a loss."""
     if is_recognized(weights.state):
         return weights
     for prefix, part in iter_prefixed_parts(weights.state):
@@ -134,77 +138,69 @@ def is_recognized(state: Mapping[str, Tensor]) -> bool:
 
 
 def iter_prefixed_parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors under each wrapper's prefix that some, but not all, names share."""
+    """Yield (prefix, its tensors) for every wrapper prefix that some, but not all, names have."""
     for prefix in WRAPPER_PREFIXES:
         part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if 0 < len(part) < len(state):
             yield prefix, part
 
 
-def assumed_fields(wishes: ModelOverrides) -> list[str]:
-    """What the card has from the architecture's habits only, for lack of better knowledge."""
-    return [name for name in ("image_size", "mean", "std") if getattr(wishes, name) is None]
+def assumed_fields(overrides: ModelOverrides) -> list[str]:
+    """The fields of the card that are assumed because nothing says otherwise."""
+    return [name for name in ("image_size", "mean", "std") if getattr(overrides, name) is None]
 
 
 def also_fits(match: Match) -> dict[str, list[str]]:
-    """Architectures that the weights fit as well, but that were not chosen."""
+    """Architectures that the weights fit too, but that were not chosen."""
     return {"also_fits": list(match.also_fits)} if match.also_fits else {}
 
 
 def dropped_heads(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The side heads in a file, which only its training needed."""
+    """The auxiliary heads in a file, which only training needs."""
     heads = sorted({key.partition(".")[0] for key in state if key.startswith(AUXILIARY_HEADS)})
-    return {"left_out": heads} if heads else {}
+    return {"dropped": heads} if heads else {}
 
 
 def match_recognized(path: Path, weights: CheckpointWeights) -> Match:
+    """Recognize the architecture; the name in the file decides between candidates, then torchvision's is preferred."""
     try:
         match = recognize_architecture(weights.state)
     except CompressError as error:
         raise CompressError(f"{path}: {error}") from error
     if match.channels not in (1, 3):
-        raise UsageError(f"{path}: reads {match.channels} channels; only colour (3) and grey (1) images are supported.")
-    named = [
-        c for c in match.candidates if c.rpartition("/")[2] in {weights.metadata.get(key) for key in ARCHITECTURE_KEYS}
-    ]
+        raise UsageError(f"{path}: found {match.channels} input channels, expected 3 (RGB) or 1 (grayscale).")
+    stated = {weights.metadata.get(key) for key in ARCHITECTURE_KEYS}
+    named = [c for c in match.candidates if c.rpartition("/")[2] in stated]
     published = [c for c in match.candidates if c.startswith("torchvision/")]
     for chosen in (named, published):
         if len(chosen) == 1:
             others = () if chosen is named else tuple(c for c in match.candidates if c not in chosen)
             return replace(match, candidates=tuple(chosen), also_fits=others)
     if not match.is_certain:
-        listed = ", ".join(match.candidates)
         raise UsageError(
-            f"{path}: these weights fit {len(match.candidates)} architectures that answer differently; "
-            f"say which with --teacher-arch: {listed}."
+            f"{path}: found {len(match.candidates)} architectures that these weights fit, with different outputs; "
+            f"choose one with --teacher-arch: {', '.join(match.candidates)}."
         )
     return match
 
 
-def match_given(weights: CheckpointWeights, wishes: ModelOverrides) -> Match:
-    """The user's architecture, with the class count and channels that the weights have on its free axes."""
-    architecture = str(wishes.architecture)
-    channels = 1 if wishes.grayscale else 3
+def match_given(weights: CheckpointWeights, overrides: ModelOverrides) -> Match:
+    """The architecture of the user, with the class count and channels that the weights have."""
+    architecture = str(overrides.architecture)
+    channels = 1 if overrides.grayscale else 3
     axes = compute_fingerprint(architecture).axes
     if not axes.classes:
-        return Match((architecture,), wishes.classes or count_output_classes(architecture, wishes), channels)
+        return Match((architecture,), overrides.classes or count_output_classes(architecture, overrides), channels)
     shapes = tensor_shapes(align_keys(weights, build_on_meta(architecture, classes=DEFAULT_CLASSES)))
     present = all(axis < len(shapes.get(key, ())) for key, axis, *_ in [*axes.classes, *axes.channels])
     sizes = read_free_sizes(shapes, axes) if present else None
-    classes, seen = sizes or (wishes.classes or DEFAULT_CLASSES, channels)
-    return Match((architecture,), classes, seen if seen in (1, 3) else channels)
+    classes, stored = sizes or (overrides.classes or DEFAULT_CLASSES, channels)
+    return Match((architecture,), classes, stored if stored in (1, 3) else channels)
 
 
-def count_output_classes(architecture: str, wishes: ModelOverrides) -> int:
-    """How many classes a network answers with whose factory takes no class count."""
-    size = wishes.image_size or default_preprocessing(architecture).image_size
+def count_output_classes(architecture: str, overrides: ModelOverrides) -> int:
+    """The classes of a network whose factory accepts no class count, from one forward pass."""
+    size = overrides.image_size or default_preprocessing(architecture).image_size
+    model = build_model(architecture, classes=DEFAULT_CLASSES).eval()
     with torch.no_grad():
-        return (
-            build_model(architecture, classes=DEFAULT_CLASSES)
-            .eval()(torch.zeros(1, 1 if wishes.grayscale else 3, *size))
-            .shape[1]
-        )
-
-
-# # MERGED DOC """Putting a state dict into a network: every tensor in its place, or one clear account of what does not fit."""
-#
+        return model(torch.zeros(1, 1 if overrides.grayscale else 3, *size)).shape[1]

@@ -132,7 +132,7 @@ def test_far_images_are_said_to_be_worth_little_to_mosaickd_on_label_maps():
     one = answers_of(np.eye(3) * 9)
     maps = replace(one, pixels=PixelCounts(np.ones(10), np.ones(10), np.ones(3)))
     assert shift_advice(one, 9.0) == shift_advice(maps, None) == shift_advice(maps, 0.14) == ""
-    assert "--set method.local=0 --set method.ood_share=0" in shift_advice(maps, 0.21)
+    assert "--set method.local=0 --set method.ood_fraction=0" in shift_advice(maps, 0.21)
 
 
 def test_samples_are_evenly_spaced():

@@ -1,1 +1,1 @@
-"""One file a family: a dict MODELS of name -> factory(classes, channels). The table in `compress.models` finds it."""
+"""Network families: each module has a dict MODELS, name -> factory(classes, channels)."""

@@ -1,7 +1,7 @@
-"""The paper's pair for segmentation: DeepLabV3 at output stride 8 on ResNet-50 and MobileNetV2, of torchvision's parts.
+"""The paper's networks for segmentation: DeepLabV3 at output stride 8 on ResNet-50 and MobileNetV2 of torchvision.
 
-Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017. Pyramid pooling
-at rates 12, 24 and 36; logits [n, classes, h, w], enlarged bilinearly to the input's size. Weights are random.
+Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017. ASPP
+at rates 12, 24 and 36; logits [n, classes, h, w], resized bilinearly to the input's size. Weights are random.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from compress.models.segmentation import TorchvisionSegmenter
 
-#: pixels that one step on the last feature map spans
+#: ratio of image size to the last feature map's size
 OUTPUT_STRIDE = 8
-#: (height, width) of the images that these networks are compared on
+#: (height, width) of the images in the paper's comparison
 IMAGE_SIZE = (256, 256)
 
 
 def resnet50(classes: int, channels: int) -> TorchvisionSegmenter:
-    """torchvision's `deeplabv3_resnet50`, tensor for tensor, without the side head."""
+    """torchvision's `deeplabv3_resnet50` with the same tensors, without the auxiliary head."""
     from torchvision.models.segmentation import deeplabv3_resnet50
 
     inner = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
@@ -30,7 +30,7 @@ def resnet50(classes: int, channels: int) -> TorchvisionSegmenter:
 
 
 def mobilenet_v2(classes: int, channels: int) -> TorchvisionSegmenter:
-    """torchvision's MobileNetV2 up to its 320 channels, tensor for tensor, dilated from stride 8 on."""
+    """torchvision's MobileNetV2 up to its 320 channels with the same tensors, dilated from stride 8 on."""
     from torchvision.models import mobilenet_v2
     from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
@@ -44,27 +44,25 @@ def mobilenet_v2(classes: int, channels: int) -> TorchvisionSegmenter:
 
 
 class PaddedInvertedResidual(nn.Module):
-    """An inverted residual that pads before it widens, as the paper's does: 5.55 G multiply-accumulates in convolutions
-    at 256x256, where padding inside makes 5.21 G."""
+    """An inverted residual that pads before it expands, as in the paper: 5.55 GMACs at 256x256 instead of 5.21."""
 
     def __init__(self, conv: nn.Module, residual: bool, padding: int) -> None:
         super().__init__()
         self.conv, self.residual, self.padding = conv, residual, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.conv(F.pad(x, [self.padding] * 4))
-        return x + made if self.residual else made
+        y = self.conv(F.pad(x, [self.padding] * 4))
+        return x + y if self.residual else y
 
 
 def init_first_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """A first layer for grey images, begun as torchvision begins its own."""
+    """Initialize a first layer for grayscale images as torchvision initializes its own."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
 def dilate_blocks(blocks: nn.Sequential) -> Iterator[PaddedInvertedResidual]:
-    """MobileNetV2's blocks after its first layer. Where STRIDE is reached, further strides become 1 and double the
-    distance between the taps of what follows."""
+    """MobileNetV2's blocks after its first layer; beyond OUTPUT_STRIDE, strides become dilation."""
     reached, rate = 2, 1
     for block in blocks:
         (spatial,) = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]

@@ -1,8 +1,8 @@
 """DeepLabV3 for images of 64 to 128 pixels: a wide residual network at output stride 4, and a small ASPP.
 
-After Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017: the last
-stage dilates where a classifier would stride, pyramid pooling looks at several rates and at the whole image, and the
-logits are enlarged bilinearly to the input's size.
+After Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017. The last
+stage is dilated instead of strided, ASPP pools at several rates and over the whole image, and the logits are resized
+bilinearly to the input's size.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RATES = (2, 4)
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, dilated 3x3 at each of RATES, and the mean of the whole map; then a 1x1."""
+    """Atrous spatial pyramid pooling: 1x1, dilated 3x3 at each of RATES, global mean; then a 1x1."""
 
-    def __init__(self, inside: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.near = conv_bn_relu(inside, width, 1)
-        self.far = nn.ModuleList(conv_bn_relu(inside, width, 3, rate) for rate in RATES)
-        self.whole = nn.Conv2d(inside, width, 1)
+        self.near = conv_bn_relu(in_channels, width, 1)
+        self.far = nn.ModuleList(conv_bn_relu(in_channels, width, 3, rate) for rate in RATES)
+        self.whole = nn.Conv2d(in_channels, width, 1)
         self.project = conv_bn_relu((2 + len(RATES)) * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,13 +34,13 @@ class ASPP(nn.Module):
         return self.project(torch.cat([self.near(x), *(far(x) for far in self.far), whole], 1))
 
 
-def conv_bn_relu(inside: int, outside: int, kernel: int, rate: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inside, outside, kernel, padding=rate * (kernel // 2), dilation=rate, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU())
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, rate: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=rate * (kernel // 2), dilation=rate, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class SmallDeepLab(nn.Module):
-    """Logits [n, classes, h, w] at the input's size; any size from 16 pixels up."""
+    """Images of 16 pixels or more -> logits [n, classes, h, w] at the input's size."""
 
     def __init__(self, depth: int, width: int, classes: int, channels: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SmallDeepLab(nn.Module):
 
 
 def dilate_stage(stage: nn.Module) -> None:
-    """No stride, and twice the distance between the taps of its 3x3 convolutions."""
+    """Replace the stride of a stage by dilation 2 of its 3x3 convolutions."""
     for conv in stage.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)

@@ -16,14 +16,14 @@ class VGG(nn.Module):
     def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
         self.groups = nn.ModuleList()
-        inside = channels
+        in_channels = channels
         for group in GROUPS:
             layers: list[nn.Module] = []
-            for outside in group:
-                layers += [nn.Conv2d(inside, outside, 3, 1, 1), nn.BatchNorm2d(outside), nn.ReLU()]
-                inside = outside
+            for out_channels in group:
+                layers += [nn.Conv2d(in_channels, out_channels, 3, 1, 1), nn.BatchNorm2d(out_channels), nn.ReLU()]
+                in_channels = out_channels
             self.groups.append(nn.Sequential(*layers))
-        self.fc = nn.Linear(inside, classes)
+        self.fc = nn.Linear(in_channels, classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         large = x.shape[-1] >= 64

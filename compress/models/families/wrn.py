@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """BN-ReLU-conv twice, with a 1x1 convolution on the way round where the shape changes."""
+    """BN-ReLU-conv twice, with a 1x1 convolution as shortcut if the shape changes."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if inside != outside else None
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if in_channels != out_channels else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        round_ = x if self.shortcut is None else self.shortcut(active)
-        return round_ + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
 
 
 class WideResNet(nn.Module):
@@ -45,9 +47,9 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     @staticmethod
-    def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
-        first = Block(inside, outside, stride)
-        return nn.Sequential(first, *(Block(outside, outside, 1) for _ in range(blocks - 1)))
+    def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+        first = Block(in_channels, out_channels, stride)
+        return nn.Sequential(first, *(Block(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
@@ -58,6 +60,6 @@ def build_wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet
     return WideResNet(depth, width, classes, channels)
 
 
-#: (depth, width): the paper's, and two shallow ones for devices with little to spare
+#: (depth, width): those of the paper, and two shallow ones for small devices
 SIZES = ((10, 1), (10, 2), (16, 1), (16, 2), (40, 1), (40, 2))
 MODELS = {f"wrn{depth}_{width}": partial(build_wrn, depth, width) for depth, width in SIZES}
