@@ -107,8 +107,8 @@ def profile(
         return profile_onnx(path, str(model), image_size, sizes, ignored)
     if path is not None and path.suffix.lower() in SUFFIXES and path.is_file():
         raise UsageError(
-            f"{model}: the arithmetic of a compiled file is unknown; expected a PyTorch model, or the ONNX file that it "
-            "was built from."
+            f"{model}: found a compiled file, whose arithmetic is unknown; expected a PyTorch model, or the ONNX file "
+            "that it was built from."
         )
     predictor = load_predictor(model, untrained=True, image_size=image_size, **overrides)
     return profile_network(predictor, 1 if depth is None else depth, sizes, record)

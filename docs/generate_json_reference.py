@@ -9,6 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_origin
 
 PAGE = Path(__file__).with_name("json.md")
 INTRODUCTION = """\
@@ -71,7 +72,10 @@ def generate_page() -> str:
     """Return the text of docs/json.md."""
     parts = [INTRODUCTION]
     for heading, source, remark in SECTIONS:
-        rows = [f"| `{key}` | {kind} | {comment} |" for key, kind, comment in section_rows(source)]
+        rows = [
+            f"| `{key}` | {kind} | {comment.replace('|', '&#124;').replace('None', 'null')} |"
+            for key, kind, comment in section_rows(source)
+        ]
         body = "\n".join(["| key | type | meaning |", "| --- | --- | --- |", *rows])
         parts.append("\n\n".join([f"## {heading}", *([remark] if remark else []), body]) + "\n")
     return "\n".join([*parts, RECORDS])
@@ -119,7 +123,8 @@ def value_rows(key: str, annotation: str, comment: str, home: type) -> Iterator[
     elif suffix == "[]":
         yield key, f"list{nullable}", comment
     else:
-        names = list(dict.fromkeys(SIMPLE.get(base_name(one), "anything") for one in ([inner] if suffix else options)))
+        leaves = [inner] if suffix else options
+        names = list(dict.fromkeys(leaf_name(one, home) for one in leaves))
         yield key + suffix, " or ".join(names) + nullable, comment
 
 
@@ -133,6 +138,15 @@ def base_name(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript):
         return base_name(node.value)
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def leaf_name(node: ast.expr, home: type) -> str:
+    """Return the JSON type of a leaf; aliases of Literal and tuple are followed."""
+    name = base_name(node)
+    alias = getattr(importlib.import_module(home.__module__), name, None)
+    if get_origin(alias) is tuple:
+        return "list"
+    return "text" if get_origin(alias) is Literal else SIMPLE.get(name, "anything")
 
 
 def resolve_type(node: ast.expr, home: type) -> type | None:

@@ -13,7 +13,6 @@ from compress.errors import UsageError
 from compress.training.recipes import build_document
 
 if TYPE_CHECKING:
-    from compress.engine.synthesis import Synthesizer
     from compress.training.setup import TrainingSetup
 
 DEFAULT_METHOD = "cmi"
@@ -50,7 +49,7 @@ def synthesize(
         return sample_generator(Path(run), count, output_dir, arguments, progress)
     from compress.training.launch import train_in_dir
 
-    setup, method = prepare_synthesis(count, settings, arguments)
+    setup = prepare_synthesis(count, settings, arguments)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
     stats = train_in_dir(
@@ -92,7 +91,7 @@ def sample_generator(
 
 def prepare_synthesis(
     count: int, settings: Mapping[str, Any] | Sequence[str], arguments: Mapping[str, Any]
-) -> tuple[TrainingSetup, Synthesizer]:
+) -> TrainingSetup:
     """Return the checked setup for `count` images. Raises UsageError for a method that keeps no images."""
     from compress.engine.synthesis import is_synthesizer
     from compress.methods import METHODS, find_method
@@ -113,11 +112,12 @@ def prepare_synthesis(
         setattr(method, name, value)
     config.method |= asdict(method)
     config.student, config.data.validation = StudentConfig(), None
+    images = method.images_per_synthesis
     config.training = replace(
-        config.training, steps=math.ceil(count / method.images_per_synthesis), batch_size=method.images_per_synthesis, evaluate_every=None,
-        save_every=None, ema_decay=0.0,
+        config.training, steps=math.ceil(count / images), batch_size=images, evaluate_every=None, save_every=None,
+        ema_decay=0.0,
     )  # fmt: skip
-    return prepare_training(config, method), method
+    return prepare_training(config, method)
 
 
 def describe_pool(

@@ -55,35 +55,35 @@ class Candidate(Generic[Example]):
 class Latency:
     """Latency of one call in milliseconds, over `runs` counted calls."""
 
-    latency_ms_p50: float
-    latency_ms_p90: float
-    latency_ms_p99: float
-    latency_ms_mean: float
-    latency_ms_std: float
+    latency_ms_p50: float  #: median of a call
+    latency_ms_p90: float  #: 90th percentile
+    latency_ms_p99: float  #: 99th percentile
+    latency_ms_mean: float  #: mean
+    latency_ms_std: float  #: standard deviation
     throughput_ips: float  #: images per second: batch_size * runs / time in the counted calls
-    batch_size: int
-    runs: int
-    threads: int | None
-    runtime: str
-    device: str
-    precision: str
+    batch_size: int  #: images per call
+    runs: int  #: counted calls
+    threads: int | None  #: CPU threads of the runtime; None on a GPU
+    runtime: str  #: torch, torch-compile, onnxruntime, openvino, tensorrt or tensorrt-rtx
+    device: str  #: cpu or cuda, or a provider of ONNX Runtime
+    precision: str  #: precision that really ran
     load_before: float | None  #: one-minute load average of the machine; None if the system has none
-    load_after: float | None
+    load_after: float | None  #: the same after the measurement
     machine: str = ""  #: processor with its cores, or GPU
     scenario: str = "quick"  #: our own, as in trtexec; else LoadGen's SingleStream, MultiStream, Offline or Server
     valid: bool | None = None  #: LoadGen's verdict; None without LoadGen
-    invalid_reason: str = ""
+    invalid_reason: str = ""  #: why LoadGen calls the run invalid
     first_call_ms: float | None = None  #: first inference after loading
     load_ms: float | None = None  #: from the file to a callable
     warmup_runs: int | None = None  #: calls before the counted ones
     warmup_stable: bool | None = None  #: False: the times were not stable when the warm-up reached its time limit
     load_warning: str = ""  #: a sentence if load or spread show that the machine had other work
-    clock_mhz: float | None = None
+    clock_mhz: float | None = None  #: clock at the end of the rounds
     governor: str | None = None  #: cpufreq governor of the processor
     peak_bytes: int | None = None  #: increase of resident memory since before loading; on a GPU allocated memory
     copy_in_ms: float | None = None  #: medians measured by CUDA events; None on a CPU
-    compute_ms: float | None = None
-    copy_out_ms: float | None = None
+    compute_ms: float | None = None  #: the same for the computation
+    copy_out_ms: float | None = None  #: the same for the copy to the host
     energy_mj: float | None = None  #: millijoules per image, including idle power; None without a counter
     energy_source: str = ""  #: "NVML" or "RAPL package"
     submission_length: bool | None = None  #: LoadGen only: whether it ran as long as MLPerf requires

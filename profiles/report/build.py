@@ -33,16 +33,16 @@ COSTS: tuple[Cost, ...] = ("flops", "latency", "size", "energy")
 class ReportResult:
     """A written report."""
 
-    html: Path
-    markdown: Path
-    csv: Path
-    json: Path
+    html: Path  #: self-contained page
+    markdown: Path  #: the same as text
+    csv: Path  #: one line per model, form and setting
+    json: Path  #: every number of the report
     summary: str  #: the recommendation in a few sentences
     best: str | None  #: label of the recommended model; None if none is within the limits
     limits: Limits
     metric: str  #: metric by which the models are compared
     pareto: dict[str, list[str]]  #: cost -> labels of the Pareto-optimal models, cheapest first
-    caveats: list[str]
+    caveats: list[str]  #: limits of the measurements
     models: int  #: number of models, runs with several seeds counted once
 
     @property
