@@ -1,1 +1,1 @@
-"""Runnable measurements. Each writes `results/NAME.json` and a table beside it; timings are ratios within one run."""
+"""Runnable benchmarks. Each writes results/NAME.json and a table in NAME.md; times are ratios within one run."""

@@ -1,10 +1,10 @@
-"""What the networks of MosaicKD's tables cost, and torchvision's, beside what others have published of them.
+"""Count the cost of the networks in MosaicKD's tables and of torchvision's, and compare it with published counts.
 
     python -m benchmarks.costs [--write]
 
-Table 2: teacher and student of the segmentation task, 13 classes at 256x256, whose FLOPs the paper gives. Table 1: the
-networks of the classification pairs at 32x32, 100 classes. torchvision: one network of each family, against the counts
-in the metadata of its own weights. With --write into results/costs.json and costs.md. It counts, and times nothing.
+Table 2: teacher and student of the segmentation task, 13 classes at 256x256, with the FLOPs of the paper. Table 1: the
+networks of the classification pairs at 32x32, 100 classes. torchvision: one network of each family, with the counts in
+the metadata of its weights. --write writes results/costs.json and costs.md. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from compress.models import body
-from compress.models.segmenters import torchvision_segmenters
-from profiles.flops import count, products
+from compress.models.registry import build_model
+from compress.models.segmentation import list_torchvision_segmenters
+from profiles.flops.counter import count_flops, count_products
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
-#: network of Table 2 -> G that the paper gives as its FLOPs
+#: network of Table 2 -> FLOPs in the paper, in G
 TABLE_2 = {"deeplabv3_resnet50": 41.0, "deeplabv3_mobilenet_v2": 5.54}
-#: what others say of the networks of Table 1: millions of parameters, at so many classes, where
+#: network of Table 1 -> published parameters in millions, number of classes, source
 PUBLISHED: dict[str, tuple[str, int, str]] = {
     "resnet34": ("21.3", 100, "weiaicunzai/pytorch-cifar100, README"),
     "resnet18": ("11.2", 100, "weiaicunzai/pytorch-cifar100, README"),
@@ -35,10 +35,10 @@ PUBLISHED: dict[str, tuple[str, int, str]] = {
     "wrn16_2": ("0.70", 100, "clovaai/overhaul-distillation, README"),
     "wrn16_1": ("0.2", 10, "aryamaanthakur/trailmet-distillation, README"),
 }
-#: and GMAC of one 32x32 image, 10 classes (da2so/DA2Lite, model_zoo/README)
+#: published GMAC of one 32x32 image, 10 classes (da2so/DA2Lite, model_zoo/README)
 PUBLISHED_GMAC = {"resnet34": 1.16, "resnet18": 0.56}
 TABLE_1 = ("resnet34", "resnet18", "vgg11", "wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1")
-#: of each of torchvision's families one, and the side of the images that its counts are published for
+#: one network of each torchvision family -> image side of its published counts
 TORCHVISION = {
     "alexnet": 224, "convnext_tiny": 224, "densenet121": 224, "efficientnet_b0": 224, "googlenet": 224,
     "inception_v3": 299, "mnasnet0_5": 224, "mobilenet_v2": 224, "mobilenet_v3_small": 224, "regnet_y_400mf": 224,
@@ -49,61 +49,65 @@ TORCHVISION = {
 }  # fmt: skip
 
 
-def counted(name: str, classes: int, side: int) -> Row:
-    """Both counts of one image."""
-    found = count(body(name, classes=classes), (torch.zeros(1, 3, side, side),))
-    if found.unsupported or found.products != found.macs_torch:
-        raise SystemExit(f"{name}: the counters differ, {found.products} and {found.macs_torch}; {found.unsupported}")
+def count_network(name: str, classes: int, side: int) -> Row:
+    """Count one image with both counters."""
+    count = count_flops(build_model(name, classes=classes), (torch.zeros(1, 3, side, side),))
+    if count.unsupported or count.products != count.macs_torch:
+        raise SystemExit(f"{name}: the counters differ, {count.products} and {count.macs_torch}; {count.unsupported}")
     return {
         "network": name,
         "classes": classes,
         "size": [side, side],
-        "macs": found.macs,
-        "flops": found.flops,
-        "macs_torch": found.macs_torch,
-        "params": found.params,
-        "activations": found.activations,
-        "by_operator": found.by_operator,
+        "macs": count.macs,
+        "flops": count.flops,
+        "macs_torch": count.macs_torch,
+        "params": count.params,
+        "activations": count.activations,
+        "by_operator": count.by_operator,
     }
 
 
-def segmentation() -> Iterator[Row]:
+def iter_segmentation_rows() -> Iterator[Row]:
     for name, giga in TABLE_2.items():
-        yield {**counted(name, 13, 256), "published_g": giga}
+        yield {**count_network(name, 13, 256), "published_g": giga}
 
 
-def classification() -> Iterator[Row]:
+def iter_classification_rows() -> Iterator[Row]:
     for name in TABLE_1:
-        row = counted(name, 100, 32)
+        row = count_network(name, 100, 32)
         millions, classes, source = PUBLISHED.get(name, (None, None, None))
-        same = classes is not None and sum(p.numel() for p in body(name, classes=classes).parameters())
+        same = classes is not None and sum(p.numel() for p in build_model(name, classes=classes).parameters())
         published = {"millions": millions, "classes": classes, "source": source, "ours": same} if source else None
         yield {**row, "published": published, "published_gmac": PUBLISHED_GMAC.get(name)}
 
 
-def torchvision() -> Iterator[Row]:
-    """Beside what the metadata of torchvision's first weights say."""
+def iter_torchvision_rows() -> Iterator[Row]:
+    """Count torchvision's networks; add the published counts of their first weights."""
     from torchvision.models import get_model_weights
 
     for name, side in TORCHVISION.items():
         weights: Any = next(iter(get_model_weights(name)))
         published = {"gmac": weights.meta["_ops"], "params": weights.meta["num_params"], "weights": str(weights)}
-        row = counted(f"torchvision/{name}", len(weights.meta["categories"]), side)
-        whole = None if row["params"] == published["params"] else with_side_head(name, side)
-        yield {**row, "published": published, "with_side_head": whole}
+        row = count_network(f"torchvision/{name}", len(weights.meta["categories"]), side)
+        full = None if row["params"] == published["params"] else count_with_auxiliary_head(name, side)
+        yield {**row, "published": published, "with_side_head": full}
 
 
-def with_side_head(name: str, side: int) -> Row:
-    """The same with the head that only training needs."""
+def count_with_auxiliary_head(name: str, side: int) -> Row:
+    """Count the network with the auxiliary head that only training needs."""
     from torchvision.models import get_model
 
-    extra = {"aux_loss": True, "weights_backbone": None} if name in torchvision_segmenters() else {"init_weights": True}
+    extra = (
+        {"aux_loss": True, "weights_backbone": None}
+        if name in list_torchvision_segmenters()
+        else {"init_weights": True}
+    )
     model = get_model(name, weights=None, **extra)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    return {"params": numbers, "macs_torch": products(model, (torch.zeros(1, 3, side, side),))}
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return {"params": params, "macs_torch": count_products(model, (torch.zeros(1, 3, side, side),))}
 
 
-def table_2(rows: list[Row]) -> list[str]:
+def format_table_2(rows: list[Row]) -> list[str]:
     lines = [
         "| network | GMAC by fvcore | GFLOP | paper | off | GMAC by torch | off | parameters | activations |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -118,43 +122,44 @@ def table_2(rows: list[Row]) -> list[str]:
     return lines
 
 
-def table_1(rows: list[Row]) -> list[str]:
+def format_table_1(rows: list[Row]) -> list[str]:
     lines = [
         "| network | GMAC by fvcore | GFLOP | GMAC by torch | published GMAC | parameters | published | ours at as "
         "many classes | source |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        said, giga = row["published"], row["published_gmac"]
-        beside = "none found for this variant | | |"
-        if said:
-            classes = f"{said['ours'] / 1e6:.3f} M ({said['classes']})"
-            beside = f"{said['millions']} M | {classes} | {said['source']} |"
+        published, gmac = row["published"], row["published_gmac"]
+        cells = "none found for this variant | | |"
+        if published:
+            ours = f"{published['ours'] / 1e6:.3f} M ({published['classes']})"
+            cells = f"{published['millions']} M | {ours} | {published['source']} |"
         lines.append(
             f"| {row['network']} | {row['macs'] / 1e9:.4f} | {row['flops'] / 1e9:.4f} | "
-            f"{row['macs_torch'] / 1e9:.4f} | {'' if giga is None else f'{giga:.2f}'} | {row['params']:,} | {beside}"
+            f"{row['macs_torch'] / 1e9:.4f} | {'' if gmac is None else f'{gmac:.2f}'} | {row['params']:,} | {cells}"
         )
     return lines
 
 
-def table_of_torchvision(rows: list[Row]) -> list[str]:
+def format_torchvision_table(rows: list[Row]) -> list[str]:
     lines = [
         "| network | size | GMAC by fvcore | GMAC by torch | parameters | with side head: GMAC by torch | parameters | "
         "published GMAC | off | parameters off |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        said, whole = row["published"], row["with_side_head"] or row
-        heads = "" if whole is row else f"{whole['macs_torch'] / 1e9:.3f} | {whole['params']:,}"
+        published, full = row["published"], row["with_side_head"] or row
+        gmac_difference = round(full["macs_torch"] / 1e9, 3) - published["gmac"]
+        heads = "" if full is row else f"{full['macs_torch'] / 1e9:.3f} | {full['params']:,}"
         lines.append(
             f"| {row['network'].removeprefix('torchvision/')} | {row['size'][0]} | {row['macs'] / 1e9:.3f} | "
-            f"{row['macs_torch'] / 1e9:.3f} | {row['params']:,} | {heads or ' | '} | {said['gmac']:.3f} | "
-            f"{round(whole['macs_torch'] / 1e9, 3) - said['gmac']:+.3f} | {said['params'] - whole['params']:+d} |"
+            f"{row['macs_torch'] / 1e9:.3f} | {row['params']:,} | {heads or ' | '} | {published['gmac']:.3f} | "
+            f"{gmac_difference:+.3f} | {published['params'] - full['params']:+d} |"
         )
     return lines
 
 
-def page(content: Row) -> str:
+def render_page(content: Row) -> str:
     return "\n".join(
         [
             "# What the networks cost",
@@ -168,14 +173,14 @@ def page(content: Row) -> str:
             "",
             'What the paper calls FLOPs are multiply-accumulates; "off" is our count over the paper\'s.',
             "",
-            *table_2(content["segmentation"]),
+            *format_table_2(content["segmentation"]),
             "",
             "## The networks of MosaicKD's Table 1: 100 classes, one image of 32x32",
             "",
             "The paper gives no counts for them. Published: millions of parameters as others have printed them, beside",
             "ours at the class count of that source; GMAC from da2so/DA2Lite (model_zoo/README, 10 classes).",
             "",
-            *table_1(content["classification"]),
+            *format_table_1(content["classification"]),
             "",
             "## torchvision's families",
             "",
@@ -183,7 +188,7 @@ def page(content: Row) -> str:
             'count products, as torch does here; "off" is ours less theirs. Some were published with the side head',
             "that only training needs; ours are without it, and are counted with it once more for the comparison.",
             "",
-            *table_of_torchvision(content["torchvision"]),
+            *format_torchvision_table(content["torchvision"]),
             "",
         ]
     )
@@ -191,20 +196,20 @@ def page(content: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="into results/costs.json and costs.md")
+    parser.add_argument("--write", action="store_true", help="write results/costs.json and costs.md")
     options = parser.parse_args()
     content = {
         "benchmark": "costs",
-        "segmentation": list(segmentation()),
-        "classification": list(classification()),
-        "torchvision": list(torchvision()),
+        "segmentation": list(iter_segmentation_rows()),
+        "classification": list(iter_classification_rows()),
+        "torchvision": list(iter_torchvision_rows()),
         "versions": {name: version(name) for name in ("fvcore", "torch", "torchvision")},
     }
-    print(page(content))
+    print(render_page(content))
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "costs.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "costs.md").write_text(page(content))
+        (RESULTS / "costs.md").write_text(render_page(content))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The same file timed twice in one call: how far its two medians are apart is what a ratio of two files is worth.
+"""Time the same file twice in one call; the difference of its medians is the resolution of a ratio.
 
     python -m benchmarks.honesty [--repetitions 10] [--duration 3s] [--threads 1] [--write]
 
-Alone on the machine. The embedded teacher's ONNX file is given to `compress bench` twice, as if it were two models, in
-ONNX Runtime and in OpenVINO at batch 1 and 8. With --write the rows go to results/honesty.json and .md. Nothing is
-asserted: on a busy machine the numbers say that it was one.
+Run it alone on the machine. `compress bench` receives the embedded teacher's ONNX file twice, as if it were two models,
+in ONNX Runtime and in OpenVINO at batch sizes 1 and 8. --write writes results/honesty.json and .md. Nothing is
+asserted; on a busy machine, the numbers show it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.students import command
+from benchmarks.students import run_command
 
 RESULTS = Path(__file__).parent / "results"
 TEACHER, BATCHES = "embedded/fashion_wrn16_2", "1,8"
-#: by which the two may differ on a quiet machine
+#: maximum difference on an idle machine
 ALLOWED = 0.03
 Row = dict[str, Any]
 
 
-def measured(file: Path, runtime: str, options: argparse.Namespace) -> tuple[list[Row], Row]:
-    """One call: a row a batch size, and the machine."""
+def benchmark_twice(file: Path, runtime: str, options: argparse.Namespace) -> tuple[list[Row], Row]:
+    """Run one call; return one row per batch size, and the machine."""
     settings = ["--batch-size", BATCHES, "--duration", options.duration, "--threads", str(options.threads)]
-    found, _ = command("bench", file, file, "--runtimes", runtime, *settings)
-    return [row_of(ratio, found["results"]) for ratio in found["ratios"]], found["machine"]
+    result, _ = run_command("bench", file, file, "--runtimes", runtime, *settings)
+    return [create_row(ratio, result["results"]) for ratio in result["ratios"]], result["machine"]
 
 
-def row_of(ratio: Row, results: list[Row]) -> Row:
-    """The second of the two against the first: of all calls together, and of the median round with its range."""
+def create_row(ratio: Row, results: list[Row]) -> Row:
+    """Return the ratio of the two: of all calls, and of the median round with its range."""
     first, second = results[ratio["against"]], results[ratio["result"]]
     return {
         "runtime": second["runtime"],
@@ -45,28 +45,28 @@ def row_of(ratio: Row, results: list[Row]) -> Row:
     }
 
 
-def gathered(options: argparse.Namespace) -> Row:
+def run_repetitions(options: argparse.Namespace) -> Row:
     rows: list[Row] = []
     machine: Row = {}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "teacher.onnx"
-        command("export", TEACHER, "--out", file)
+        run_command("export", TEACHER, "--out", file)
         for _ in range(options.repetitions):
             for runtime in options.runtimes:
-                more, machine = measured(file, runtime, options)
-                rows += more
-    asked = {key: getattr(options, key) for key in ("repetitions", "duration", "threads")}
-    return {"benchmark": "honesty", **asked, "rows": rows, "machine": machine}
+                new_rows, machine = benchmark_twice(file, runtime, options)
+                rows += new_rows
+    settings = {key: getattr(options, key) for key in ("repetitions", "duration", "threads")}
+    return {"benchmark": "honesty", **settings, "rows": rows, "machine": machine}
 
 
-def page(content: Row) -> str:
+def render_page(content: Row) -> str:
     rows, cpu, calls = content["rows"], content["machine"], content["repetitions"]
     settings = f"{content['duration']} each, {content['threads']} thread(s), {cpu['cpu']} with {cpu['cores']} cores"
     lines = [
         "# The same file against itself",
         "",
         f"Made by `python -m benchmarks.honesty --write`: {calls} calls of `compress bench FILE FILE`, {settings}. The "
-        f"ratio of the two medians should be 1; within {ALLOWED:.0%} it is taken for good.",
+        f"ratio of the two medians should be 1; a difference within {ALLOWED:.0%} is accepted.",
         "",
         f"| runtime | batch | p50 ms | ratio, from … to | within {ALLOWED:.0%} | of a median round | machine |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -92,12 +92,12 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    content = gathered(options)
-    print(page(content))
+    content = run_repetitions(options)
+    print(render_page(content))
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "honesty.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "honesty.md").write_text(page(content))
+        (RESULTS / "honesty.md").write_text(render_page(content))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.patches [--seeds 0 1 2] [--only L ...] [--weights raw normalized] [--steps 300] [--write]
 
 Distills the embedded teacher (WRN-16-2) into WRN-16-1 from the embedded photographs with the demo's settings, for every
-patch side L. `raw` keeps `local` constant; `normalized` scales it so that all patches of an image together weigh as much
-as at L = 8. Other work on the machine does not matter. --write writes results/patches.json, patches.md and patches.svg.
+patch side L. `raw` keeps `local` constant; `normalized` scales it so that all patches of an image weigh as much as at
+L = 8. Other work on the machine does not matter. --write writes results/patches.json, patches.md and patches.svg.
 Existing rows stay, so a stopped benchmark continues and two processes may share the work.
 """
 
@@ -109,9 +109,9 @@ def describe_benchmark(content: dict[str, Any]) -> list[str]:
     ]
     if distances:
         lines += [
-            f"Patch FID: between {distances['images']:,} crops of the photographs and as many test images, one random patch "
-            f"of each, enlarged; features: {distances['features']}, not Inception's. Below 8 pixels a patch has nearly one "
-            "color, and its distance means little.",
+            f"Patch FID: between {distances['images']:,} crops of the photographs and as many test images, one random "
+            f"patch of each, enlarged; features: {distances['features']}, not Inception's. Below 8 pixels a patch has "
+            "nearly one color, and its distance means little.",
             "",
         ]
     return lines
@@ -138,7 +138,7 @@ def format_table(content: dict[str, Any]) -> list[str]:
         for side in SIDES:
             both = [format_scores(collect_accuracies(same, side, weights)) for weights in WEIGHTS]
             distance = f"{patch_fid[str(side)]:.4g}" if str(side) in patch_fid else ""
-            name, scaled = f"{one[0]} x {one[1]}, {one[2]:g}", f"{choose_local(side, 'normalised'):.4g}"
+            name, scaled = f"{one[0]} x {one[1]}, {one[2]:g}", f"{choose_local(side, 'normalized'):.4g}"
             if any(both):
                 lines.append(
                     f"| {name} | {side} | {count_patches(side)} | {distance} | {both[0]} | {scaled} | {both[1]} |"
@@ -191,9 +191,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=WEIGHTS, nargs="+", default=list(WEIGHTS), help="only these weights")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument(
-        "--bn", type=float, default=10.0, help="weight of the BatchNorm statistics; the paper does not use them"
-    )
+    parser.add_argument("--bn", type=float, default=10.0, help="weight of the BatchNorm statistics; 0 in the paper")
     parser.add_argument("--write", action="store_true", help="write results/patches.json, .md and .svg")
     options = parser.parse_args()
     results = ResultFile("patches", write=options.write)

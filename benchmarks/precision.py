@@ -1,13 +1,13 @@
-"""Teacher and student in every precision: what int8 costs by what it is calibrated on, and what each file is worth.
+"""Export teacher and student in every precision; measure accuracy by calibration data, file size and latency.
 
     python -m benchmarks.precision [--seeds 0 1 2] [--steps 170] [--out runs/precision] [--write]   # accuracy
     python -m benchmarks.precision --time [--rounds 5] [--out runs/precision] [--write]             # size and latency
 
-For each seed a student is distilled by the demo's recipe for so many steps (a finished run is taken as it is), exported
-as fp32, fp16 and int8, the last calibrated on garments (in-domain), on photographs (what the student learned from) and
-on images of the run's own generator, and measured on the embedded test images in ONNX Runtime, whatever else the
-machine does. `--time`: files of the teacher and of the first seed's student in ONNX Runtime and OpenVINO, in one
-process, in turns, one thread; alone on the machine. With --write the rows go to results/precision.json and .md.
+For each seed, a student is distilled with the demo's recipe (a finished run is not repeated). It is exported as fp32,
+fp16 and int8. int8 is calibrated on garments (in-domain), on photographs (the student's training images) and on images
+of the run's own generator. The files are evaluated on the embedded test images in ONNX Runtime; other work on the
+machine does not matter. --time measures files of the teacher and of the first seed's student in ONNX Runtime and
+OpenVINO, interleaved in one process with one thread; run it alone. --write writes results/precision.json and .md.
 """
 
 from __future__ import annotations
@@ -18,86 +18,91 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.kept import Kept, Row
-from benchmarks.students import command
-from profiles import machine
+from benchmarks.result_files import ResultFile, Row
+from benchmarks.students import run_command
+from profiles.latency import machine
 
 TEACHER, DATA = "embedded/fashion_wrn16_2", "embedded/fashion"
-#: images that int8 is calibrated on -> what `--calibration` says
+#: calibration images -> argument of `--calibration`
 CALIBRATIONS = {"in-domain": DATA, "photographs": "embedded/photos", "synthetic": "synthetic"}
 FORMATS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "bf16", "int8")}
 
 
-def distilled(seed: int, options: argparse.Namespace) -> Path:
-    """The folder of a seed's run."""
+def distill_student(seed: int, options: argparse.Namespace) -> Path:
+    """Distill the student of a seed; return its run directory."""
     folder = options.out / f"student-{seed}"
-    command(
+    run_command(
         "distill", "--recipe", "demo-mosaic", "--teacher", TEACHER, "--seed", seed, "--steps", options.steps, "--out",
         folder,
     )  # fmt: skip
     return folder
 
 
-def exported(model: str | Path, out: Path, *words: str) -> list[Row]:
-    """The artefacts that `compress export` made."""
+def export_model(model: str | Path, out: Path, *arguments: str) -> list[Row]:
+    """Export a model; return its artifacts."""
     if not out.exists():
-        found, _ = command("export", model, "--allow-slower", "--images", DATA, *words, "--out", out)
-        (out.parent / f"{out.name}.json").write_text(json.dumps(found))
-    return json.loads((out.parent / f"{out.name}.json").read_text())["artefacts"]
+        result, _ = run_command("export", model, "--allow-slower", "--images", DATA, *arguments, "--out", out)
+        (out.parent / f"{out.name}.json").write_text(json.dumps(result))
+    return json.loads((out.parent / f"{out.name}.json").read_text())["artifacts"]
 
 
-def accuracy(path: str) -> float:
-    return command("eval", path, "--data", DATA)[0]["metrics"]["accuracy"]
+def measure_accuracy(path: str) -> float:
+    return run_command("eval", path, "--data", DATA)[0]["metrics"]["accuracy"]
 
 
-def of_seed(seed: int, options: argparse.Namespace) -> Iterator[Row]:
-    """A row a file: accuracy in ONNX Runtime."""
-    run = distilled(seed, options)
-    named = [("fp32,fp16", None), *(("int8", name) for name in CALIBRATIONS)]
-    for precisions, calibration in named:
+def iter_accuracy_rows(seed: int, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield one row per file with its accuracy in ONNX Runtime."""
+    run = distill_student(seed, options)
+    for precisions, calibration in [("fp32,fp16", None), *(("int8", name) for name in CALIBRATIONS)]:
         out = options.out / f"files-{seed}-{calibration or 'whole'}"
-        words = ["--precision", precisions]
+        arguments = ["--precision", precisions]
         if calibration is not None:
-            # more than one artefact, so that --out is a folder here as well
-            words = ["--precision", "int8", "--format", "onnx,openvino", "--calibration", CALIBRATIONS[calibration]]
-        for one in exported(run, out, *words):
-            if one["format"] == "onnx":
-                facts = {"seed": seed, "precision": one["precision"], "calibration": calibration}
-                yield {**facts, "accuracy": accuracy(one["path"]), "agreement": one["parity"]["top1_agreement"]}
+            # two formats, so that --out is a directory here as well
+            arguments = ["--precision", "int8", "--format", "onnx,openvino", "--calibration", CALIBRATIONS[calibration]]
+        for artifact in export_model(run, out, *arguments):
+            if artifact["format"] == "onnx":
+                settings = {"seed": seed, "precision": artifact["precision"], "calibration": calibration}
+                yield {
+                    **settings,
+                    "accuracy": measure_accuracy(artifact["path"]),
+                    "agreement": artifact["parity"]["top1_agreement"],
+                }
 
 
-def timed(options: argparse.Namespace) -> list[Row]:
-    """A row a file of the teacher and the student: size, median latency and accuracy."""
-    models = {"teacher WRN-16-2": TEACHER, "student WRN-16-1": distilled(options.seeds[0], options)}
+def measure_files(options: argparse.Namespace) -> list[Row]:
+    """Return one row per file of teacher and student: size, median latency and accuracy."""
+    models = {"teacher WRN-16-2": TEACHER, "student WRN-16-1": distill_student(options.seeds[0], options)}
     rows: list[Row] = []
     for name, model in models.items():
         for format, precisions in FORMATS.items():
             out = options.out / f"files-{'student' if 'student' in name else 'teacher'}-{format}"
-            words = ["--format", format, "--precision", ",".join(precisions), "--calibration", DATA]
-            for one in exported(model, out, *words):
-                found = {key: one[key] for key in ("format", "precision", "bytes", "path", "verified_in")}
-                rows.append({"model": name, **found, "accuracy": accuracy(one["path"])})
-    bench, _ = command("bench", *(row["path"] for row in rows), "--threads", "1", "--duration", f"{options.rounds}s")
-    for row, one in zip(rows, bench["results"], strict=True):
+            arguments = ["--format", format, "--precision", ",".join(precisions), "--calibration", DATA]
+            for artifact in export_model(model, out, *arguments):
+                columns = {key: artifact[key] for key in ("format", "precision", "bytes", "path", "verified_in")}
+                rows.append({"model": name, **columns, "accuracy": measure_accuracy(artifact["path"])})
+    bench, _ = run_command(
+        "bench", *(row["path"] for row in rows), "--threads", "1", "--duration", f"{options.rounds}s"
+    )
+    for row, latency in zip(rows, bench["results"], strict=True):
         row |= {
-            "latency_ms_p50": one["latency_ms_p50"],
-            "latency_ms_p90": one["latency_ms_p90"],
-            "ran": one["precision"],
+            "latency_ms_p50": latency["latency_ms_p50"],
+            "latency_ms_p90": latency["latency_ms_p90"],
+            "ran": latency["precision"],
         }
         del row["path"]
     return rows
 
 
-def by_calibration(rows: list[Row]) -> list[str]:
+def format_calibration_table(rows: list[Row]) -> list[str]:
     lines = [
         "| precision | calibrated on | accuracy, mean ± standard deviation | seeds | loss against fp32 |",
         "| --- | --- | --- | --- | --- |",
     ]
-    whole = {row["seed"]: row["accuracy"] for row in rows if row["precision"] == "fp32"}
+    fp32 = {row["seed"]: row["accuracy"] for row in rows if row["precision"] == "fp32"}
     for kind in dict.fromkeys((row["precision"], row["calibration"]) for row in rows):
         mine = [row for row in rows if (row["precision"], row["calibration"]) == kind]
         scores = [row["accuracy"] for row in mine]
-        losses = [whole[row["seed"]] - row["accuracy"] for row in mine]
+        losses = [fp32[row["seed"]] - row["accuracy"] for row in mine]
         spread = f" ± {statistics.stdev(scores):.1%}" if len(scores) > 1 else ""
         each = ", ".join(f"{100 * loss:+.2f}" for loss in losses)
         lines.append(
@@ -107,14 +112,14 @@ def by_calibration(rows: list[Row]) -> list[str]:
     return lines
 
 
-def by_file(rows: list[Row]) -> list[str]:
+def format_file_table(rows: list[Row]) -> list[str]:
     lines = [
-        "| model | file | precision | computed in | MB | p50 ms | against its fp32 in ONNX Runtime | accuracy |",
+        "| model | file | precision | computed in | MB | p50 ms | speed relative to fp32 in ONNX Runtime | accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        whole = next(r for r in rows if (r["model"], r["format"], r["precision"]) == (row["model"], "onnx", "fp32"))
-        ratio = whole["latency_ms_p50"] / row["latency_ms_p50"]
+        fp32 = next(r for r in rows if (r["model"], r["format"], r["precision"]) == (row["model"], "onnx", "fp32"))
+        ratio = fp32["latency_ms_p50"] / row["latency_ms_p50"]
         lines.append(
             f"| {row['model']} | {row['format']} | {row['precision']} | {row['ran']} | {row['bytes'] / 1e6:.2f} | "
             f"{row['latency_ms_p50']:.3f} | {ratio:.2f} times as fast | {row['accuracy']:.1%} |"
@@ -122,7 +127,7 @@ def by_file(rows: list[Row]) -> list[str]:
     return lines
 
 
-def page(content: Row) -> str:
+def render_page(content: Row) -> str:
     text = [
         "# Files of every precision",
         "",
@@ -131,12 +136,12 @@ def page(content: Row) -> str:
     ]
     if "accuracy" in content:
         text += [
-            "## int8 by the images it is calibrated on",
+            "## int8 by calibration images",
             "",
-            f"Students WRN-16-1, distilled by the demo's recipe in {content['steps']} steps; accuracy on the 2,000 "
-            "embedded test images in ONNX Runtime; 256 images to calibrate on.",
+            f"Students WRN-16-1, distilled with the demo's recipe in {content['steps']} steps; accuracy on the 2,000 "
+            "embedded test images in ONNX Runtime; 256 calibration images.",
             "",
-            *by_calibration(content["accuracy"]),
+            *format_calibration_table(content["accuracy"]),
             "",
         ]
     if "files" in content:
@@ -144,10 +149,10 @@ def page(content: Row) -> str:
         text += [
             "## Size, latency and accuracy",
             "",
-            f"Batch 1, one thread, all in turns in one process on {cpu['cpu']} ({', '.join(cpu['instructions'])}); "
-            'int8 calibrated on garments. "Computed in" is what the runtime says of the file\'s own precision.',
+            f"Batch 1, one thread, interleaved in one process on {cpu['cpu']} ({', '.join(cpu['instructions'])}); "
+            'int8 calibrated on garments. "Computed in" is the precision that the runtime reports.',
             "",
-            *by_file(content["files"]),
+            *format_file_table(content["files"]),
             "",
         ]
     return "\n".join(text)
@@ -157,18 +162,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=170)
-    parser.add_argument("--time", action="store_true", help="size and latency, of the first seed's student")
-    parser.add_argument("--rounds", type=int, default=5, help="seconds of each file")
+    parser.add_argument("--time", action="store_true", help="size and latency of teacher and first student")
+    parser.add_argument("--rounds", type=int, default=5, help="seconds per file")
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    kept = Kept("precision", write=options.write)
+    results = ResultFile("precision", write=options.write)
     if options.time:
-        kept.put(files=timed(options), machine=machine.describe())
+        results.update(files=measure_files(options), machine=machine.describe_machine())
     else:
-        rows = [row for row in kept.rows("accuracy") if row["seed"] not in options.seeds]
-        kept.put(accuracy=rows + [row for seed in options.seeds for row in of_seed(seed, options)], steps=options.steps)
-    kept.page(page(kept.content))
+        rows = [row for row in results.rows("accuracy") if row["seed"] not in options.seeds]
+        results.update(
+            accuracy=rows + [row for seed in options.seeds for row in iter_accuracy_rows(seed, options)],
+            steps=options.steps,
+        )
+    results.write_page(render_page(results.content))
 
 
 if __name__ == "__main__":

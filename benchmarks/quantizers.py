@@ -1,10 +1,10 @@
-"""int8 files of this toolkit beside those of others' quantisers: one fp32 file, the same images to calibrate on.
+"""Compare int8 files of this toolkit with those of other quantizers: the same fp32 file and calibration images.
 
-    python -m benchmarks.quantisers [--only modelopt ...] [--images 256] [--seconds 5] [--out runs/int8] [--write]
+    python -m benchmarks.quantizers [--only modelopt ...] [--images 256] [--seconds 5] [--out runs/int8] [--write]
 
-The others are called as their guides do, with their defaults; what is not installed is left out and named. NNCF is no
-extra of ours: `pip install nncf`. Files are measured in ONNX Runtime on test images, and timed there and in OpenVINO in
-turns, one thread; alone on the machine. With --write, results go to results/quantisers.json and .md.
+The other quantizers are used as in their guides, with their defaults. Those that are not installed are listed. NNCF is
+not an extra of ours: `pip install nncf`. Files are evaluated in ONNX Runtime on test images, and timed there and in
+OpenVINO, interleaved with one thread; run it alone on the machine. --write writes results/quantisers.json and .md.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization import CalibrationDataReader
+from onnxruntime.quantization import quantize_static as ort_quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from benchmarks.kept import Kept, Row
-from benchmarks.students import command
-from compress.cli.calibrating import read
-from compress.cli.measuring import real_images
-from compress.models.metadata import from_metadata
-from exporters.calibration import Batches, Reference
-from exporters.int8 import Target, quantise
-from exporters.modelopt import calibrated as modelopt_calibrated
-from exporters.reading import metadata_of, read_model
-from profiles import machine
+from benchmarks.result_files import ResultFile, Row
+from benchmarks.students import run_command
+from compress.data.calibration import dataset_images
+from compress.measure import load_comparison_images
+from compress.models.metadata import card_from_metadata
+from exporters.onnx_validation import model_metadata, read_model
+from exporters.quantization.calibration import BatchFunction, ReferenceOutputs
+from exporters.quantization.modelopt import calibrated_session as modelopt_calibrated
+from exporters.quantization.static import Target, quantize_static
+from profiles.latency import machine
 
-#: model -> its data, and the score
+#: model -> its data and metric
 MODELS = {
     "embedded/fashion_wrn16_2": ("embedded/fashion", "accuracy"),
     "embedded/scenes_deeplab": ("embedded/fashion-scenes", "miou"),
@@ -43,148 +44,161 @@ MODELS = {
 
 
 class Reader(CalibrationDataReader):
-    """Batches under the name of the file's input, and from the start again."""
+    """Batches by the name of the file's input, repeatable."""
 
-    def __init__(self, source: Path, batches: Batches) -> None:
+    def __init__(self, source: Path, batches: BatchFunction) -> None:
         self.name = onnx.load(source).graph.input[0].name
         self.batches = batches
         self.rewind()
 
     def rewind(self) -> None:
-        self.left: Iterator[Any] = iter(self.batches())
+        self.remaining: Iterator[Any] = iter(self.batches())
 
     def get_next(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batch = next(self.left, None)
+        batch = next(self.remaining, None)
         return None if batch is None else {self.name: batch}
 
 
-def ours(target: Target) -> Callable[[Path, Path, Batches], None]:
-    def make(source: Path, out: Path, batches: Batches) -> None:
-        quantise(source, out, batches, target=target)
+def quantize_with_ours(target: Target) -> Callable[[Path, Path, BatchFunction], None]:
+    def quantize(source: Path, out: Path, batches: BatchFunction) -> None:
+        quantize_static(source, out, batches, target=target)
 
-    return make
+    return quantize
 
 
-def onnxruntime(source: Path, out: Path, batches: Batches, **more: Any) -> None:
+def quantize_with_onnxruntime(source: Path, out: Path, batches: BatchFunction, **options: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready.onnx"
-        quant_pre_process(source, ready, skip_symbolic_shape=True)
-        quantize_static(ready, out, Reader(source, batches), **more)
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        ort_quantize_static(prepared, out, Reader(source, batches), **options)
 
 
-def by_channel(source: Path, out: Path, batches: Batches) -> None:
-    onnxruntime(source, out, batches, per_channel=True)
+def quantize_per_channel(source: Path, out: Path, batches: BatchFunction) -> None:
+    quantize_with_onnxruntime(source, out, batches, per_channel=True)
 
 
-def modelopt(source: Path, out: Path, batches: Batches) -> None:
-    """As `--quantizer modelopt`: fp32 around int8, where its default is fp16, which processors do not compute in."""
-    with modelopt_calibrated(source, batches, target="tensorrt", calibrator="auto") as subject:
-        subject.write(out)
+def quantize_with_modelopt(source: Path, out: Path, batches: BatchFunction) -> None:
+    """Quantize like `--quantizer modelopt`: fp32 around int8, since CPUs do not compute in its default, fp16."""
+    with modelopt_calibrated(source, batches, target="tensorrt", calibrator="auto") as session:
+        session.write(out)
 
 
-def nncf(source: Path, out: Path, batches: Batches) -> None:
+def quantize_with_nncf(source: Path, out: Path, batches: BatchFunction) -> None:
     import nncf  # pyright: ignore[reportMissingImports]
 
     model = onnx.load(source)
     name = model.graph.input[0].name
     images = [image[None] for batch in batches() for image in batch]
-    made = nncf.quantize(model, nncf.Dataset(images, lambda image: {name: image}), subset_size=len(images))
-    onnx.save(made, out)
+    quantized = nncf.quantize(model, nncf.Dataset(images, lambda image: {name: image}), subset_size=len(images))
+    onnx.save(quantized, out)
 
 
-#: row -> the module that makes it, and how
-TOOLS: dict[str, tuple[str, Callable[[Path, Path, Batches], None]]] = {
-    "ours-ort-cpu": ("onnxruntime", ours("ort-cpu")),
-    "ours-ort-cpu-vnni": ("onnxruntime", ours("ort-cpu-vnni")),
-    "ours-tensorrt": ("onnxruntime", ours("tensorrt")),
-    "onnxruntime": ("onnxruntime", onnxruntime),
-    "onnxruntime-per-channel": ("onnxruntime", by_channel),
-    "modelopt": ("modelopt", modelopt),
-    "nncf": ("nncf", nncf),
+#: row -> required package and function
+TOOLS: dict[str, tuple[str, Callable[[Path, Path, BatchFunction], None]]] = {
+    "ours-ort-cpu": ("onnxruntime", quantize_with_ours("ort-cpu")),
+    "ours-ort-cpu-vnni": ("onnxruntime", quantize_with_ours("ort-cpu-vnni")),
+    "ours-tensorrt": ("onnxruntime", quantize_with_ours("tensorrt")),
+    "onnxruntime": ("onnxruntime", quantize_with_onnxruntime),
+    "onnxruntime-per-channel": ("onnxruntime", quantize_per_channel),
+    "modelopt": ("modelopt", quantize_with_modelopt),
+    "nncf": ("nncf", quantize_with_nncf),
 }
 PACKAGES = {"modelopt": "nvidia-modelopt"}
 
 
-def made(model: str, options: argparse.Namespace) -> Iterator[Row]:
-    """The fp32 file, and each tool's; those of a tool that fails or is not here with the reason."""
-    data, score = MODELS[model]
+def iter_rows(model: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for the fp32 file and each tool's file, or the reason why a tool has none."""
+    data, metric = MODELS[model]
     folder = options.out / model.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "fp32.onnx"
-    command("export", model, "--images", data, "--out", source)
-    metadata = metadata_of(read_model(source))
-    card = from_metadata(metadata, source)
+    run_command("export", model, "--images", data, "--out", source)
+    metadata = model_metadata(read_model(source))
+    card = card_from_metadata(metadata, source)
     assert card is not None
     with tempfile.TemporaryDirectory() as cache:
-        images = read(data, data, card, options.images, Path(cache), None)
-        tests = real_images(data, card).numpy()
-        reference = Reference(source, lambda: [tests], len(tests))
-        yield {"model": model, "tool": "fp32", "score": scored(source, data, score), "metric": score} | facts(source)
+        images = dataset_images(data, data, card, options.images, Path(cache), None)
+        tests = load_comparison_images(data, card).numpy()
+        reference = ReferenceOutputs(source, lambda: [tests], len(tests))
+        yield {
+            "model": model,
+            "tool": "fp32",
+            "score": measure_score(source, data, metric),
+            "metric": metric,
+        } | describe_file(source)
         for tool in options.only or TOOLS:
-            package, make = TOOLS[tool]
-            row = {"model": model, "tool": tool, "metric": score}
+            package, quantize = TOOLS[tool]
+            row = {"model": model, "tool": tool, "metric": metric}
             if importlib.util.find_spec(package) is None:
                 yield row | {"missing": f"{PACKAGES.get(package, package)} is not installed"}
                 continue
             out = folder / f"{tool}.onnx"
             with contextlib.redirect_stdout(io.StringIO()):
-                make(source, out, images.batches)
-            describe(out, metadata)
-            row |= {"version": version(PACKAGES.get(package, package)), "departure": reference.departure(out)}
-            yield row | {"score": scored(out, data, score)} | facts(out)
+                quantize(source, out, images.batches)
+            copy_metadata(out, metadata)
+            row |= {"version": version(PACKAGES.get(package, package)), "departure": reference.relative_error(out)}
+            yield row | {"score": measure_score(out, data, metric)} | describe_file(out)
 
 
-def describe(path: Path, metadata: dict[str, str]) -> None:
-    """The fp32 file's own words, which `eval` and `bench` go by and other tools may drop."""
+def copy_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Restore the fp32 file's metadata, which `eval` and `bench` read and other tools may drop."""
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata | {"precision": "int8"})
     onnx.save(model, path)
 
 
-def facts(path: Path) -> Row:
+def describe_file(path: Path) -> Row:
     nodes = [node.op_type for node in onnx.load(path).graph.node]
     return {"path": str(path), "bytes": path.stat().st_size, "rounded": nodes.count("QuantizeLinear")}
 
 
-def scored(path: Path, data: str, metric: str) -> float:
-    return command("eval", path, "--data", data)[0]["metrics"][metric]
+def measure_score(path: Path, data: str, metric: str) -> float:
+    return run_command("eval", path, "--data", data)[0]["metrics"][metric]
 
 
-def timed(rows: list[Row], seconds: int) -> None:
-    """Adds the median milliseconds of a picture in either runtime, all files of a model in turns."""
+def add_latencies(rows: list[Row], seconds: int) -> None:
+    """Add the median milliseconds per image in each runtime; all files of a model are interleaved."""
     for model in MODELS:
         mine = [row for row in rows if row["model"] == model and "path" in row]
         for runtime in ("onnxruntime", "openvino"):
-            words = [*(row["path"] for row in mine), "--runtimes", runtime, "--threads", 1, "--duration", f"{seconds}s"]
-            for row, one in zip(mine, command("bench", *words)[0]["results"], strict=True):
-                row[f"{runtime}_ms"] = one["latency_ms_p50"]
+            arguments = [
+                *(row["path"] for row in mine),
+                "--runtimes",
+                runtime,
+                "--threads",
+                1,
+                "--duration",
+                f"{seconds}s",
+            ]
+            for row, latency in zip(mine, run_command("bench", *arguments)[0]["results"], strict=True):
+                row[f"{runtime}_ms"] = latency["latency_ms_p50"]
 
 
-def table(rows: list[Row], images: int) -> str:
-    cpu = machine.describe()
+def render_page(rows: list[Row], images: int) -> str:
+    cpu = machine.describe_machine()
     text = [
-        "# int8 by several quantisers",
+        "# int8 by several quantizers",
         "",
-        f"One fp32 file a model and {images} in-domain images to calibrate on; scores on the embedded test images in "
-        "ONNX Runtime; departure is the error of the logits as a share of their size (root of the sum of squares). "
-        "Times are medians of one picture as a share of fp32's in the same runtime, in turns in one process, one "
+        f"One fp32 file per model and {images} in-domain calibration images; scores on the embedded test images in "
+        "ONNX Runtime. The error is that of the logits relative to their size (root of the sum of squares). Times are "
+        "medians per image relative to fp32 in the same runtime, interleaved in one process, one "
         f"thread of {cpu['cpu']} ({', '.join(cpu['instructions'])}). "
-        "Made by `python -m benchmarks.quantisers --write`.",
+        "Made by `python -m benchmarks.quantizers --write`.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
-        whole = next(row for row in mine if row["tool"] == "fp32")
+        fp32 = next(row for row in mine if row["tool"] == "fp32")
         text += [
             "", f"## {model}", "",
-            f"| made by | {whole['metric']} | departure | MB | roundings | time in ONNX Runtime | in OpenVINO |",
+            f"| made by | {fp32['metric']} | error | MB | Q nodes | time in ONNX Runtime | in OpenVINO |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]  # fmt: skip
         for row in mine:
             if "missing" in row:
                 text.append(f"| {row['tool']} | {row['missing']} | | | | | |")
                 continue
-            times = [row[f"{runtime}_ms"] / whole[f"{runtime}_ms"] for runtime in ("onnxruntime", "openvino")]
+            times = [row[f"{runtime}_ms"] / fp32[f"{runtime}_ms"] for runtime in ("onnxruntime", "openvino")]
             cells = [
                 f"{row['tool']} {row.get('version', '')}".strip(), f"{row['score']:.1%}",
                 f"{row['departure']:.4f}" if "departure" in row else "", f"{row['bytes'] / 1e6:.2f}",
@@ -196,23 +210,23 @@ def table(rows: list[Row], images: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=list(TOOLS), nargs="+", help="these tools only")
+    parser.add_argument("--only", choices=list(TOOLS), nargs="+", help="only these tools")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--seconds", type=int, default=5, help="of each file in each runtime")
+    parser.add_argument("--seconds", type=int, default=5, help="seconds per file and runtime")
     parser.add_argument("--out", type=Path, default=Path("runs/int8"))
     parser.add_argument("--write", action="store_true", help="write results/quantisers.json and .md")
     options = parser.parse_args()
     rows: list[Row] = []
     for model in MODELS:
-        for row in made(model, options):
+        for row in iter_rows(model, options):
             print(row, file=sys.stderr, flush=True)
             rows.append(row)
-    timed(rows, options.seconds)
+    add_latencies(rows, options.seconds)
     for row in rows:
         row.pop("path", None)
-    kept = Kept("quantisers", write=options.write)
-    kept.put(rows=rows, images=options.images, machine=machine.describe())
-    kept.page(table(rows, options.images))
+    results = ResultFile("quantisers", write=options.write)
+    results.update(rows=rows, images=options.images, machine=machine.describe_machine())
+    results.write_page(render_page(rows, options.images))
 
 
 if __name__ == "__main__":

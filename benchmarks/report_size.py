@@ -1,10 +1,10 @@
-"""The report's page with 10,000 models: its size, and how long a browser takes to open it.
+"""Measure the size of a report page with 10,000 models, and the time that a browser takes to open it.
 
     python -m benchmarks.report_size [--models 10000] [--rounds 5] [--keep FILE] [--write]
 
-The models are made up, from one seed. Chromium opens the file from disk, without a window, anew each round: seconds
-from the start of the navigation until the first page of the table and the first chart are on the screen, and the
-memory that scripts hold then. Run it alone on the machine. With --write, results go to results/report_size.json, .md.
+The models are synthetic, from one seed. Each round, a new headless Chromium opens the file from disk. Measured are the
+seconds from the start of the navigation until the first page of the table and the first chart are visible, and the
+memory of the scripts then. Run it alone on the machine. --write writes results/report_size.json and .md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from profiles.report.rows import build_page_data
 RESULTS = Path(__file__).parent / "results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--enable-precise-memory-info"]
-#: network -> millions of MACs, thousands of parameters, what it can reach
+#: network -> millions of MACs, thousands of parameters, maximum accuracy
 NETWORKS = {
     "wrn40_2": (328, 2_250, 0.934), "wrn40_1": (84, 566, 0.905), "wrn16_2": (101, 700, 0.915),
     "wrn16_1": (27, 176, 0.872), "resnet18": (557, 11_170, 0.941), "resnet8x4": (178, 1_230, 0.912),
@@ -40,33 +40,35 @@ NETWORKS = {
     "vgg11": (153, 9_230, 0.92),
 }  # fmt: skip
 METHODS = {"MosaicKD": 0.0, "DFQ": -0.05, "KD": -0.14}
-#: format, precision -> share of the time, bytes a parameter, share of the energy, points lost
+#: (format, precision) -> relative time, bytes per parameter, relative energy, lost accuracy
 FORMS = {
     ("", "fp32"): (1.6, 4.0, 1.4, 0.0), ("onnx", "fp32"): (1.0, 4.02, 1.0, 0.0),
     ("onnx", "fp16"): (0.95, 2.03, 0.8, 0.0004), ("onnx", "int8"): (0.52, 1.06, 0.5, 0.006),
     ("openvino", "fp32"): (0.9, 4.05, 0.95, 0.0), ("openvino", "int8"): (0.48, 1.1, 0.47, 0.007),
 }  # fmt: skip
-CPU = "Made-up CPU, 2 cores"
+CPU = "Synthetic CPU, 2 cores"
 
 
-def made_up(n: int, seed: int = 0, energy: bool = True) -> list[Record]:
-    """A teacher and `n - 1` students whose numbers hang together as real ones do."""
+def create_records(n: int, seed: int = 0, energy: bool = True) -> list[Record]:
+    """Create a teacher and `n - 1` students with realistic correlations."""
     rng = random.Random(seed)
-    records = [one(rng, "Teacher", "teacher", "Supervised", "resnet34", (1_160, 21_280, 0.952), ("", "fp32"), energy)]
+    records = [
+        create_record(rng, "Teacher", "teacher", "Supervised", "resnet34", (1_160, 21_280, 0.952), ("", "fp32"), energy)
+    ]
     kinds = [(method, network, form) for network in NETWORKS for method in METHODS for form in FORMS]
     for i in range(n - 1):
         method, network, form = kinds[i % len(kinds)]
         turn = i // len(kinds)
         name = f"{method} {network}" + (f" #{turn}" if turn else "")
-        records.append(one(rng, name, "student", method, network, NETWORKS[network], form, energy))
+        records.append(create_record(rng, name, "student", method, network, NETWORKS[network], form, energy))
     return records
 
 
-def one(
+def create_record(
     rng: random.Random, name: str, role: Any, method: str, network: str, facts: tuple[float, ...],
     form: tuple[str, str], energy: bool,
 ) -> Record:  # fmt: skip
-    """One made-up record: three seeds, two settings of the latency, verified where it is a file."""
+    """Create a synthetic record: three seeds, two latency settings, and parity if it is a file."""
     mega, kilo, reach = facts
     slower, a_parameter, hungrier, lost = FORMS[form]
     centre = reach + METHODS.get(method, 0.0) - lost + rng.gauss(0, 0.012)
@@ -74,7 +76,9 @@ def one(
     ms = slower * (0.08 + mega / 420) * math.exp(rng.gauss(0, 0.12))
     runtime = {"": "torch", "openvino": "openvino"}.get(form[0], "onnxruntime")
     latencies = [
-        latency(runtime, form[1], ms * share * rng.uniform(0.97, 1.03), threads, hungrier * ms * 11 if energy else None)
+        create_latency(
+            runtime, form[1], ms * share * rng.uniform(0.97, 1.03), threads, hungrier * ms * 11 if energy else None
+        )
         for threads, share in ((1, 1.0), (2, 0.58))
     ]
     parity = {
@@ -94,7 +98,7 @@ def one(
     )  # fmt: skip
 
 
-def latency(runtime: str, precision: str, ms: float, threads: int, mj: float | None) -> Latency:
+def create_latency(runtime: str, precision: str, ms: float, threads: int, mj: float | None) -> Latency:
     return Latency(
         latency_ms_p50=ms, latency_ms_p90=1.06 * ms, latency_ms_p99=1.21 * ms, latency_ms_mean=1.02 * ms,
         latency_ms_std=0.04 * ms, throughput_ips=1e3 / ms, batch_size=1, runs=3000, threads=threads, runtime=runtime,
@@ -103,23 +107,25 @@ def latency(runtime: str, precision: str, ms: float, threads: int, mj: float | N
     )  # fmt: skip
 
 
-def page_of(records: list[Record], title: str = "Compression report", budget: Limits | None = None) -> dict[str, Any]:
-    """What the page is made of, for these records."""
+def create_page_data(
+    records: list[Record], title: str = "Compression report", limits: Limits | None = None
+) -> dict[str, Any]:
+    """Return the page data of these records."""
     comparison = Comparison(records)
-    budget = budget or Limits()
-    return build_page_data(comparison, records, recommend(comparison, budget), budget, title=title)
+    limits = limits or Limits()
+    return build_page_data(comparison, records, recommend(comparison, limits), limits, title=title)
 
 
-def browser_path() -> str | None:
-    """A Chromium: the environment's CHROMIUM, or the first that is installed."""
+def find_browser() -> str | None:
+    """Return the path of Chromium: the environment variable CHROMIUM, or the first installed one."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def opened(page: Path, rounds: int, chromium: str) -> dict[str, Any]:
-    """Median and largest time until table and chart are there, and the memory that scripts hold."""
+def measure_page(page: Path, rounds: int, chromium: str) -> dict[str, Any]:
+    """Return median and maximum of the times until table and chart are visible, and of the scripts' memory."""
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, list[float]] = {"table_s": [], "chart_s": [], "heap_mb": []}
+    samples: dict[str, list[float]] = {"table_s": [], "chart_s": [], "heap_mb": []}
     with sync_playwright() as play:
         for _ in range(rounds):
             browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
@@ -127,27 +133,27 @@ def opened(page: Path, rounds: int, chromium: str) -> dict[str, Any]:
             tab.goto(page.as_uri())
             tab.wait_for_function("performance.getEntriesByName('compress-chart').length")
             for key, mark in (("table_s", "compress-table"), ("chart_s", "compress-chart")):
-                found[key].append(tab.evaluate(f"performance.getEntriesByName('{mark}')[0].startTime") / 1e3)
-            found["heap_mb"].append(tab.evaluate("performance.memory.usedJSHeapSize") / 1e6)
+                samples[key].append(tab.evaluate(f"performance.getEntriesByName('{mark}')[0].startTime") / 1e3)
+            samples["heap_mb"].append(tab.evaluate("performance.memory.usedJSHeapSize") / 1e6)
             browser.close()
     return {
         f"{key}_{kind}": round(of(values), 2)
-        for key, values in found.items()
+        for key, values in samples.items()
         for kind, of in (("median", statistics.median), ("max", max))
     }
 
 
-def written(found: dict[str, Any]) -> str:
-    """The result as Markdown."""
+def render_page_results(result: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
     return (
-        f"# The report's page with {found['models']:,} models\n\n"
-        f"{found['file_mb']} MB, of which the charts' library is {found['library_mb']} MB, data the most of the rest. "
-        f"Opened from disk by Chromium {found['rounds']} times, median (largest), seconds from the start of the "
-        f"navigation; {found['machine'].get('cpu', '')}. Made by `python -m benchmarks.report_size --write`.\n\n"
-        "| on the screen | s |\n| --- | --- |\n"
-        f"| first page of the table | {found['table_s_median']} ({found['table_s_max']}) |\n"
-        f"| first chart, every model a point | {found['chart_s_median']} ({found['chart_s_max']}) |\n\n"
-        f"Scripts then hold {found['heap_mb_median']} MB.\n"
+        f"# The report's page with {result['models']:,} models\n\n"
+        f"{result['file_mb']} MB, including {result['library_mb']} MB of the chart library; most of the rest is data. "
+        f"Opened from disk by Chromium {result['rounds']} times, median (largest), seconds from the start of the "
+        f"navigation; {result['machine'].get('cpu', '')}. Made by `python -m benchmarks.report_size --write`.\n\n"
+        "| visible | s |\n| --- | --- |\n"
+        f"| first page of the table | {result['table_s_median']} ({result['table_s_max']}) |\n"
+        f"| first chart, one point per model | {result['chart_s_median']} ({result['chart_s_max']}) |\n\n"
+        f"The scripts then use {result['heap_mb_median']} MB.\n"
     )
 
 
@@ -155,25 +161,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="leave the page there")
+    parser.add_argument("--keep", type=Path, help="write the page to this file and keep it")
     parser.add_argument("--write", action="store_true", help="write results/report_size.json and .md")
     options = parser.parse_args()
-    chromium = browser_path()
+    chromium = find_browser()
     if chromium is None:
-        sys.exit("no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM")
+        sys.exit("Chromium: not found; install it (Debian: apt-get install chromium) or set CHROMIUM to its path")
     with TemporaryDirectory() as folder:
         page = options.keep or Path(folder) / "report.html"
-        page.write_text(render_page(page_of(made_up(options.models))), encoding="utf-8")
-        library = Path(__file__).parents[1] / "profiles" / "page" / "vendor" / "plotly-basic.min.js"
-        found = {
+        page.write_text(render_page(create_page_data(create_records(options.models))), encoding="utf-8")
+        library = Path(__file__).parents[1] / "profiles" / "report" / "page" / "vendor" / "plotly-basic.min.js"
+        result = {
             "benchmark": "report_size", "models": options.models, "rounds": options.rounds,
             "file_mb": round(page.stat().st_size / 1e6, 2), "library_mb": round(library.stat().st_size / 1e6, 2),
-        } | opened(page.resolve(), options.rounds, chromium) | {"machine": machine.describe_machine()}  # fmt: skip
-    print(written(found))
+        }  # fmt: skip
+        result |= measure_page(page.resolve(), options.rounds, chromium) | {"machine": machine.describe_machine()}
+    print(render_page_results(result))
     if options.write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "report_size.json").write_text(json.dumps(found, indent=2) + "\n")
-        (RESULTS / "report_size.md").write_text(written(found))
+        (RESULTS / "report_size.json").write_text(json.dumps(result, indent=2) + "\n")
+        (RESULTS / "report_size.md").write_text(render_page_results(result))
 
 
 if __name__ == "__main__":

@@ -1,41 +1,41 @@
-"""Segmentation over several seeds: KD, MosaicKD, its data-free variant and nearer images, for the same wall-clock time.
+"""Distill segmentation students with several seeds: KD, MosaicKD, without images, and with images closer to the domain.
 
     python -m benchmarks.segmentation [--seeds 0 1 2] [--out runs] [--write]
 
-Run it alone on the machine: the budget is time.
+Run it alone on the machine, because the budget is time.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.students import Row, command, gather, row
+from benchmarks.students import Row, create_row, run_benchmark, run_command
 
 TEACHER = "embedded/scenes_deeplab"
 MOSAIC = ["--recipe", "demo-segmentation-mosaic"]
-#: student -> what `compress distill` is told of it
+#: student -> options of `compress distill`
 STUDENTS = {
     "KD": ["--recipe", "demo-segmentation-kd"],
     "MosaicKD": MOSAIC,
-    "MosaicKD, data-free": [*MOSAIC, "--set", "method.local=0", "--set", "method.ood_share=0"],
+    "MosaicKD, data-free": [*MOSAIC, "--set", "method.local=0", "--set", "method.ood_fraction=0"],
     "MosaicKD, garments": [*MOSAIC, "--ood", "embedded/fashion"],
 }
 HEAD = """# Segmentation students
 
 deeplab_wrn16_2 -> deeplab_wrn16_1, mIoU on 1,000 embedded scenes; out-of-domain images: embedded photographs.
-Data-free: MosaicKD without discriminator and without out-of-domain images. Garments: MosaicKD with images that are
-nearer to the scenes in place of the photographs, single garments on black (embedded/fashion), without their labels."""
+Data-free: MosaicKD without discriminator and without out-of-domain images. Garments: MosaicKD with images closer to the
+scenes than the photographs, single garments on black (embedded/fashion), without their labels."""
 
 
-def students(seed: int, folder: Path) -> list[Row]:
-    """One row a student."""
+def train_students(seed: int, folder: Path) -> list[Row]:
+    """Return one row per student."""
     rows = []
-    for name, given in STUDENTS.items():
+    for name, arguments in STUDENTS.items():
         out = folder / name.replace(", ", "-").lower()
-        found, _ = command("distill", "--teacher", TEACHER, *given, "--seed", str(seed), "--out", out)
-        rows.append(row(name, seed, found, "miou"))
+        result, _ = run_command("distill", "--teacher", TEACHER, *arguments, "--seed", str(seed), "--out", out)
+        rows.append(create_row(name, seed, result, "miou"))
     return rows
 
 
 if __name__ == "__main__":
-    gather("segmentation", __doc__ or "", "miou", students, head=HEAD)
+    run_benchmark("segmentation", __doc__ or "", "miou", train_students, head=HEAD)

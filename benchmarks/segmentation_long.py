@@ -1,9 +1,9 @@
-"""Segmentation with time enough: MosaicKD and its data-free variant for 2000 steps, by steps and not by the clock.
+"""Distill segmentation students for 2000 steps: MosaicKD with garments, and without images.
 
     python -m benchmarks.segmentation_long [--seeds 0] [--out runs] [--write]
 
-Three quarters of an hour a student on one core. Other work on the machine does not matter; a run that was stopped goes
-on, and one that has finished is only read.
+A student takes 45 minutes on one core. The budget is steps, so other work on the machine does not matter. Stopped runs
+continue, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.segmentation import STUDENTS, TEACHER
-from benchmarks.students import Row, command, gather, row
+from benchmarks.students import Row, create_row, run_benchmark, run_command
 
-STEPS = ["--steps", "2000", "--set", "pace.evaluate=200"]
+STEPS = ["--steps", "2000", "--set", "training.evaluate_every=200"]
 LONG = ("MosaicKD, garments", "MosaicKD, data-free")
 HEAD = """# Segmentation students of 2000 steps
 
-deeplab_wrn16_2 -> deeplab_wrn16_1, mIoU on 1,000 embedded scenes, of which the teacher has 60.6 %: the students of
+deeplab_wrn16_2 -> deeplab_wrn16_1, mIoU on 1,000 embedded scenes, on which the teacher reaches 60.6 %: the students of
 [segmentation.md](segmentation.md) with more steps. Garments: the out-of-domain images are single garments on black
 (embedded/fashion), without their labels; data-free: none, and no discriminator."""
 
 
-def students(seed: int, folder: Path) -> list[Row]:
-    """One row a student."""
+def train_students(seed: int, folder: Path) -> list[Row]:
+    """Return one row per student."""
     rows = []
     for name in LONG:
         out = folder / name.replace(", ", "-").lower()
-        words = ["distill", "--teacher", TEACHER, *STUDENTS[name], *STEPS, "--seed", str(seed), "--out", out]
-        found, _ = command(*words)
-        rows.append(row(name, seed, found, "miou"))
+        arguments = ["distill", "--teacher", TEACHER, *STUDENTS[name], *STEPS, "--seed", str(seed), "--out", out]
+        result, _ = run_command(*arguments)
+        rows.append(create_row(name, seed, result, "miou"))
     return rows
 
 
 if __name__ == "__main__":
-    gather("segmentation_long", __doc__ or "", "miou", students, head=HEAD, timed=False)
+    run_benchmark("segmentation_long", __doc__ or "", "miou", train_students, head=HEAD, timed=False)

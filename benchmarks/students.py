@@ -1,4 +1,4 @@
-"""Rows of students over several seeds: gathered, kept from run to run, and made a table."""
+"""Train students with several seeds, store one row per student, and print a table."""
 
 from __future__ import annotations
 
@@ -13,82 +13,91 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.kept import Kept, Row
+from benchmarks.result_files import ResultFile, Row
 from compress import config
 from compress.config import Document
-from compress.engine.play import play
-from compress.plan import open_run, prepare, read_plan
-from profiles import machine
+from compress.engine.trainer import train
+from compress.training.setup import create_run, load_config, prepare_training
+from profiles.latency import machine
 
 
-def command(*words: str | Path) -> tuple[dict[str, Any], float]:
-    """What `compress WORDS --json` prints, and how many seconds the whole command took."""
+def run_command(*arguments: object) -> tuple[dict[str, Any], float]:
+    """Run `compress ARGUMENTS --json`; return its result and its run time in seconds."""
     begin = time.monotonic()
-    line = [sys.executable, "-m", "compress", *map(str, words), "--json"]
-    found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
-    return found, round(time.monotonic() - begin, 1)
+    line = [sys.executable, "-m", "compress", *map(str, arguments), "--json"]
+    result = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+    return result, round(time.monotonic() - begin, 1)
 
 
-def row(student: str, seed: int, facts: dict[str, Any], metric: str) -> Row:
-    """One student of one seed: its score at the end of the run, and the best on the way."""
-    scores = {metric: facts["last"][metric], "best": facts["metrics"][metric]}
-    return {"student": student, "seed": seed, **scores, "steps": facts["steps"], "seconds": facts["seconds"]}
+def create_row(student: str, seed: int, result: dict[str, Any], metric: str) -> Row:
+    """Return the row of a run: its score at the end, and its best score."""
+    scores = {metric: result["last"][metric], "best": result["metrics"][metric]}
+    return {"student": student, "seed": seed, **scores, "steps": result["steps"], "seconds": result["seconds"]}
 
 
-def recipe(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Document:
-    """A WRN-16-1 from the embedded photographs, measured at the end only."""
-    return config.from_mapping({
+def create_recipe(
+    teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int
+) -> Document:
+    """Return the recipe of a WRN-16-1 that learns from the embedded photographs and is evaluated at the end only."""
+    return config.document_from_mapping({
         "teachers": [teacher],
         "student": {"model": "wrn16_1"},
-        "data": {"unlabelled": "embedded/photos", "validation": "embedded/fashion"},
+        "data": {"unlabeled": "embedded/photos", "validation": "embedded/fashion"},
         "method": method,
-        "pace": {"steps": steps, "batch_size": batch_size, "seed": seed, "evaluate": steps, "save": steps},
+        "training": {
+            "steps": steps, "batch_size": batch_size, "seed": seed, "evaluate_every": steps, "save_every": steps,
+        },
     })  # fmt: skip
 
 
-def trained(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Row:
-    """`accuracy` of the student of `recipe` at the end, and the `seconds` it took."""
-    ready = prepare(*read_plan(recipe(teacher, method, seed=seed, steps=steps, batch_size=batch_size)))
+def train_student(teacher: dict[str, Any], method: dict[str, Any], *, seed: int, steps: int, batch_size: int) -> Row:
+    """Train a student in this process; return its final `accuracy` and the `seconds`."""
+    recipe = create_recipe(teacher, method, seed=seed, steps=steps, batch_size=batch_size)
+    setup = prepare_training(*load_config(recipe))
     begin = time.monotonic()
     with TemporaryDirectory() as folder:
-        run = open_run(ready, Path(folder) / "run", quiet=True)
-        play(ready.method, run)
+        run = create_run(setup, Path(folder) / "run", quiet=True)
+        train(setup.method, run)
     return {"accuracy": run.metrics["accuracy"], "seconds": round(time.monotonic() - begin, 1)}
 
 
-def gather(
-    name: str, about: str, metric: str, of_seed: Callable[[int, Path], list[Row]], *, head: str, timed: bool = True
+def run_benchmark(
+    name: str,
+    description: str,
+    metric: str,
+    train_seed: Callable[[int, Path], list[Row]],
+    *,
+    head: str,
+    timed: bool = True,
 ) -> None:
-    """Parse the options, run `of_seed` for each seed, print the table; with --write into results/NAME.json and .md."""
-    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    """Parse the options, call `train_seed` for each seed, and print the table; --write stores it in results."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs"), help=f"the runs of seed n go to OUT/{name}-n")
-    parser.add_argument("--write", action="store_true", help=f"write results/{name}.*, keeping other seeds")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help=f"runs of seed n are in OUT/{name}-n")
+    parser.add_argument("--write", action="store_true", help=f"write results/{name}.*; rows of other seeds stay")
     options = parser.parse_args()
-    kept = Kept(name, write=options.write)
+    results = ResultFile(name, write=options.write)
     for seed in options.seeds:
-        made = of_seed(seed, options.out / f"{name}-{seed}")
-        print(*made, sep="\n", file=sys.stderr, flush=True)
-        others = [row for row in kept.rows() if row["seed"] != seed]
-        kept.put(rows=[*others, *made], machine=machine.describe())
-        kept.page(
-            page(kept, metric, head, timed=timed)
-        )  # after every seed: an hour's work is not lost with the last of them
+        rows = train_seed(seed, options.out / f"{name}-{seed}")
+        print(*rows, sep="\n", file=sys.stderr, flush=True)
+        others = [row for row in results.rows() if row["seed"] != seed]
+        results.update(rows=[*others, *rows], machine=machine.describe_machine())
+        results.write_page(render_page(results, metric, head, timed=timed))  # after every seed, so that none is lost
 
 
-def page(kept: Kept, metric: str, head: str, *, timed: bool) -> str:
-    """The table of results/NAME.json, and how it was made; `timed`: with a budget of time, so alone on the machine."""
-    seeds = len({row["seed"] for row in kept.rows()})
-    where = kept.content["machine"]
-    cores = f"{where['cores']} cores{' with AMX' if any('amx' in one for one in where['instructions']) else ''}"
+def render_page(results: ResultFile, metric: str, head: str, *, timed: bool) -> str:
+    """Return the table with its source; `timed`: the budget was time, so the machine was otherwise idle."""
+    seeds = len({row["seed"] for row in results.rows()})
+    cpu = results.content["machine"]
+    cores = f"{cpu['cores']} cores{' with AMX' if any('amx' in one for one in cpu['instructions']) else ''}"
     cores += ", alone on the machine" if timed else ""
-    about = f"{head} Over {seeds} seed{'s' if seeds > 1 else ''}; at the end of the run, not the best of it.\n"
-    about += f"Made by `python -m benchmarks.{kept.name} --write` on {cores}, "
-    return f"{about}which {kept.name}.json names.\n\n" + "\n".join(table(kept.rows(), metric)) + "\n"
+    source = f"{head} Over {seeds} seed{'s' if seeds > 1 else ''}; at the end of the run, not the best of it.\n"
+    source += f"Made by `python -m benchmarks.{results.name} --write` on {cores}, "
+    return f"{source}which {results.name}.json names.\n\n" + "\n".join(format_table(results.rows(), metric)) + "\n"
 
 
-def table(rows: list[Row], metric: str) -> list[str]:
-    """Mean and standard deviation of each student, in percent."""
+def format_table(rows: list[Row], metric: str) -> list[str]:
+    """Return a Markdown table of the mean and standard deviation of each student, in percent."""
     lines = [
         f"| student | {metric}, mean ± standard deviation | seeds | steps | seconds |",
         "| --- | --- | --- | --- | --- |",

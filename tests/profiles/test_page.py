@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report_size import ARGUMENTS, browser_path, made_up, page_of
+from benchmarks.report_size import ARGUMENTS, create_page_data, create_records, find_browser
 from profiles.records import Record
 from profiles.report.comparison import Comparison
 from profiles.report.html import PLOTLY, pack_rows, read_plotly, render_page, script_json, security_policy
@@ -38,7 +38,7 @@ def sweep() -> list[Record]:
     chosen = ("wrn16_2", "wrn16_1", "resnet8x4", "mobilenet_v2")
     rng = random.Random(1)
     records = [
-        record for record in made_up(181)
+        record for record in create_records(181)
         if record.role == "teacher" or (record.architecture in chosen and record.method != "DFQ" and record.format != "openvino")
     ]  # fmt: skip
     return [replace(r, run=r.run | course(r, rng), metrics=r.metrics | classes(r, rng)) for r in records]
@@ -56,7 +56,7 @@ def classes(record: Record, rng: random.Random) -> dict[str, float]:
 
 
 RECORDS = sweep()
-DATA = page_of(RECORDS, "Fashion-MNIST without its data")
+DATA = create_page_data(RECORDS, "Fashion-MNIST without its data")
 ROWS = DATA["rows"]
 PARTS: dict[str, Any] = {
     "tables": [Table("How the models were made.", ["Model", "Steps"], [["MosaicKD", "400"]])],
@@ -84,7 +84,7 @@ def browser() -> Iterator[Any]:
     pytest.importorskip("playwright", reason="the page's tests need Playwright: pip install compress-distill[dev]")
     from playwright.sync_api import sync_playwright
 
-    path = browser_path()
+    path = find_browser()
     if path is None:
         pytest.skip("no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM")
     with sync_playwright() as play:
@@ -173,7 +173,7 @@ def test_the_charts_library_is_the_one_that_its_readme_and_the_notice_name():
 
 
 def test_the_page_without_data_is_below_3_mb_and_names_nothing_that_a_browser_would_fetch():
-    html = render_page(page_of([]))
+    html = render_page(create_page_data([]))
     assert len(html.encode()) < 3e6
     ours = html.replace(read_plotly(), "")
     assert not re.search(r'\b(src|href)\s*=\s*(?!"#|"data:)', ours.split("<script>")[0])
@@ -182,7 +182,7 @@ def test_the_page_without_data_is_below_3_mb_and_names_nothing_that_a_browser_wo
 
 def test_ten_thousand_models_would_stay_below_10_mb():
     """Measured whole by benchmarks/report_size.py; here by what each further model adds."""
-    few, more = (len(render_page(page_of(made_up(n))).encode()) for n in (200, 800))
+    few, more = (len(render_page(create_page_data(create_records(n))).encode()) for n in (200, 800))
     assert few + (10_000 - 200) * (more - few) / (800 - 200) < 10e6
 
 
@@ -428,7 +428,7 @@ def test_a_row_is_marked_in_every_chart_and_a_point_in_the_table(open_page):
 
 
 def test_many_rows_are_turned_over_fifty_at_a_time(open_page):
-    tab = open_page(render_page(page_of(made_up(120))))
+    tab = open_page(render_page(create_page_data(create_records(120))))
     assert tab.locator("#range").inner_text() == "1–50 of 120"
     tab.locator("#later").focus()
     tab.keyboard.press("Enter")
@@ -466,7 +466,7 @@ def value(text: str) -> Any:
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320)])
 def test_axe_finds_nothing_serious(open_page, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    tab = open_page(render_page(page_of(RECORDS[::4]), **PARTS), width=width, color_scheme=scheme)
+    tab = open_page(render_page(create_page_data(RECORDS[::4]), **PARTS), width=width, color_scheme=scheme)
     draw_all(tab)
     tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     tab.locator("#table tbody button.name").first.click()
@@ -533,7 +533,7 @@ def test_hostile_names_stay_text(open_page):
         )
         for i, record in enumerate(RECORDS[:12])
     ]  # fmt: skip
-    data = page_of(records, HOSTILE)
+    data = create_page_data(records, HOSTILE)
     data["settings"][0]["label"] = HOSTILE
     data["metric_name"] = HOSTILE
     table = Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
@@ -564,13 +564,13 @@ def test_hostile_names_stay_text(open_page):
 
 
 def test_a_page_of_nothing_says_so(open_page):
-    tab = open_page(render_page(page_of([])))
+    tab = open_page(render_page(create_page_data([])))
     assert "no results" in tab.locator("#pick-why").inner_text()
     assert tab.locator("#table, .plot, #budget").count() == 0
 
 
 def test_one_model_without_any_measurement_is_a_page_too(open_page):
-    tab = open_page(render_page(page_of([Record("Alone", metrics={"accuracy": 0.5})])))
+    tab = open_page(render_page(create_page_data([Record("Alone", metrics={"accuracy": 0.5})])))
     assert names(tab) == ["Alone"]
     assert "Alone" in tab.locator("#pick").inner_text()
     assert tab.locator(".plot").count() == 0
