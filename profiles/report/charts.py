@@ -1,4 +1,4 @@
-"""The report's charts, drawn by matplotlib as SVG whose colours are the page's own (light, dark, print)."""
+"""Charts drawn by matplotlib as SVG. On a page they use its colors (light, dark, print)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-#: colours that stand for the page's; the second is used where the page has no say (a file by itself)
+#: placeholders for the page's colors, and plain colors for standalone files
 INK, FAINT, PAPER = ("#010101", "#222222"), ("#020202", "#8a8a8a"), ("#030303", "#ffffff")
-LEGEND_WIDTH = 84  #: letters in a line of the legend
+LEGEND_WIDTH = 84  #: characters in a line of the legend
 PLAIN = ("#0067c0", "#c2410c", "#0b7a53", "#9333a8", "#a16207", "#0e7490")
 SERIES = [(f"#04000{'abcdef'[i]}", plain) for i, plain in enumerate(PLAIN)]
 DASHES = (0, (4, 3))
@@ -36,7 +36,7 @@ class ScatterPoint:
     name: str
     cost: float
     score: float  #: in [0, 1]
-    series: str  #: what its colour and marker stand for, e.g. its method
+    series: str  #: group with the same color and marker, such as its method
     teacher: bool = False
     optimal: bool = False
 
@@ -52,7 +52,7 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class BarSeries:
-    """One model's shares in a bar chart, one a group; None where it has none."""
+    """Shares of one model in a bar chart, one per group; None if unknown."""
 
     name: str
     values: Sequence[float | None]
@@ -60,7 +60,7 @@ class BarSeries:
 
 
 def draw_scatter(points: Sequence[ScatterPoint], *, x_label: str, y_label: str, salt: str) -> bytes:
-    """Quality against cost as an SVG file: teacher as a star, Pareto-optimal models connected, everyone named."""
+    """Draw quality against cost as SVG: teacher as a star, Pareto-optimal models connected, points labeled."""
     with chart_style(salt):
         figure, axes = create_axes(x_label, y_label)
         front = sorted((p for p in points if p.optimal), key=lambda p: (p.cost, p.score))
@@ -77,7 +77,7 @@ def draw_scatter(points: Sequence[ScatterPoint], *, x_label: str, y_label: str, 
 
 
 def draw_curves(lines: Sequence[LearningCurve], *, level: tuple[str, float] | None, y_label: str, salt: str) -> bytes:
-    """Quality over time as an SVG file, one line a run; `level` is a named height to compare with (the teacher)."""
+    """Draw learning curves as SVG, one per run. `level`: name and score of a horizontal line, the teacher."""
     with chart_style(salt):
         figure, axes = create_axes("training time (seconds)", y_label)
         for i, curve in enumerate(lines):
@@ -92,17 +92,17 @@ def draw_curves(lines: Sequence[LearningCurve], *, level: tuple[str, float] | No
 
 
 def draw_bars(groups: Sequence[str], rows: Sequence[BarSeries], *, x_label: str, salt: str) -> bytes:
-    """Shares side by side as an SVG file: for each group, from the top, a bar of every row."""
+    """Draw shares side by side as SVG: for each group, from the top, one bar per series."""
     with chart_style(salt):
         figure, axes = create_axes(x_label, "", height=MARGINS + len(groups) * (len(rows) * BAR + SPACE))
         students = 0
         thick = BAR / (len(rows) * BAR + SPACE)
         for i, row in enumerate(rows):
             known = [(j, value) for j, value in enumerate(row.values) if value is not None]
-            places = [j + (i - (len(rows) - 1) / 2) * thick for j, _ in known]
+            positions = [j + (i - (len(rows) - 1) / 2) * thick for j, _ in known]
             color = FAINT[0] if row.teacher else SERIES[students % len(SERIES)][0]
             students += not row.teacher
-            drawn = axes.barh(places, [value for _, value in known], height=0.9 * thick, color=color)
+            drawn = axes.barh(positions, [value for _, value in known], height=0.9 * thick, color=color)
             drawn.set_label(clean_label(row.name))
         axes.set_yticks(range(len(groups)), [clean_label(name, 24) for name in groups], parse_math=False)
         axes.tick_params(axis="y", length=0)
@@ -119,7 +119,7 @@ def format_percent_tick(share: float, _: int) -> str:
 
 @contextlib.contextmanager
 def chart_style(salt: str) -> Iterator[None]:
-    """Matplotlib set up for one chart: text stays text, names are the same every time, no complaints about glyphs."""
+    """Set up matplotlib for one chart: text stays text, ids are reproducible, missing glyphs do not warn."""
     look = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11})
     with look, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
@@ -135,7 +135,7 @@ def draw_points(axes: Axes, points: Sequence[ScatterPoint], color: str, marker: 
 def create_axes(
     x_label: str, y_label: str, height: float = SIZE[1], *, width: float = SIZE[0], plain: bool = False
 ) -> tuple[Figure, Axes]:
-    """An empty chart; with `plain` in colours of its own, on white, instead of those that stand for the page's."""
+    """Create an empty chart. `plain`: fixed colors on white instead of placeholders for the page's colors."""
     ink, faint = INK[plain], FAINT[plain]
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -154,7 +154,7 @@ def create_axes(
 
 
 def scale_axes(axes: Axes, points: Sequence[ScatterPoint]) -> None:
-    """Costs on a logarithmic axis where they differ much; room for the names at the sides."""
+    """Use a logarithmic cost axis if costs differ much; leave room for labels at the sides."""
     costs = [p.cost for p in points]
     if min(costs) > 0 and max(costs) > 6 * min(costs):
         axes.set_xscale("log")
@@ -172,7 +172,7 @@ def scale_axes(axes: Axes, points: Sequence[ScatterPoint]) -> None:
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """What the marks stand for, in a row above the chart."""
+    """Add the legend in rows above the chart."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels), default=0)
     columns = max(1, min(4, len(labels), LEGEND_WIDTH // (longest + 6)))
@@ -182,12 +182,12 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 
 def place_labels(figure: Figure, axes: Axes, points: Sequence[ScatterPoint]) -> None:
-    """A name beside each point, where it covers no other name and no point; the least important go without."""
+    """Label each point where the label covers no other label or point; the least important ones may get none."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # names must not move the axes that they were fitted to
+    figure.set_layout_engine("none")  # labels must not move the axes
     at = [axes.transData.transform((p.cost, p.score)) for p in points]
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
-    room = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1)  # not over the axes' numbers
+    room = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1)  # not over the tick labels
     order = sorted(range(len(points)), key=lambda i: (not points[i].teacher, not points[i].optimal, -points[i].score))
     for i in order:
         text = axes.annotate(
@@ -208,7 +208,7 @@ def place_labels(figure: Figure, axes: Axes, points: Sequence[ScatterPoint]) -> 
 
 
 def label_offsets() -> Iterator[tuple[float, float, str, str]]:
-    """Offsets in points and alignments of a name about its point, the best first, then farther out."""
+    """Yield offsets in points and alignments of a label, the best first, then farther away."""
     for far in (8, 16, 26):
         yield from [
             (far, 0, "left", "center"), (-far, 0, "right", "center"), (0, far, "center", "bottom"),
@@ -218,14 +218,14 @@ def label_offsets() -> Iterator[tuple[float, float, str, str]]:
 
 
 def clean_label(text: str, longest: int = 48) -> str:
-    """`text` on one line, without what an SVG file must not hold, cut short."""
+    """Return `text` on one line, without characters that SVG cannot hold, shortened."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     line = line.encode("utf-8", "replace").decode()
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def figure_to_svg(figure: Figure) -> bytes:
-    """The figure as an SVG file with stand-in colours, without the date and addresses that matplotlib writes."""
+    """Render a figure as SVG with placeholder colors, without date and addresses."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue().decode()
@@ -235,13 +235,13 @@ def figure_to_svg(figure: Figure) -> bytes:
 
 
 def figure_to_png(figure: Figure) -> bytes:
-    """A figure in plain colours as a PNG file, which is the same for the same figure."""
+    """Render a figure in plain colors as PNG, reproducibly."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return file.getvalue()
 
 
-#: what matplotlib writes and a page must not hold: addresses, dates, names twice, styles for the whole page, fonts
+#: parts of matplotlib's output that a page must not contain: addresses, dates, repeated ids, global styles, fonts
 TIDY = [
     (r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", ""),
     (r'<g id="[^"]*"', "<g"),
@@ -253,7 +253,7 @@ TIDY = [
 
 
 def standalone_svg(svg: bytes) -> bytes:
-    """A chart as a file by itself: on white, in plain colours."""
+    """Return a chart as a file: on white, in plain colors."""
     text = svg.decode()
     for stand_in, plain in VARIABLES:
         text = text.replace(stand_in, plain)
@@ -261,7 +261,7 @@ def standalone_svg(svg: bytes) -> bytes:
 
 
 def inline_svg(svg: bytes, description: str) -> str:
-    """A chart as a part of a page: in its colours, as wide as its place, described for those who cannot see it."""
+    """Return a chart as part of a page: in the page's colors, with a description for screen readers."""
     text = svg.decode()
     for (stand_in, _), name in VARIABLES.items():
         text = text.replace(stand_in, f"var(--{name})")

@@ -1,4 +1,4 @@
-"""Colours for the classes of label maps: as far apart for the eye as can be, however many there are."""
+"""Colors for classes, as different to the eye as possible for any number of classes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from functools import cache
 
 import numpy as np
 
-BACKGROUND = (26, 26, 32)  #: of the class that is no thing
+BACKGROUND = (26, 26, 32)  #: color of the background class
 BACKGROUND_NAMES = ("background", "unlabelled", "unlabeled", "void")
-#: what the colours must not be taken for: the ground, the page, and the grey of what nobody judges
+#: colors that must differ from all others: background, page, and the gray of ignored pixels
 RESERVED = (BACKGROUND, (255, 255, 255), (128, 128, 128))
-LIGHTNESS = (42.0, 93.0)  #: of DIN99, between which colours are chosen
-CHROMA = 13.0  #: of DIN99, below which a colour is rather a grey
-STEPS = 18  #: of each channel among which is chosen
+LIGHTNESS = (42.0, 93.0)  #: range in DIN99
+CHROMA = 13.0  #: chroma in DIN99 below which a color looks gray
+STEPS = 18  #: levels per channel
 
 
 def class_colors(class_names: Sequence[str]) -> np.ndarray:
-    """uint8 [classes, 3]: a colour each, by its place; a background is nearly black."""
+    """Return uint8 [classes, 3]: one color per class; background is nearly black."""
     things = iter(distinct_colors(len(class_names)))
     chosen = [BACKGROUND if name.strip().lower() in BACKGROUND_NAMES else next(things) for name in class_names]
     return np.array(chosen, dtype=np.uint8).reshape(-1, 3)
@@ -25,16 +25,16 @@ def class_colors(class_names: Sequence[str]) -> np.ndarray:
 
 @cache
 def distinct_colors(n: int) -> list[tuple[int, int, int]]:
-    """The first `n` colours of one fixed order, in which each is as far as can be from all before it."""
+    """Return the first `n` colors of a fixed order in which each is as far as possible from all before it."""
     levels = np.linspace(0, 255, STEPS).round().astype(np.uint8)
     all_of_them = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     seen = to_din99(all_of_them)
-    grey = np.hypot(seen[:, 1], seen[:, 2]) < CHROMA
-    wanted = ~grey & (seen[:, 0] > LIGHTNESS[0]) & (seen[:, 0] < LIGHTNESS[1])
+    gray = np.hypot(seen[:, 1], seen[:, 2]) < CHROMA
+    wanted = ~gray & (seen[:, 0] > LIGHTNESS[0]) & (seen[:, 0] < LIGHTNESS[1])
     candidates, seen = all_of_them[wanted], seen[wanted]
     far = np.full(len(seen), np.inf)
-    for colour in to_din99(np.array(RESERVED)):
-        far = np.minimum(far, color_distance(seen, colour))
+    for color in to_din99(np.array(RESERVED)):
+        far = np.minimum(far, color_distance(seen, color))
     chosen: list[tuple[int, int, int]] = []
     for _ in range(n):
         best = int(far.argmax())
@@ -45,11 +45,11 @@ def distinct_colors(n: int) -> list[tuple[int, int, int]]:
 
 
 def color_distance(some: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """How different colours [n, 3] look from `one`."""
+    """Return the perceived distances of colors [n, 3] from one color."""
     return np.linalg.norm(some - one, axis=-1)
 
 
-#: from linear red, green and blue to CIE XYZ of the white that screens have (sRGB)
+#: linear RGB to CIE XYZ with the white point of sRGB
 XYZ = np.array([
     [0.4124564, 0.3575761, 0.1804375],
     [0.2126729, 0.7151522, 0.0721750],
@@ -58,9 +58,9 @@ XYZ = np.array([
 
 
 def to_din99(rgb: np.ndarray) -> np.ndarray:
-    """sRGB [n, 3] in [0, 255] -> DIN99 (DIN 6176) [n, 3]: lightness in [0, 100], redness, yellowness.
+    """Convert sRGB [n, 3] in [0, 255] to DIN99 (DIN 6176): lightness in [0, 100], redness, yellowness.
 
-    Distances in it are as the eye sees them; in CIE L*a*b* those between strong colours are far too long.
+    Distances in it match perception; in CIE L*a*b* those between saturated colors are far too large.
     """
     share = rgb.astype(np.float64) / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)

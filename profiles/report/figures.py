@@ -1,4 +1,4 @@
-"""Charts of records as files of their own, for Markdown and for the page of a contest; what each shows in words."""
+"""Charts of records as SVG files, each with a description."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from profiles.report import charts
 from profiles.report.comparison import Comparison, Cost
 from profiles.report.rows import MAX_CLASS_MODELS
 
-MAX_BARS = 30  #: in one chart of classes
-MAX_LINES = 10  #: of learning
-MAX_DESCRIBED = 12  #: points that the words name
-#: cost -> axis, and unit
+MAX_BARS = 30  #: bars in one chart of classes
+MAX_LINES = 10  #: learning curves in one chart
+MAX_DESCRIBED = 12  #: points in the description
+#: cost -> axis label and unit
 AXES: dict[Cost, tuple[str, str]] = {
     "flops": ("GFLOP per image", "GFLOP"), "latency": ("median latency in ms: {setting}", "ms"),
     "size": ("MB of the file", "MB"), "energy": ("mJ per image: {setting}", "mJ"),
@@ -28,9 +28,9 @@ NAMES: dict[Cost, str] = {"flops": "GFLOP", "latency": "latency", "size": "size"
 class Chart:
     """One chart of the report."""
 
-    file: str  #: its name beside `report.md`
+    file: str  #: file name beside `report.md`
     title: str
-    description: str  #: the same in words
+    description: str  #: alternative text
     svg: bytes
 
     @property
@@ -39,30 +39,30 @@ class Chart:
 
 
 def draw_charts(comparison: Comparison, runs: Sequence[Record]) -> list[Chart]:
-    """The charts that the records have something for. `runs`: every run by itself, for its course."""
-    drawn = [chart for cost in AXES if (chart := tradeoff_chart(comparison, cost)) is not None]
+    """Draw all charts for which the records have data. `runs`: one record per run, for the learning curves."""
+    tradeoffs = [chart for cost in AXES if (chart := tradeoff_chart(comparison, cost)) is not None]
     learning = learning_chart(comparison, runs)
-    return [*drawn, *([learning] if learning else [])]
+    return [*tradeoffs, *([learning] if learning else [])]
 
 
 def tradeoff_chart(comparison: Comparison, cost: Cost) -> Chart | None:
-    """Quality against a cost; None where fewer than two models have both."""
+    """Draw quality against a cost; None if fewer than two models have both."""
     points = scatter_points(comparison, cost)
     if len(points) < 2:
         return None
     label, unit = AXES[cost]
     metric = comparison.metric_name
     best = shorten_list([point.name for point in sorted(points, key=lambda p: p.cost) if point.optimal])
-    told = sorted(points, key=lambda p: -p.score)[:MAX_DESCRIBED] if len(points) > MAX_DESCRIBED else points
-    words = "; ".join(f"{p.name}: {format_percent(p.score, 1)} at {p.cost:.3g} {unit}" for p in told)
-    of = "" if told is points else f" The best {len(told)} of {len(points)}:"
+    described = sorted(points, key=lambda p: -p.score)[:MAX_DESCRIBED] if len(points) > MAX_DESCRIBED else points
+    words = "; ".join(f"{p.name}: {format_percent(p.score, 1)} at {p.cost:.3g} {unit}" for p in described)
+    prefix = "" if described is points else f" The best {len(described)} of {len(points)}:"
     name = f"{capitalize_name(metric)} against {NAMES[cost]}"
     svg = charts.draw_scatter(points, x_label=label.format(setting=comparison.setting), y_label=metric, salt=cost)
-    return Chart(f"report_{cost}.svg", name, f"{name}.{of} {words}. Pareto-optimal: {', '.join(best)}.", svg)
+    return Chart(f"report_{cost}.svg", name, f"{name}.{prefix} {words}. Pareto-optimal: {', '.join(best)}.", svg)
 
 
 def learning_chart(comparison: Comparison, runs: Sequence[Record]) -> Chart | None:
-    """Quality over training time of the best runs; None where no run was scored on its way."""
+    """Draw the learning curves of the best runs; None if no run has a history."""
     known = [curve for record in runs if (curve := create_learning_curve(record, comparison.metric)) is not None]
     lines = known if len(known) <= MAX_LINES else sorted(known, key=lambda c: -c.scores[-1])[:MAX_LINES]
     if not lines:
@@ -73,13 +73,13 @@ def learning_chart(comparison: Comparison, runs: Sequence[Record]) -> Chart | No
     level = None if teacher is None or score is None else (teacher.name, score)
     svg = charts.draw_curves(lines, level=level, y_label=comparison.metric_name, salt="learning")
     words = "; ".join(f"{c.name} ends at {format_percent(c.scores[-1], 1)} after {c.seconds[-1]:.0f} s" for c in lines)
-    of = "" if len(lines) == len(known) else f" The best {len(lines)} of {len(known)} runs:"
-    description = f"{capitalize_name(comparison.metric_name)} over training time.{of} {words}."
+    prefix = "" if len(lines) == len(known) else f" The best {len(lines)} of {len(known)} runs:"
+    description = f"{capitalize_name(comparison.metric_name)} over training time.{prefix} {words}."
     return Chart("report_learning.svg", "Learning curves", description, svg)
 
 
 def class_charts(comparison: Comparison) -> list[Chart]:
-    """IoU of each class, teacher and best students side by side, in as many charts as keep the names readable."""
+    """Draw the IoU per class of the teacher and the best students, in as many charts as keep names readable."""
     names = comparison.class_names
     scored = [r for r in comparison.records if any(comparison.class_iou(r, name) is not None for name in names)]
     best = sorted(scored, key=lambda r: (r.role != "teacher", -(comparison.score(r) or 0.0)))[:MAX_CLASS_MODELS]
@@ -102,15 +102,16 @@ def class_charts(comparison: Comparison) -> list[Chart]:
 
 
 def describe_extremes(row: charts.BarSeries, names: Sequence[str]) -> str:
-    """A row of bars in words: its lowest and its highest."""
+    """Describe the lowest and the highest value of a row of bars."""
     known = sorted((value, name) for value, name in zip(row.values, names, strict=True) if value is not None)
     if not known:
-        return f"{row.name}: not known."
+        return f"{row.name}: unknown."
     (low, worst), (high, best) = known[0], known[-1]
     return f"{row.name}: from {format_percent(low, 1)} ({worst}) to {format_percent(high, 1)} ({best})."
 
 
 def scatter_points(comparison: Comparison, cost: Cost) -> list[charts.ScatterPoint]:
+    """Return the points of the records that have a score and a cost."""
     front = {id(record) for record in comparison.pareto_front(cost)}
     points = []
     for record in comparison.records:
@@ -125,7 +126,7 @@ def scatter_points(comparison: Comparison, cost: Cost) -> list[charts.ScatterPoi
 
 
 def create_learning_curve(record: Record, metric: str) -> charts.LearningCurve | None:
-    """Quality over time from a run's history, or None where it has none, or is of an exported file."""
+    """Return the learning curve of a run; None without a history, and for an exported file."""
     pairs = [] if record.format else learning_curve(record, metric)
     seed = record.run.get("seed")
     name = f"{record.name}, seed {seed}" if seed else record.name

@@ -1,4 +1,4 @@
-"""Pictures made part of a page."""
+"""Images embedded in a page."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 
 from PIL import Image
 
-MAX_SIDE = 1400  #: pixels of the longer side, in the page
-PIXELATED_SIDE = 700  #: pixels of the longer side below which a picture is enlarged without smoothing
+MAX_SIDE = 1400  #: longer side in the page, in pixels
+PIXELATED_SIDE = 700  #: longer side below which an image is enlarged without smoothing
 MAX_DESCRIPTION = 4000  #: characters of a description
-MAX_PNG_BYTES = 300_000  #: bytes above which a PNG is replaced by a JPEG
+MAX_PNG_BYTES = 300_000  #: size above which a PNG is replaced by a JPEG
 
 
-#: what Pillow raises for files that are missing, no pictures (an OSError of its own), damaged or far too large
+#: errors of Pillow for files that are missing, no images, damaged or far too large
 READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """A picture with its caption; `source` is a data URI, or a path in Markdown."""
+    """An image with its caption; `source` is a data URI, or a path in Markdown."""
 
     caption: str
     source: str
     path: Path
     pixelated: bool = False
-    description: str = ""  #: what a picture that was drawn says of itself
+    description: str = ""  #: description in the file's metadata
 
     @property
     def alt(self) -> str:
         return self.description or self.caption
 
 
-def embed_images(pictures: Mapping[str, Path]) -> tuple[list[EmbeddedImage], list[str]]:
-    """Pictures as data URIs, made smaller where needed, and a sentence for each that cannot be read."""
+def embed_images(images: Mapping[str, Path]) -> tuple[list[EmbeddedImage], list[str]]:
+    """Encode images as data URIs, reduced if large; also return a sentence for each unreadable one."""
     shown, failures = [], []
-    for caption, path in pictures.items():
+    for caption, path in images.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 kind, content, small, description = encode_image(Path(path))
         except READ_ERRORS as error:
-            failures.append(f"The picture “{caption}” could not be read ({type(error).__name__}: {Path(path).name}).")
+            failures.append(f"The image “{caption}” could not be read ({type(error).__name__}: {Path(path).name}).")
             continue
         uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         shown.append(EmbeddedImage(caption, uri, Path(path), small, description))
@@ -53,7 +53,7 @@ def embed_images(pictures: Mapping[str, Path]) -> tuple[list[EmbeddedImage], lis
 
 
 def encode_image(path: Path) -> tuple[str, bytes, bool, str]:
-    """(kind, bytes, whether it is small, its description) of a picture, without the metadata that its file carries."""
+    """Return (format, bytes, whether it is small, description) of an image, without other metadata."""
     with Image.open(path) as opened:
         image = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
         description = " ".join(str(opened.info.get("Description", "")).split())[:MAX_DESCRIPTION]

@@ -1,4 +1,4 @@
-"""Methods under one budget, each over several seeds: who is ahead, by how much, and whether that says anything."""
+"""Methods under one budget, each with several seeds: ranking, lead and caveats."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from profiles.formatting import finite_number, format_duration, format_percent
 from profiles.records import Record
 from profiles.report.comparison import Comparison
 
-OVERRUN_FACTOR = 1.1  #: times the budget from which a run is said to have overrun it
+OVERRUN_FACTOR = 1.1  #: ratio of training time to budget above which an overrun is reported
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method in a contest: the records of its finished runs, one a seed."""
+    """One method: the records of its finished runs, one per seed."""
 
-    key: str  #: on the command line
-    name: str  #: shown to people
+    key: str  #: name in commands
+    name: str  #: displayed
     records: Sequence[Record]
-    learns_from: Sequence[str] = ()  #: what of teacher and data it uses, in words
-    settings: Mapping[str, Any] = field(default_factory=dict)  #: those that were given, over the method's own
-    is_reference: bool = False  #: it is given what the others are not (labels): a height to measure by, no contestant
+    learns_from: Sequence[str] = ()  #: parts of teacher and data that it uses
+    settings: Mapping[str, Any] = field(default_factory=dict)  #: settings that differ from the method's defaults
+    is_reference: bool = False  #: it uses labels, unlike the others, and is not ranked
 
     def values(self, key: str) -> list[float]:
-        """A number of each run, of those that know it."""
+        """Return a number of each run that has it."""
         values = [finite_number(record.run.get(key)) for record in self.records]
         return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """Methods side by side, by their scores at the end of their runs."""
+    """Methods compared by their scores at the end of their runs."""
 
     title: str
     results: Sequence[MethodResult]
     teacher: Record | None = None
-    budget_s: float | None = None  #: seconds of training of each run
-    steps: int | None = None  #: of each run, where the budget is not a time
-    skipped: Sequence[tuple[str, str]] = ()  #: name of a method that cannot run here, and why
-    failed: Sequence[tuple[str, int, str]] = ()  #: name, seed and last words of a run that broke
+    budget_s: float | None = None  #: training time of each run in seconds
+    steps: int | None = None  #: steps of each run if the budget is not a time
+    skipped: Sequence[tuple[str, str]] = ()  #: name of a method that cannot run, and the reason
+    failed: Sequence[tuple[str, int, str]] = ()  #: name, seed and error of a failed run
     commands: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     @property
     def records(self) -> list[Record]:
-        return [record for entry in self.results for record in entry.records]
+        return [record for result in self.results for record in result.records]
 
     @property
     def metric(self) -> str:
@@ -65,90 +65,96 @@ class MethodComparison:
 
     @property
     def ranked(self) -> list[MethodResult]:
-        """The best mean first."""
-        return sorted(self.results, key=lambda entry: -mean(self.scores(entry)))
+        """Results by mean score, best first."""
+        return sorted(self.results, key=lambda result: -mean(self.scores(result)))
 
-    def scores(self, entry: MethodResult) -> list[float]:
-        """The score of each run's last student, a share in [0, 1]."""
-        return [final_score(record, self.metric) for record in entry.records]
+    def scores(self, result: MethodResult) -> list[float]:
+        """Return the final score of each run, in [0, 1]."""
+        return [final_score(record, self.metric) for record in result.records]
 
-    def best_scores(self, entry: MethodResult) -> list[float]:
-        """The best score on the way of each run, which was chosen on the images that it is measured on."""
-        return [finite_number(record.metrics.get(self.metric)) or 0.0 for record in entry.records]
+    def best_scores(self, result: MethodResult) -> list[float]:
+        """Return the best score during each run, which was selected on the images that it is measured on."""
+        return [finite_number(record.metrics.get(self.metric)) or 0.0 for record in result.records]
 
 
 def final_score(record: Record, metric: str) -> float:
-    """A run's score at its end; 0 where it is not a number, which is what such a student is worth."""
+    """Return the score at the end of a run; 0 if it is not a number, as after a divergence."""
     found = record.run.get("last")
     return (finite_number(found.get(metric)) if isinstance(found, dict) else None) or 0.0
 
 
 def sample_std(values: Sequence[float]) -> float | None:
-    """The sample standard deviation; None of one value, which has no spread."""
+    """Return the sample standard deviation; None for one value."""
     return stdev(values) if len(values) > 1 else None
 
 
 def format_mean_std(values: Sequence[float], digits: int = 1) -> str:
-    """Shares as `83.6 % ± 0.9`, mean and sample standard deviation; of one value just that."""
+    """Format shares as `83.6 % ± 0.9`: mean and sample standard deviation, or only the mean of one value."""
     around = sample_std(values)
     return format_percent(mean(values), digits) + ("" if around is None else f" ± {100 * around:.{digits}f}")
 
 
-def summarize_comparison(contest: MethodComparison) -> str:
-    """The contest in a few sentences, computed from the records."""
-    rivals = [entry for entry in contest.ranked if not entry.is_reference]
-    yardsticks = [entry for entry in contest.ranked if entry.is_reference]
+def summarize_comparison(comparison: MethodComparison) -> str:
+    """Describe the ranking in a few sentences."""
+    ranked = [result for result in comparison.ranked if not result.is_reference]
+    references = [result for result in comparison.ranked if result.is_reference]
     parts = []
-    if rivals:
+    if ranked:
         budget = (
-            f"{contest.steps} steps" if contest.budget_s is None else f"{format_duration(contest.budget_s)} of training"
+            f"{comparison.steps} steps"
+            if comparison.budget_s is None
+            else f"{format_duration(comparison.budget_s)} of training"
         )
-        of = f", the best of {len(rivals)} methods" if len(rivals) > 1 else ""
+        of = f", the best of {len(ranked)} methods" if len(ranked) > 1 else ""
         teacher = (
-            "" if contest.teacher_score is None else f"; the teacher has {format_percent(contest.teacher_score, 1)}"
+            ""
+            if comparison.teacher_score is None
+            else f"; the teacher has {format_percent(comparison.teacher_score, 1)}"
         )
-        parts.append(f"{describe_result(contest, rivals[0])} in {budget}{of}{teacher}.")
-    if len(rivals) > 1:
-        parts.append(describe_lead(contest, *rivals[:2]))
-    parts += [f"With labels, {describe_result(contest, entry)}." for entry in yardsticks]
+        parts.append(f"{describe_result(comparison, ranked[0])} in {budget}{of}{teacher}.")
+    if len(ranked) > 1:
+        parts.append(describe_lead(comparison, *ranked[:2]))
+    parts += [f"With labels, {describe_result(comparison, result)}." for result in references]
     return " ".join(parts) or "No run has finished."
 
 
-def describe_result(contest: MethodComparison, entry: MethodResult) -> str:
-    scores = contest.scores(entry)
+def describe_result(comparison: MethodComparison, result: MethodResult) -> str:
+    scores = comparison.scores(result)
     seeds = "one seed" if len(scores) == 1 else f"{len(scores)} seeds"
-    return f"{entry.name} reaches {format_mean_std(scores)} {contest.metric_name} ({seeds})"
+    return f"{result.name} reaches {format_mean_std(scores)} {comparison.metric_name} ({seeds})"
 
 
-def describe_lead(contest: MethodComparison, best: MethodResult, follower: MethodResult) -> str:
-    """How far the best is ahead of the next one."""
-    ahead = mean(contest.scores(best)) - mean(contest.scores(follower))
+def describe_lead(comparison: MethodComparison, best: MethodResult, follower: MethodResult) -> str:
+    """Describe the difference between the best method and the next one."""
+    ahead = mean(comparison.scores(best)) - mean(comparison.scores(follower))
     text = f"That is {100 * ahead:.1f} points above {follower.name}"
-    around = [sample_std(contest.scores(entry)) for entry in (best, follower)]
+    around = [sample_std(comparison.scores(result)) for result in (best, follower)]
     if None in around:
-        return f"{text}; from one seed nobody can tell how much of it is chance."
+        return f"{text}; one seed does not show how much of it is chance."
     within = ahead <= math.hypot(*(one or 0.0 for one in around))
     return f"{text}, which is within the spread over the seeds." if within else f"{text}."
 
 
-def list_method_caveats(contest: MethodComparison) -> list[str]:
-    """What a reader must know before believing the table, as far as the records show it."""
-    found = list(contest.notes)
-    for entry in contest.ranked:
-        longest = max(entry.values("wall_s"), default=0.0)
-        if contest.budget_s is not None and longest > OVERRUN_FACTOR * contest.budget_s:
-            found.append(
-                f"{entry.name} took up to {format_duration(longest)}: a run ends with a whole step and an evaluation, "
-                "and these are long beside the budget."
+def list_method_caveats(comparison: MethodComparison) -> list[str]:
+    """Return the caveats of the comparison, as far as the records show them."""
+    caveats = list(comparison.notes)
+    for result in comparison.ranked:
+        longest = max(result.values("wall_s"), default=0.0)
+        if comparison.budget_s is not None and longest > OVERRUN_FACTOR * comparison.budget_s:
+            caveats.append(
+                f"{result.name} took up to {format_duration(longest)}: a run ends with a whole step and an evaluation, "
+                "and these are long compared with the budget."
             )
-    most = max((len(entry.records) for entry in contest.results), default=0)
-    few = [f"{entry.name} ({len(entry.records)})" for entry in contest.ranked if len(entry.records) < most]
+    most = max((len(result.records) for result in comparison.results), default=0)
+    few = [f"{result.name} ({len(result.records)})" for result in comparison.ranked if len(result.records) < most]
     if few:
-        found.append(f"Of these fewer seeds have finished than of the others: {', '.join(few)}.")
-    if len({size for entry in contest.results for size in entry.values("batch_size")}) > 1:
-        found.append("The methods ran with batches of different sizes, which the table names.")
-    if len({str({**record.machine, "versions": None}) for record in contest.records}) > 1:  # `record.versions` has them
-        found.append("The runs were made on different machines: their times and steps must not be compared.")
-    if len({str(record.versions) for record in contest.records}) > 1:
-        found.append("The runs were made with different versions, which are listed below.")
-    return found
+        caveats.append(f"Fewer seeds have finished for {', '.join(few)} than for the others.")
+    if len({size for result in comparison.results for size in result.values("batch_size")}) > 1:
+        caveats.append("The methods ran with different batch sizes, which are in the table.")
+    if (
+        len({str({**record.machine, "versions": None}) for record in comparison.records}) > 1
+    ):  # versions are compared below
+        caveats.append("The runs were made on different machines: their times and steps must not be compared.")
+    if len({str(record.versions) for record in comparison.records}) > 1:
+        caveats.append("The runs were made with different versions, which are listed below.")
+    return caveats

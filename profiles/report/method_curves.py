@@ -1,4 +1,4 @@
-"""Quality over time of several methods, each over several seeds: one line a method, named at its end."""
+"""Learning curves of several methods with several seeds: one line per method, labeled at its end."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ from profiles.report.charts import (
     figure_to_svg,
 )
 
-LINE_STYLES = ["-", (0, (5, 2)), (0, (1, 1.2))]  #: of the first six lines, of the next six, of those after them
-LABEL_GAP = 13.0  #: points between two names
-WIDTH, MARGIN = 8.6, 0.8  #: inches: the chart with its names, and above and below the names
-MAX_OPAQUE_BANDS = 6  #: lines above which their bands are fainter
-MAX_LABEL_HEIGHT = 0.98  #: of the names: at the very top one would be cut in half
-TIME_UNITS = ((3 * 3600.0, 3600.0, "hours"), (600.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))  #: from, in seconds, name
+LINE_STYLES = ["-", (0, (5, 2)), (0, (1, 1.2))]  #: for the first six lines, the next six, and the rest
+LABEL_GAP = 13.0  #: points between two labels
+WIDTH, MARGIN = 8.6, 0.8  #: inches: width with labels, margin above and below the labels
+MAX_OPAQUE_BANDS = 6  #: number of lines above which their bands are fainter
+MAX_LABEL_HEIGHT = 0.98  #: highest label; at the very top it would be cut in half
+TIME_UNITS = (
+    (3 * 3600.0, 3600.0, "hours"),
+    (600.0, 60.0, "minutes"),
+    (0.0, 1.0, "seconds"),
+)  #: minimum seconds, length in seconds, name
 
 
 @dataclass(frozen=True)
 class MethodCurves:
-    """Quality over time of one method, a curve a seed."""
+    """Learning curves of one method, one per seed."""
 
     name: str
     runs: Sequence[LearningCurve]
@@ -46,7 +50,7 @@ class MethodCurves:
 
 @dataclass(frozen=True)
 class CurveBand:
-    """The runs of a course as one: their mean time and mean score, and between which scores they are."""
+    """The curves of a method as one: mean time, mean score, and the range of scores."""
 
     seconds: np.ndarray
     mean: np.ndarray
@@ -55,9 +59,9 @@ class CurveBand:
 
 
 def average_curves(runs: Sequence[LearningCurve]) -> CurveBand:
-    """The runs compared at the same shares of their time, whenever each was evaluated; straight lines between.
+    """Average runs at equal shares of their time, with linear interpolation.
 
-    It begins where every run has been evaluated, and ends at the mean of their ends.
+    The result begins when every run has been evaluated, and ends at the mean of their ends.
     """
     shares = [np.asarray(run.seconds, dtype=float) / run.seconds[-1] for run in runs]
     begin = max(float(one[0]) for one in shares)
@@ -76,10 +80,10 @@ def draw_method_curves(
     salt: str,
     form: Literal["svg", "png"] = "svg",
 ) -> bytes:
-    """Quality over time as a file: the mean over the seeds, in a band that spans them.
+    """Draw quality over time: the mean over the seeds, and a band from minimum to maximum.
 
-    `level` is a named height to compare with (the teacher). An SVG file has the colours of a page, to be put into one
-    by `charts.inline` or made a file by itself by `charts.standalone`; a PNG file has its own.
+    `level`: name and score of a horizontal line, the teacher. SVG has placeholder colors for `charts.inline_svg` and
+    `charts.standalone_svg`; PNG has plain colors.
     """
     plain = form == "png"
     bands = [average_curves(line.runs) for line in lines]
@@ -110,12 +114,12 @@ def draw_method_curves(
 
 
 def time_unit(longest: float) -> tuple[float, str]:
-    """Seconds in the unit of an axis that reaches `longest` seconds, and its name."""
+    """Return the unit of an axis that reaches `longest` seconds: its length in seconds, and its name."""
     return next((size, name) for least, size, name in TIME_UNITS if longest >= least)
 
 
 def add_line_label(axes: Axes, name: str, end: tuple[float, float], color: str) -> Annotation:
-    """The name and last score of a line, right of the chart, at the height of its end."""
+    """Label a line with its name and last score, to the right of the chart."""
     text = axes.annotate(
         f"{clean_label(name, 32)}  {format_percent(end[1], 1)}", end, (1.03, 0.5), textcoords="axes fraction",
         arrowprops={"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
@@ -125,9 +129,9 @@ def add_line_label(axes: Axes, name: str, end: tuple[float, float], color: str) 
 
 
 def separate_labels(figure: Figure, axes: Axes, names: Sequence[Annotation], faint: str) -> None:
-    """Move the names up and down until none covers another, each joined to the end of its line."""
+    """Move labels vertically until none overlap, and connect each to the end of its line."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the names have their room: moving them must not move the axes
+    figure.set_layout_engine("none")  # moving labels must not move the axes
     order = sorted(names, key=lambda name: name.xy[1])
     wanted = [float(axes.transAxes.inverted().transform(axes.transData.transform(name.xy))[1]) for name in order]
     gap = LABEL_GAP / 72 * figure.dpi / axes.bbox.height
@@ -138,9 +142,9 @@ def separate_labels(figure: Figure, axes: Axes, names: Sequence[Annotation], fai
 
 
 def separate_positions(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights in [0, HIGHEST] at least `gap` from each other, in the order of those wanted and as near as can be.
+    """Return positions in [0, MAX_LABEL_HEIGHT] at least `gap` apart, as close as possible to the wanted ones.
 
-    `wanted` is ascending; nearness is the sum of squares, found by joining neighbours that are in each other's way.
+    `wanted` is ascending. Minimizes the sum of squared distances by merging neighbors that are too close.
     """
     joined: list[list[float]] = []
     for i, height in enumerate(wanted):

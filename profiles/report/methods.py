@@ -1,4 +1,4 @@
-"""A contest -> compare.html (one file, needs nothing else), .md, .csv, .json, and its picture as .svg and .png."""
+"""Report of compared methods: compare.html (self-contained), .md, .csv, .json, and a chart as .svg and .png."""
 
 from __future__ import annotations
 
@@ -35,143 +35,150 @@ from profiles.report.method_curves import MethodCurves, draw_method_curves
 
 SCHEMA = 1
 STEM = "compare"
-SUFFIXES = {"markdown": "md"}  #: of the kinds of file that are not called after theirs
-#: keys of a method in compare.json that are columns of compare.csv
+SUFFIXES = {"markdown": "md"}  #: file suffixes that differ from the kind
+#: keys of a method in compare.json that are columns in compare.csv
 COLUMNS = (
     "method", "name", "is_reference", "mean", "std", "best_mean", "best_std", "seeds", "steps", "batch_size", "seconds",
     "images_per_s", "peak_bytes",
 )  # fmt: skip
 
 
-def write_method_report(folder: Path, contest: MethodComparison) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Write the contest into `folder`, each file in the place of the one before.
+def write_method_report(folder: Path, comparison: MethodComparison) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Write the report of a comparison into `folder`, replacing an earlier one.
 
-    Returns the files by kind (html, markdown, csv, json, and svg and png where a run was scored) and what the JSON
-    file holds. Raises RecordError where the folder cannot be written.
+    Returns:
+        The files by kind (html, markdown, csv, json; svg and png if a run has a history), and the JSON content.
+
+    Raises:
+        RecordError: `folder` cannot be written.
     """
-    drawn = draw_chart(contest)
-    found = {
-        "title": contest.title, "summary": summarize_comparison(contest), "tables": method_tables(contest),
-        "charts": [drawn] if drawn else [], "class_charts": [], "class_table": None, "images": [],
-        "commands": list(contest.commands), "caveats": list_method_caveats(contest),
-        "environment": tables.environment_tables(contest.records),
-    }  # fmt: skip
-    numbers = method_report_data(contest)
+    chart = draw_chart(comparison)
     content = {
-        "html": render_template("methods.html.jinja", found).encode("utf-8", "replace"),
-        "markdown": render_template("report.md.jinja", found).encode("utf-8", "replace"),
-        "csv": methods_to_csv(numbers["methods"]).encode("utf-8", "replace"),
-        "json": (json.dumps(numbers, indent=2) + "\n").encode(),
+        "title": comparison.title, "summary": summarize_comparison(comparison), "tables": method_tables(comparison),
+        "charts": [chart] if chart else [], "class_charts": [], "class_table": None, "images": [],
+        "commands": list(comparison.commands), "caveats": list_method_caveats(comparison),
+        "environment": tables.environment_tables(comparison.records),
+    }  # fmt: skip
+    data = method_report_data(comparison)
+    files = {
+        "html": render_template("methods.html.jinja", content).encode("utf-8", "replace"),
+        "markdown": render_template("report.md.jinja", content).encode("utf-8", "replace"),
+        "csv": methods_to_csv(data["methods"]).encode("utf-8", "replace"),
+        "json": (json.dumps(data, indent=2) + "\n").encode(),
     }
-    if drawn is not None:
-        content |= {"svg": standalone_svg(drawn.svg), "png": render_chart(contest, "png")}
-    paths = {kind: Path(folder) / f"{STEM}.{SUFFIXES.get(kind, kind)}" for kind in content}
+    if chart is not None:
+        files |= {"svg": standalone_svg(chart.svg), "png": render_chart(comparison, "png")}
+    paths = {kind: Path(folder) / f"{STEM}.{SUFFIXES.get(kind, kind)}" for kind in files}
     for kind, path in paths.items():
-        write_file(path, content[kind])
-    return paths, numbers
+        write_file(path, files[kind])
+    return paths, data
 
 
-def method_tables(contest: MethodComparison) -> list[tables.Table]:
-    """The standings; then which settings were given, which methods cannot run here, and which runs broke."""
-    given = [[e.name, ", ".join(f"{k} = {v}" for k, v in e.settings.items())] for e in contest.ranked if e.settings]
-    broken = [[f"{name}, seed {seed}", words] for name, seed, words in contest.failed]
-    made = [
-        method_table(contest),
-        tables.Table("Settings that were given; all others are the methods' own.", ["Method", "Settings"], given),
-        tables.Table("Not compared.", ["Method", "Why"], [list(pair) for pair in contest.skipped]),
-        tables.Table("Runs that failed.", ["Run", "Its last words"], broken),
+def method_tables(comparison: MethodComparison) -> list[tables.Table]:
+    """Build the ranking, and the tables of settings, skipped methods and failed runs."""
+    settings = [
+        [r.name, ", ".join(f"{k} = {v}" for k, v in r.settings.items())] for r in comparison.ranked if r.settings
     ]
-    return [table for table in made if table is not None and table.rows]
+    failed = [[f"{name}, seed {seed}", error] for name, seed, error in comparison.failed]
+    all_tables = [
+        method_table(comparison),
+        tables.Table("Given settings; all others are the methods' defaults.", ["Method", "Settings"], settings),
+        tables.Table("Not compared.", ["Method", "Why"], [list(pair) for pair in comparison.skipped]),
+        tables.Table("Runs that failed.", ["Run", "Error"], failed),
+    ]
+    return [table for table in all_tables if table is not None and table.rows]
 
 
-def method_table(contest: MethodComparison) -> tables.Table | None:
-    """One row a method, the best first."""
+def method_table(comparison: MethodComparison) -> tables.Table | None:
+    """Build one row per method, the best first."""
     columns: dict[str, Callable[[MethodResult], str]] = {
-        "Method": lambda e: e.name,
-        capitalize_name(contest.metric_name): lambda e: format_mean_std(contest.scores(e)),
-        "Each seed": lambda e: ", ".join(f"{100 * s:.1f}" for s in contest.scores(e)) if len(e.records) > 1 else "",
-        "Best on the way": lambda e: format_mean_std(contest.best_scores(e)),
-        "Steps": lambda e: average_of_runs(e, "steps", "{:.0f}".format),
-        "Batch": lambda e: average_of_runs(e, "batch_size", "{:.0f}".format),
-        "Time": lambda e: average_of_runs(e, "wall_s", format_duration),
-        "Images/s": lambda e: average_of_runs(e, "images_per_s", format_significant),
-        "Peak memory": lambda e: f"{format_count(max(e.values('peak_bytes')))}B" if e.values("peak_bytes") else "",
-        "Learns from": lambda e: ", ".join(e.learns_from),
+        "Method": lambda r: r.name,
+        capitalize_name(comparison.metric_name): lambda r: format_mean_std(comparison.scores(r)),
+        "Each seed": lambda r: ", ".join(f"{100 * s:.1f}" for s in comparison.scores(r)) if len(r.records) > 1 else "",
+        "Best during training": lambda r: format_mean_std(comparison.best_scores(r)),
+        "Steps": lambda r: average_of_runs(r, "steps", "{:.0f}".format),
+        "Batch": lambda r: average_of_runs(r, "batch_size", "{:.0f}".format),
+        "Time": lambda r: average_of_runs(r, "wall_s", format_duration),
+        "Images/s": lambda r: average_of_runs(r, "images_per_s", format_significant),
+        "Peak memory": lambda r: f"{format_count(max(r.values('peak_bytes')))}B" if r.values("peak_bytes") else "",
+        "Learns from": lambda r: ", ".join(r.learns_from),
     }
     caption = (
-        f"{capitalize_name(contest.metric_name)} at the end of the run: mean ± sample standard deviation over the seeds. "
-        "Steps, time and images a second are means; memory is the most that any run took."
+        f"{capitalize_name(comparison.metric_name)} at the end of the run: mean ± sample standard deviation over seeds. "
+        "Steps, time and images per second are means; memory is the maximum over the runs."
     )
-    ranked = contest.ranked
-    best = next((entry for entry in ranked if not entry.is_reference), None)
+    ranked = comparison.ranked
+    best = next((result for result in ranked if not result.is_reference), None)
     return tables.build_table(caption, columns, ranked, best)
 
 
-def average_of_runs(entry: MethodResult, key: str, text: Callable[[float], str]) -> str:
-    """The mean of a number over the runs, in words; empty where none knows it."""
-    values = entry.values(key)
+def average_of_runs(result: MethodResult, key: str, text: Callable[[float], str]) -> str:
+    """Format the mean of a number over the runs; empty if no run has it."""
+    values = result.values(key)
     return text(mean(values)) if values else ""
 
 
-def draw_chart(contest: MethodComparison) -> Chart | None:
-    """The picture for a page, and the same in words; None where no run was scored on its way."""
-    svg = render_chart(contest, "svg")
+def draw_chart(comparison: MethodComparison) -> Chart | None:
+    """Draw the learning curves for the page, with a description; None if no run has a history."""
+    svg = render_chart(comparison, "svg")
     if not svg:
         return None
     words = "; ".join(
-        f"{entry.name} ends at {format_percent(mean(contest.scores(entry)), 1)}" for entry in contest.ranked
+        f"{result.name} ends at {format_percent(mean(comparison.scores(result)), 1)}" for result in comparison.ranked
     )
-    band = " The bands span the seeds." if any(len(entry.records) > 1 for entry in contest.results) else ""
-    title = f"{capitalize_name(contest.metric_name)} over training time"
+    band = " The bands span the seeds." if any(len(result.records) > 1 for result in comparison.results) else ""
+    title = f"{capitalize_name(comparison.metric_name)} over training time"
     return Chart(f"{STEM}.svg", title, f"{title}, the mean over the seeds.{band} {words}.", svg)
 
 
-def render_chart(contest: MethodComparison, form: Literal["svg", "png"]) -> bytes:
-    """The picture as a file; empty where no run was scored on its way."""
+def render_chart(comparison: MethodComparison, form: Literal["svg", "png"]) -> bytes:
+    """Render the learning curves as a file; empty if no run has a history."""
     lines = []
-    for entry in contest.ranked:
-        curves = [create_learning_curve(record, contest.metric) for record in entry.records]
+    for result in comparison.ranked:
+        curves = [create_learning_curve(record, comparison.metric) for record in result.records]
         scored = [curve for curve in curves if curve is not None]
-        lines += [MethodCurves(entry.name, scored)] if scored else []
-    level = None if contest.teacher_score is None else ("teacher", contest.teacher_score)
-    return draw_method_curves(lines, level=level, y_label=contest.metric_name, salt=STEM, form=form) if lines else b""
+        lines += [MethodCurves(result.name, scored)] if scored else []
+    level = None if comparison.teacher_score is None else ("teacher", comparison.teacher_score)
+    return (
+        draw_method_curves(lines, level=level, y_label=comparison.metric_name, salt=STEM, form=form) if lines else b""
+    )
 
 
-def method_report_data(contest: MethodComparison) -> dict[str, Any]:
-    """The contest for programs: unrounded, every run by itself too."""
-    teacher = contest.teacher
+def method_report_data(comparison: MethodComparison) -> dict[str, Any]:
+    """Return the comparison as JSON values, unrounded, with every run."""
+    teacher = comparison.teacher
     return to_json_safe({
         "schema": SCHEMA,
-        "title": contest.title,
-        "summary": summarize_comparison(contest),
-        "metric": contest.metric,
-        "budget_s": contest.budget_s,
-        "budget_steps": contest.steps,
-        "teacher": None if teacher is None else {"name": teacher.name, "score": contest.teacher_score},
-        "methods": [method_data(contest, entry) for entry in contest.ranked],
-        "skipped": [{"name": name, "reason": reason} for name, reason in contest.skipped],
-        "failed": [{"name": name, "seed": seed, "error": words} for name, seed, words in contest.failed],
-        "commands": contest.commands,
-        "caveats": list_method_caveats(contest),
+        "title": comparison.title,
+        "summary": summarize_comparison(comparison),
+        "metric": comparison.metric,
+        "budget_s": comparison.budget_s,
+        "budget_steps": comparison.steps,
+        "teacher": None if teacher is None else {"name": teacher.name, "score": comparison.teacher_score},
+        "methods": [method_data(comparison, result) for result in comparison.ranked],
+        "skipped": [{"name": name, "reason": reason} for name, reason in comparison.skipped],
+        "failed": [{"name": name, "seed": seed, "error": error} for name, seed, error in comparison.failed],
+        "commands": comparison.commands,
+        "caveats": list_method_caveats(comparison),
     })  # fmt: skip
 
 
-def method_data(contest: MethodComparison, entry: MethodResult) -> dict[str, Any]:
-    """One method: its means, and its runs."""
-    scores, bests = contest.scores(entry), contest.best_scores(entry)
+def method_data(comparison: MethodComparison, result: MethodResult) -> dict[str, Any]:
+    """Return one method: its means, and its runs."""
+    scores, bests = comparison.scores(result), comparison.best_scores(result)
     means = {
-        name: mean(values) if (values := entry.values(key)) else None
+        name: mean(values) if (values := result.values(key)) else None
         for name, key in (
             ("steps", "steps"), ("batch_size", "batch_size"), ("seconds", "wall_s"), ("images_per_s", "images_per_s"),
         )
     }  # fmt: skip
-    each = zip(entry.records, scores, bests, strict=True)
+    each = zip(result.records, scores, bests, strict=True)
     return {
-        "method": entry.key, "name": entry.name, "is_reference": entry.is_reference,
-        "learns_from": entry.learns_from, "settings": entry.settings,
+        "method": result.key, "name": result.name, "is_reference": result.is_reference,
+        "learns_from": result.learns_from, "settings": result.settings,
         "mean": mean(scores), "std": sample_std(scores), "best_mean": mean(bests), "best_std": sample_std(bests),
-        "seeds": len(scores), **means, "peak_bytes": maximum(entry.values("peak_bytes")),
-        "runs": [run_data(contest.metric, *one) for one in each],
+        "seeds": len(scores), **means, "peak_bytes": maximum(result.values("peak_bytes")),
+        "runs": [run_data(comparison.metric, *one) for one in each],
     }  # fmt: skip
 
 
@@ -193,7 +200,7 @@ def run_data(metric: str, record: Record, score: float, best: float) -> dict[str
 
 
 def methods_to_csv(methods: Sequence[Mapping[str, Any]]) -> str:
-    """The standings with their numbers unrounded, one row a method; what is not known is empty."""
+    """Convert the ranking to CSV with unrounded numbers, one row per method."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*COLUMNS, "learns_from", "settings"])

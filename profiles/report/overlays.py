@@ -1,4 +1,4 @@
-"""Images with their classes in colour: what is right beside what models prediction, one image a row, as a picture."""
+"""Segmentation overlays: images with the labels and the predictions of several models in color, one image per row."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ from profiles.records import write_file
 from profiles.report.colors import class_colors
 
 ARRAYS, IMAGE = "overlays.npz", "overlays.png"
-IGNORE = 255  #: in a label map: nobody judges this pixel
+IGNORE = 255  #: label of ignored pixels
 TRUTH = "truth"
-OPACITY = 0.68  #: share of a class's colour in its pixels; the rest is the image, in grey
-MAX_PREDICTIONS = 6  #: columns beside the image and the truth
-TILE = 184  #: pixels of a tile's longer side
+OPACITY = 0.68  #: opacity of a class's color over the gray image
+MAX_PREDICTIONS = 6  #: columns besides image and labels
+TILE = 184  #: longer side of a tile in pixels
 GAP, TEXT, STRIPE = 8, 22, 6  #: pixels
 INK, PAPER, LIGHT, DARK = "#1b1f24", "#ffffff", 235, 150
-#: what NumPy raises for files that are missing or not what `save_overlays` wrote
+#: errors of NumPy for missing or invalid files
 READ_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class Overlays:
-    """A few images, what is right on them, and what models prediction. Label maps are class indices, 255 for none."""
+    """A few images with labels and predictions. Label maps are class indices, 255 for ignored pixels."""
 
     images: np.ndarray  #: uint8 [n, h, w, 3]
     truth: np.ndarray  #: uint8 [n, h, w]
-    predictions: Mapping[str, np.ndarray]  #: name of a model -> uint8 [n, h, w]
+    predictions: Mapping[str, np.ndarray]  #: model name -> uint8 [n, h, w]
     class_names: Sequence[str]
 
     @property
     def caption(self) -> str:
-        return f"{len(self.images)} validation images: what is right, and what each model predictions"
+        return f"{len(self.images)} validation images with labels and the predictions of each model"
 
     @property
     def description(self) -> str:
-        """The picture in words."""
-        judged = self.truth != IGNORE
-        total = max(1, int(judged.sum()))
-        right = [
-            f"{name} {format_percent(int(((a == self.truth) & judged).sum()) / total, 1)}"
+        """The overlays as text."""
+        counted = self.truth != IGNORE
+        total = max(1, int(counted.sum()))
+        correct = [
+            f"{name} {format_percent(int(((a == self.truth) & counted).sum()) / total, 1)}"
             for name, a in self.predictions.items()
         ]
         names = ", ".join(self.class_names[c] for c in self.visible_classes())
         columns = ", ".join(["the image", TRUTH, *self.shown_predictions])
-        return f"{self.caption}. Columns: {columns}. Classes: {names}. Pixels answered right: {', '.join(right)}."
+        return f"{self.caption}. Columns: {columns}. Classes: {names}. Correct pixels: {', '.join(correct)}."
 
     @property
     def shown_predictions(self) -> dict[str, np.ndarray]:
-        """The predictions for which the picture has room: the first."""
+        """The first predictions, as many as there are columns."""
         return dict(list(self.predictions.items())[:MAX_PREDICTIONS])
 
     def visible_classes(self) -> list[int]:
-        """The classes that are in the picture."""
-        found = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.shown_predictions.values())]))
-        return [int(c) for c in found if c < len(self.class_names)]
+        """Return the classes that occur in the image."""
+        classes = np.unique(np.concatenate([self.truth.ravel(), *(a.ravel() for a in self.shown_predictions.values())]))
+        return [int(c) for c in classes if c < len(self.class_names)]
 
 
 # On disk.
 
 
 def save_overlays(folder: Path, overlays: Overlays) -> Path:
-    """Write the arrays, and the picture of them, into `folder`; the picture's path. Raises RecordError."""
+    """Write the arrays and their image into `folder`; return the path of the image. Raises RecordError."""
     file = io.BytesIO()
     predictions = list(overlays.predictions.values())
     np.savez_compressed(
@@ -84,7 +84,7 @@ def save_overlays(folder: Path, overlays: Overlays) -> Path:
 
 
 def save_overlay_image(folder: Path, overlays: Overlays) -> Path:
-    """Write the picture alone, with its caption and description in it."""
+    """Write only the image, with caption and description as metadata."""
     words = PngInfo()
     words.add_itxt("Title", overlays.caption)
     words.add_itxt("Description", overlays.description)
@@ -95,7 +95,7 @@ def save_overlay_image(folder: Path, overlays: Overlays) -> Path:
 
 
 def load_overlays(folder: Path) -> Overlays:
-    """What `save_overlays` wrote. Raises one of UNREADABLE where the file is missing, damaged or something else."""
+    """Read what `save_overlays` wrote. Raises one of READ_ERRORS if the file is missing or damaged."""
     with open(Path(folder) / ARRAYS, "rb") as handle, np.load(handle, allow_pickle=False) as file:
         images, truth, predictions = file["images"], file["truth"], file["predictions"]
         names, class_names = [str(n) for n in file["names"]], [str(n) for n in file["class_names"]]
@@ -106,67 +106,69 @@ def load_overlays(folder: Path) -> Overlays:
     return Overlays(images, truth, dict(zip(names, predictions, strict=True)), class_names)
 
 
-def collect_overlays(places: Sequence[Path], into: Path) -> tuple[dict[str, Path], list[str]]:
-    """The overlays that lie in `places`, drawn into the folder `into`: pictures by caption, and what failed.
+def collect_overlays(run_dirs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Path], list[str]]:
+    """Draw the overlays of several run directories output_dir `output_dir`: caption -> image, and failures.
 
-    Runs that were shown the same images share one picture. Raises RecordError where `into` cannot be written.
+    Runs with the same images share one image. Raises RecordError if `output_dir` cannot be written.
     """
     found, failures = [], []
-    for place in places:
-        if not (place / ARRAYS).is_file():
+    for run_dir in run_dirs:
+        if not (run_dir / ARRAYS).is_file():
             continue
         try:
-            found.append((place.resolve().name, load_overlays(place)))
+            found.append((run_dir.resolve().name, load_overlays(run_dir)))
         except READ_ERRORS as error:
-            failures.append(f"The overlays of {place.name} could not be read ({type(error).__name__}: {ARRAYS}).")
+            failures.append(f"The overlays of {run_dir.name} could not be read ({type(error).__name__}: {ARRAYS}).")
     pictures = {}
     for i, overlays in enumerate(merge_overlays(found)):
         path = (
-            save_overlay_image(into, overlays) if i == 0 else save_overlay_image(into / f"overlays-{i + 1}", overlays)
+            save_overlay_image(output_dir, overlays)
+            if i == 0
+            else save_overlay_image(output_dir / f"overlays-{i + 1}", overlays)
         )
         pictures[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
     return pictures, failures
 
 
 def merge_overlays(found: Sequence[tuple[str, Overlays]]) -> list[Overlays]:
-    """Overlays of the same images as one, each model once; models of one name that differ get their folder's behind."""
+    """Merge overlays of the same images; models with the same name get their directory's name if they differ."""
     joined: list[Overlays] = []
-    for place, new in found:
-        twin = next((i for i, old in enumerate(joined) if have_same_images(old, new)), None)
-        if twin is None:
+    for directory, new in found:
+        known = next((i for i, old in enumerate(joined) if have_same_images(old, new)), None)
+        if known is None:
             joined.append(new)
             continue
-        predictions = dict(joined[twin].predictions)
+        predictions = dict(joined[known].predictions)
         for name, prediction in new.predictions.items():
             if name not in predictions:
                 predictions[name] = prediction
             elif not np.array_equal(predictions[name], prediction):
-                predictions[f"{name} ({place})"] = prediction
-        joined[twin] = replace(joined[twin], predictions=predictions)
+                predictions[f"{name} ({directory})"] = prediction
+        joined[known] = replace(joined[known], predictions=predictions)
     return joined
 
 
 def have_same_images(one: Overlays, other: Overlays) -> bool:
-    alike = one.truth.shape == other.truth.shape and list(one.class_names) == list(other.class_names)
-    return alike and np.array_equal(one.truth, other.truth) and np.array_equal(one.images, other.images)
+    is_same = one.truth.shape == other.truth.shape and list(one.class_names) == list(other.class_names)
+    return is_same and np.array_equal(one.truth, other.truth) and np.array_equal(one.images, other.images)
 
 
 # As a picture.
 
 
 def blend_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """`image` uint8 [h, w, 3] in grey under the colours of `labels` [h, w]; stripes where there is no class."""
-    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    """Blend the colors of `labels` [h, w] over `image` uint8 [h, w, 3] in gray; stripes for ignored pixels."""
+    gray = image.astype(np.float64) @ (0.299, 0.587, 0.114)
     known = labels < len(palette)
     tint = palette[np.where(known, labels, 0)]
-    mixed = (1 - OPACITY) * grey[..., None] + OPACITY * tint
+    mixed = (1 - OPACITY) * gray[..., None] + OPACITY * tint
     rows, columns = np.indices(labels.shape)
     stripes = np.where((rows + columns) // STRIPE % 2, LIGHT, DARK)[..., None]
     return np.where(known[..., None], mixed, stripes).round().astype(np.uint8)
 
 
 def draw_overlays(overlays: Overlays) -> Image.Image:
-    """Rows: image, truth, and up to six predictions under their names; below them the classes with their colours."""
+    """Draw one row per image: image, labels, up to six predictions with their names, and a legend of classes."""
     palette = class_colors(overlays.class_names)
     height, width = overlays.truth.shape[1:]
     scale = TILE / max(height, width)
@@ -178,9 +180,9 @@ def draw_overlays(overlays: Overlays) -> Image.Image:
     bottom = top + len(overlays.images) * (tile[1] + GAP) + GAP
     ignored = bool((overlays.truth >= len(palette)).any())
     entries = [(overlays.class_names[c], palette[c]) for c in overlays.visible_classes()] + [
-        ("not judged", None)
+        ("ignored", None)
     ] * ignored
-    places, page_height = layout_legend([name for name, _ in entries], page_width, bottom)
+    positions, page_height = layout_legend([name for name, _ in entries], page_width, bottom)
     page = Image.new("RGB", (page_width, page_height), PAPER)
     draw = ImageDraw.Draw(page)
     for i, (lines, (_, labels)) in enumerate(zip(head, columns, strict=True)):
@@ -189,14 +191,14 @@ def draw_overlays(overlays: Overlays) -> Image.Image:
         for j, image in enumerate(overlays.images):
             shown = draw_tile(image, None if labels is None else labels[j], tile, palette)
             page.paste(shown, (left, top + j * (tile[1] + GAP)))
-    for (name, colour), place in zip(entries, places, strict=True):
-        page.paste(legend_swatch(colour), place)
-        draw_text(draw, (place[0] + TEXT + GAP, place[1]), name)
+    for (name, color), position in zip(entries, positions, strict=True):
+        page.paste(legend_swatch(color), position)
+        draw_text(draw, (position[0] + TEXT + GAP, position[1]), name)
     return page
 
 
 def draw_tile(image: np.ndarray, labels: np.ndarray | None, size: tuple[int, int], palette: np.ndarray) -> Image.Image:
-    """One tile of the picture at its (width, height): the image alone, or under the colours of its classes."""
+    """Draw one tile of (width, height): the image alone, or blended with the colors of its classes."""
     large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     if labels is None:
         return large
@@ -204,24 +206,24 @@ def draw_tile(image: np.ndarray, labels: np.ndarray | None, size: tuple[int, int
     return Image.fromarray(blend_labels(np.asarray(large), np.asarray(cut), palette))
 
 
-def legend_swatch(colour: np.ndarray | None) -> Image.Image:
-    """A square of a class's colour as the overlays have it on middle grey; striped where nobody judges."""
-    grey = np.full((TEXT, TEXT, 3), 128, np.uint8)
-    known = np.zeros((1, 3), np.uint8) if colour is None else colour[None]
-    return Image.fromarray(blend_labels(grey, np.full((TEXT, TEXT), IGNORE if colour is None else 0), known))
+def legend_swatch(color: np.ndarray | None) -> Image.Image:
+    """Draw a square of a class's color on medium gray; stripes for ignored pixels."""
+    gray = np.full((TEXT, TEXT, 3), 128, np.uint8)
+    known = np.zeros((1, 3), np.uint8) if color is None else color[None]
+    return Image.fromarray(blend_labels(gray, np.full((TEXT, TEXT), IGNORE if color is None else 0), known))
 
 
 def load_font() -> ImageFont.FreeTypeFont:
-    """A font that knows most alphabets, from the package that draws the charts."""
+    """Return the font of matplotlib, which has most alphabets."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT - 4)
 
 
-def draw_text(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
-    draw.multiline_text(place, text, fill=INK, font=load_font(), spacing=TEXT // 4)
+def draw_text(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str) -> None:
+    draw.multiline_text(position, text, fill=INK, font=load_font(), spacing=TEXT // 4)
 
 
 def wrap_heading(text: str, width: int) -> list[str]:
-    """A heading in at most three lines of `width` pixels, broken between words, and within one only where it must."""
+    """Wrap a heading into at most three lines of `width` pixels, between words if possible."""
     lines: list[str] = []
     for word in text.split():
         parts = [word] if load_font().getlength(word) <= width else re.findall(r"[^_/.-]+[_/.-]*|[_/.-]+", word)
@@ -238,7 +240,7 @@ def wrap_heading(text: str, width: int) -> list[str]:
 
 
 def truncate_text(text: str, width: int) -> str:
-    """`text`, cut so that it is no wider than `width` pixels."""
+    """Truncate text to `width` pixels."""
     if load_font().getlength(text) <= width:
         return text
     while text and load_font().getlength(text + "…") > width:
@@ -247,9 +249,9 @@ def truncate_text(text: str, width: int) -> str:
 
 
 def layout_legend(names: Sequence[str], width: int, top: int) -> tuple[list[tuple[int, int]], int]:
-    """Where each entry of the legend goes, in columns as wide as the longest needs, and where the legend ends."""
+    """Return the position of each entry in columns of equal width, and the bottom of the legend."""
     widest = max((load_font().getlength(name) for name in names), default=0)
     across = max(1, width // (TEXT + 3 * GAP + int(widest)))
     step, high = width // across, TEXT + GAP
-    places = [(i % across * step, top + i // across * high) for i in range(len(names))]
-    return places, top + -(-len(names) // across) * high
+    positions = [(i % across * step, top + i // across * high) for i in range(len(names))]
+    return positions, top + -(-len(names) // across) * high
