@@ -41,7 +41,7 @@ def create_row(ratio: Row, results: list[Row]) -> Row:
         "second_ms": second["latency_ms_p50"],
         "ratio": second["latency_ms_p50"] / first["latency_ms_p50"],
         "by_round": {key: ratio[key] for key in ("p50", "low", "high")},
-        "busy": first["busy"] or second["busy"],
+        "busy": first["load_warning"] or second["load_warning"],
     }
 
 

@@ -31,7 +31,7 @@ def run_command(*arguments: object) -> tuple[dict[str, Any], float]:
 
 def create_row(student: str, seed: int, result: dict[str, Any], metric: str) -> Row:
     """Return the row of a run: its score at the end, and its best score."""
-    scores = {metric: result["last"][metric], "best": result["metrics"][metric]}
+    scores = {metric: result["last_metrics"][metric], "best": result["metrics"][metric]}
     return {"student": student, "seed": seed, **scores, "steps": result["steps"], "seconds": result["seconds"]}
 
 
