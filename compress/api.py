@@ -1044,9 +1044,9 @@ def list_datasets() -> list[DatasetInfo]:
 
         print([data.name for data in compress.list_datasets()])
     """
-    from compress.data import NAMES
+    from compress.data import DATASETS
 
-    return [DatasetInfo(name, description) for name, description in NAMES.items()]
+    return [DatasetInfo(name, description) for name, description in DATASETS.items()]
 
 
 def get_schema(kind: Literal["recipe", "sweep", "target"] = "recipe") -> dict[str, Any]:

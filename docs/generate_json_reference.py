@@ -32,10 +32,10 @@ SECTIONS = [
     ("compress distill, compress train", "compress.training.results:RunResult", ""),
     ("compress distill --dry-run, compress train --dry-run", "compress.training.estimate:EstimateResult", ""),
     ("compress compare", "compress.experiments.compare:ComparisonResult",
-     "If a run fails, it is listed in `failed`, the object is printed and the exit code is 1. See [compare.md](compare.md)."),
+     "A failed run is listed in `failed`; the object is printed and the exit code is 1. See [compare.md](compare.md)."),
     ("compress compare --dry-run", "compress.experiments.compare:ComparisonPlan", ""),
     ("compress sweep", "compress.experiments.sweep:SweepResult",
-     "If a cell fails, it is listed in `failed`, the object is printed and the exit code is 1. See [sweep.md](sweep.md)."),
+     "A failed cell is listed in `failed`; the object is printed and the exit code is 1. See [sweep.md](sweep.md)."),
     ("compress sweep --dry-run", "compress.experiments.sweep:SweepPlan", ""),
     ("compress synthesize", "compress.training.synthesize:SynthesisResult", ""),
     ("compress eval", "compress.evaluation:EvaluationResult", ""),
@@ -99,7 +99,7 @@ def load_type(source: str) -> type:
 def result_rows(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     comments = field_comments(kind)
     for field in dataclasses.fields(kind):
-        home = next(base for base in kind.__mro__ if field.name in base.__dict__.get("__annotations__", {}))
+        home = next(base for base in kind.__mro__ if field.name in inspect.get_annotations(base))
         yield from value_rows(f"{prefix}{field.name}", str(field.type), comments.get(field.name, ""), home)
 
 

@@ -31,8 +31,8 @@ def test_docstring_example_runs(name, tmp_path, monkeypatch) -> None:
 
 
 def test_every_command_has_a_verb() -> None:
-    verbs = {"eval": "evaluate", "bench": "benchmark", "demo": "run_demo", "methods": "list_methods", "schema": "get_schema",
-             "models": "list_models", "datasets": "list_datasets"}  # fmt: skip
+    verbs = {"eval": "evaluate", "bench": "benchmark", "demo": "run_demo", "schema": "get_schema"}
+    verbs |= {name: f"list_{name}" for name in ("methods", "models", "datasets")}
     assert {verbs.get(command, command) for command in COMMANDS} <= set(VERBS)
 
 
