@@ -113,7 +113,8 @@ def describe_growth(rows: list[InputSizeCost], base: InputSizeCost) -> list[str]
         here, there = macs / (base.macs or 1), then / (far.macs or 1)
         if e is not None and abs(e - 1) > EXPONENT_TOLERANCE and max(here, there) >= MIN_COST_SHARE:
             lines.append(
-                f"{name} {describe_exponent(e)}: {here:.1%} of the cost at {format_size(base)}, {there:.1%} at {format_size(far)}"
+                f"{name} {describe_exponent(e)}: {here:.1%} of the cost at {format_size(base)}, "
+                f"{there:.1%} at {format_size(far)}"
             )
     return lines
 

@@ -20,7 +20,7 @@ Example = TypeVar("Example")
 def peak_resident_memory(call: Callable[[], object]) -> int | None:
     """Return the increase of resident memory in bytes at its peak while `call` runs.
 
-    Returns None if the kernel does not let a process reset its peak (on any system but Linux); `call` runs there as well.
+    Returns None if the kernel cannot reset the peak of a process (on any system but Linux); `call` runs there as well.
     """
     before = reset_peak_memory()
     call()
@@ -65,8 +65,8 @@ def load_and_first_call(
 ) -> LoadedModel[Call, Example]:
     """Load a model, make an example for it and call it once; measure what these take.
 
-    The call must have finished its work when it returns. `peak` runs a function and returns the memory it took. Errors of
-    all functions are passed on.
+    The call must have finished its work when it returns. `peak` runs a function and returns the memory it took. All
+    errors are passed on.
     """
     clock = clock or Clock()
     models: list[LoadedModel[Call, Example]] = []

@@ -181,7 +181,8 @@ def describe_failure(address: Address, output: RemoteOutput) -> str:
     if output.exit_code == SSH_FAILED:
         return f"ssh fails ({last}); `ssh {format_ssh_arguments(address)} true` must work without a question."
     if output.exit_code == NOT_FOUND:
-        return f"found no {address.python} there ({last}); set the Python with ?python=PATH or `python:` in the target file."
+        remedy = "set the Python with ?python=PATH or `python:` in the target file"
+        return f"found no {address.python} there ({last}); {remedy}."
     return f"the worker there ended with exit code {output.exit_code} and no reply ({last})."
 
 

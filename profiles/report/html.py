@@ -127,8 +127,8 @@ def pack_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def pack_column(values: Sequence[Any]) -> Any:
     """Pack a column of JSON values.
 
-    null: all are null. A list: the values. {"words", "index"}: repeated strings, -1 for null. {"of", "at"}: objects, a packed
-    column per key, at these indices (without "at": at all). Keys of objects must be strings.
+    null: all are null. A list: the values. {"words", "index"}: repeated strings, -1 for null. {"of", "at"}: objects, a
+    packed column per key, at these indices (without "at": at all). Keys of objects must be strings.
     """
     known = [value for value in values if value is not None]
     if not known:

@@ -144,7 +144,7 @@ def verification_row(row: Row) -> list[str]:
     runtime = RUNTIME_NAMES.get(runtime, runtime)
     return [
         row["name"], format_name(row), row["precision"] or "", "" if parity.get("not_run") else runtime,
-        format_count(known.get("images")), format_percent(known.get("top1_agreement")), format_percent(known.get("miou")),
-        format_scientific(known.get("max_abs")), format_scientific(known.get("max_rel")), format_scientific(known.get("mean_abs")),
+        format_count(known.get("images")), *(format_percent(known.get(key)) for key in ("top1_agreement", "miou")),
+        *(format_scientific(known.get(key)) for key in ("max_abs", "max_rel", "mean_abs")),
         "" if cosine is None else f"{cosine:.6f}", str(parity.get("not_run") or ""),
     ]  # fmt: skip

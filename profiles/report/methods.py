@@ -104,8 +104,8 @@ def method_table(comparison: MethodComparison) -> tables.Table | None:
         "Learns from": lambda r: ", ".join(r.learns_from),
     }
     caption = (
-        f"{capitalize_name(comparison.metric_name)} at the end of the run: mean ± sample standard deviation over seeds. "
-        "Steps, time and images per second are means; memory is the maximum over the runs."
+        f"{capitalize_name(comparison.metric_name)} at the end of the run: mean ± sample standard deviation. Steps, "
+        " time and images per second are means; memory is the maximum over the runs."
     )
     ranked = comparison.ranked
     best = next((result for result in ranked if not result.is_reference), None)

@@ -1,4 +1,4 @@
-"""Which model to deploy: the best within the given limits, or the cheapest of those that are nearly as good. Caveats."""
+"""Which model to deploy: the cheapest of the best ones within given limits; and caveats of the numbers."""
 
 from __future__ import annotations
 

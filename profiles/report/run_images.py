@@ -64,6 +64,5 @@ def image_caption(image: Path, task: str) -> str:
 
 def find_overlay_dirs(run_dirs: Sequence[Path]) -> list[Path]:
     """Return the directories and their subdirectories that have overlays, as in a demo."""
-    return list(dict.fromkeys(
-        inner for run_dir in run_dirs for inner in (run_dir, *sorted(file.parent for file in run_dir.glob(f"*/{ARRAYS}")))
-    ))  # fmt: skip
+    nested = {run_dir: sorted(file.parent for file in run_dir.glob(f"*/{ARRAYS}")) for run_dir in run_dirs}
+    return list(dict.fromkeys(one for run_dir in run_dirs for one in (run_dir, *nested[run_dir])))

@@ -1,4 +1,4 @@
-"""A clock that stands still until something passes its time."""
+"""A clock that advances only when a test says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests have LoadGen measure, in the process that it is given: a nap of known length, good or bad."""
+"""Candidates for LoadGen tests: calls that sleep, and may raise, crash or hang."""
 
 from __future__ import annotations
 

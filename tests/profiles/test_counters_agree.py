@@ -1,4 +1,4 @@
-"""Two counters that know nothing of each other say the same of every product of every family, to the last MAC."""
+"""Both FLOP counters agree on every product."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def agree(name: str, side: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # libraries' own talk of their random weights
 @pytest.mark.parametrize(("name", "side"), SMALL.items())
-def test_both_counters_say_the_same_of_products(name: str, side: int) -> None:
+def test_counters_agree_on_products(name: str, side: int) -> None:
     agree(name, side)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "side"), LARGE.items())
-def test_both_counters_say_the_same_of_large_families(name: str, side: int) -> None:
+def test_counters_agree_on_model_families(name: str, side: int) -> None:
     agree(name, side)
 
 
 @pytest.mark.parametrize("name", ["wrn16_2", "vgg11", "torchvision/mobilenet_v2", "timm/levit_128s"])
-def test_activations_are_those_of_fvcore_s_own_count(name: str) -> None:
+def test_activations_match_fvcore(name: str) -> None:
     side = LARGE.get(name, 32)
     net, example = build_model(name, classes=10).eval(), (torch.zeros(1, 3, side, side),)
     with silence_fvcore(), counting_mode(net):
@@ -89,7 +89,7 @@ def test_activations_are_those_of_fvcore_s_own_count(name: str) -> None:
     ("name", "gmac", "millions"),
     [("vit_medium_patch16_reg4_gap_256", 10.8, 22.6), ("vit_betwixt_patch16_reg4_gap_256", 16.5, 28.2)],
 )
-def test_transformers_cost_what_their_cards_at_timm_s_say(name: str, gmac: float, millions: float) -> None:
+def test_transformers_match_timm(name: str, gmac: float, millions: float) -> None:
     found = count_flops(build_model(f"timm/{name}", classes=1000), (torch.zeros(1, 3, 256, 256),))
     assert (round(found.macs / 1e9, 1), round((found.activations or 0) / 1e6, 1)) == (gmac, millions)
 
@@ -110,7 +110,7 @@ class Made(TorchDispatchMode):
         return answer
 
 
-def test_attention_s_scores_are_activations_however_it_runs() -> None:
+def test_attention_scores_are_activations() -> None:
     class Attention(nn.Module):
         def forward(self, x):
             return nn.functional.scaled_dot_product_attention(x, x, x)

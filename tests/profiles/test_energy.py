@@ -1,4 +1,4 @@
-"""Counters of energy: RAPL in a folder of our own, NVML by a library of our own."""
+"""Energy meters with fake RAPL files and a fake NVML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def zone(root: Path, name: str, what: str, count: int = 0, limit: int = 1_000_00
     return folder
 
 
-def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
+def test_rapl_packages_are_summed(tmp_path: Path) -> None:
     zones = [zone(tmp_path, f"intel-rapl:{i}", f"package-{i}") for i in range(2)]
     zone(tmp_path, "intel-rapl:0:0", "core")
     zone(tmp_path, "intel-rapl:2", "psys")
@@ -33,7 +33,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     assert found.read_delta() == 0
 
 
-def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
+def test_rapl_counter_may_wrap(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", count=999_000, limit=999_999)
     found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
@@ -42,7 +42,7 @@ def test_a_counter_that_starts_anew_goes_on(tmp_path: Path) -> None:
     assert found.read_delta() == pytest.approx(0.002)
 
 
-def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(tmp_path: Path) -> None:
+def test_failed_counter_gives_no_energy(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0")
     found = energy.open_energy_meter("cpu", root=tmp_path)
     assert found is not None
@@ -54,7 +54,7 @@ def test_a_counter_that_falls_silent_makes_its_lap_unknown_and_the_next_one_too(
     assert found.read_delta() == 0
 
 
-def test_nothing_readable_is_no_meter(tmp_path: Path) -> None:
+def test_unreadable_counters_are_no_meter(tmp_path: Path) -> None:
     assert energy.open_energy_meter("cpu", root=tmp_path / "gone") is None
     (zone(tmp_path, "intel-rapl:0", "package-0") / "energy_uj").unlink()
     assert energy.open_energy_meter("cpu", root=tmp_path) is None
@@ -96,7 +96,7 @@ class Library(SimpleNamespace):
         return answer
 
 
-def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
+def test_nvml_meter_reads_gpu_energy(monkeypatch) -> None:
     library = Library(nvmlDeviceGetTotalEnergyConsumption=iter([0, 1000, 3500]))
     monkeypatch.setattr(energy, "open_gpu", lambda uuid=None: NvmlDevice(library, "one"))
     found = energy.open_energy_meter("cuda")
@@ -105,7 +105,7 @@ def test_a_gpu_counts_its_own_energy(monkeypatch) -> None:
     assert found.read_delta() == pytest.approx(2.5)
 
 
-def test_a_gpu_that_does_not_count_its_energy_has_none_and_is_not_estimated(monkeypatch) -> None:
+def test_gpu_without_counter_has_no_meter(monkeypatch) -> None:
     for library in (Library(nvmlDeviceGetTotalEnergyConsumption=Refusal()), Library()):
         monkeypatch.setattr(energy, "open_gpu", lambda uuid=None, library=library: NvmlDevice(library, "one"))
         assert energy.open_energy_meter("cuda") is None
@@ -113,16 +113,20 @@ def test_a_gpu_that_does_not_count_its_energy_has_none_and_is_not_estimated(monk
     assert energy.open_energy_meter("cuda") is None
 
 
-def test_name_clock_and_why_it_is_slowed_down() -> None:
+def test_nvml_device_queries() -> None:
     mask = 0x04 | 0x20 | 0x40 | 0x01  # the last is idleness
     answers = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
     one = NvmlDevice(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
-    assert (one.read_name(), one.read_clock_mhz(), one.throttle_reason()) == ("NVIDIA H200", 1980.0, "its power limit and its temperature")
+    assert (one.read_name(), one.read_clock_mhz(), one.throttle_reason()) == (
+        "NVIDIA H200",
+        1980.0,
+        "its power limit and its temperature",
+    )
     silent = NvmlDevice(Library(), "one")
     assert (silent.read_name(), silent.read_clock_mhz(), silent.throttle_reason()) == (None, None, "")
 
 
-def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None:
+def test_gpu_is_selected_by_uuid(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
@@ -151,12 +155,12 @@ def test_the_gpu_is_found_by_its_uuid_or_where_there_is_one(monkeypatch) -> None
         ({"CUDA_VISIBLE_DEVICES": "7", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 4, None),
     ],
 )
-def test_which_gpu_cuda_counts_first_is_said_only_where_it_is_known(environment, count: int, expected) -> None:
+def test_ambiguous_first_gpu_is_none(environment, count: int, expected) -> None:
     assert select_device(environment, count) == expected
 
 
 @pytest.mark.gpu
-def test_the_gpu_here_says_its_name_and_its_clock() -> None:
+def test_real_gpu_has_name_and_clock() -> None:
     found = gpu.open_gpu()
     assert found is not None
     assert found.read_name()

@@ -1,4 +1,4 @@
-"""Counts against numbers worked out by hand, published, and of an independent counter."""
+"""FLOP counts against formulas, publications and an independent counter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wrn_macs(depth: int, width: int, classes: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "depth", "width", "giga"), [("wrn40_2", 40, 2, 0.329), ("wrn16_1", 16, 1, 0.027)])
-def test_wide_resnets_cost_what_the_paper_and_the_formula_say(name: str, depth: int, width: int, giga: float) -> None:
+def test_wide_resnets_match_the_formula(name: str, depth: int, width: int, giga: float) -> None:
     found = count_flops(build_model(name, classes=100), image())
     assert found.macs == pytest.approx(giga * 1e9, rel=0.01)
     assert found.macs_torch == wrn_macs(depth, width, 100)
@@ -36,7 +36,7 @@ def test_wide_resnets_cost_what_the_paper_and_the_formula_say(name: str, depth: 
     assert found.unsupported == {}
 
 
-def test_resnet50_costs_what_is_published_and_both_counters_agree() -> None:
+def test_resnet50_matches_published_count() -> None:
     found = count_flops(torchvision.resnet50(weights=None), image(224))
     assert found.macs == pytest.approx(4.14e9, rel=0.01)
     assert found.flops == 2 * found.macs
@@ -45,7 +45,7 @@ def test_resnet50_costs_what_is_published_and_both_counters_agree() -> None:
     assert found.unsupported == {}
 
 
-def test_attention_is_counted_however_it_is_called() -> None:
+def test_attention_is_counted_in_all_forms() -> None:
     heads, tokens, width = 4, 10, 32
     layer = nn.MultiheadAttention(width, heads, batch_first=True).eval()
 
@@ -64,7 +64,7 @@ def test_attention_is_counted_however_it_is_called() -> None:
     assert found.unsupported == {}
 
 
-def test_products_that_fvcore_does_not_know_are_counted() -> None:
+def test_products_unknown_to_fvcore_are_counted() -> None:
     class Products(nn.Module):
         def forward(self, x):
             return torch.baddbmm(x, x, x).sum() + torch.mv(x[0], x[0, 0]).sum()
@@ -72,7 +72,7 @@ def test_products_that_fvcore_does_not_know_are_counted() -> None:
     assert count_flops(Products(), (torch.zeros(2, 6, 6),)).macs == 2 * 6 * 6 * 6 + 6 * 6
 
 
-def test_an_operator_that_nobody_can_count_is_named() -> None:
+def test_uncountable_operator_is_reported() -> None:
     class Solver(nn.Module):
         def forward(self, x):
             return torch.linalg.inv(x) @ x
@@ -82,13 +82,13 @@ def test_an_operator_that_nobody_can_count_is_named() -> None:
     assert found.macs == 64
 
 
-def test_shared_parameters_are_counted_once_and_their_work_twice() -> None:
+def test_shared_parameters_are_counted_once() -> None:
     linear = nn.Linear(8, 8, bias=False)
     found = count_flops(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
     assert (found.params, found.macs) == (64, 128)
 
 
-def test_the_mode_of_each_part_is_restored() -> None:
+def test_counting_restores_modes() -> None:
     norm = nn.BatchNorm2d(4).eval()
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten())
     before = {name: value.clone() for name, value in norm.state_dict().items()}
@@ -97,14 +97,14 @@ def test_the_mode_of_each_part_is_restored() -> None:
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
 
-def test_products_need_no_memory_on_the_meta_device() -> None:
+def test_products_on_the_meta_device() -> None:
     with torch.device("meta"):
         net, example = build_model("wrn40_2", classes=100), image()
     assert count_products(net, example) == wrn_macs(40, 2, 100)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_program_that_fvcore_cannot_trace_is_counted_by_torch_and_says_so() -> None:
+def test_untraceable_program_is_counted_by_torch() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
     script = torch.jit.trace(net, image(8))
     assert isinstance(script, nn.Module)

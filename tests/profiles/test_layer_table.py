@@ -1,4 +1,4 @@
-"""The table of layers: every operation stands in it once, however modules are shared, called or nested."""
+"""Layer tables of shared, nested and called modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows(net: nn.Module, x: Tensor) -> dict[str, Layer]:
     return {layer.path: layer for layer in count_flops(net, (x,)).layers}
 
 
-def test_work_stands_where_it_was_called_from() -> None:
+def test_operations_belong_to_their_caller() -> None:
     found = rows(Shared(), torch.zeros(2, 4))
     assert {path: (row.macs, row.calls) for path, row in found.items()} == {
         "": (4 * 32 + 16, 1),
@@ -47,7 +47,7 @@ def test_work_stands_where_it_was_called_from() -> None:
     assert (found[""].own_macs, found[""].own_activations) == (16, 4)
 
 
-def test_shared_parameters_are_counted_in_the_first_row_and_named_in_the_others() -> None:
+def test_shared_parameters_in_layer_table() -> None:
     found = rows(Shared(), torch.zeros(2, 4))
     assert {path: (row.params, row.shared_params) for path, row in found.items() if row.params + row.shared_params} == {
         "": (20 + 16 + 10, 0),
@@ -68,7 +68,7 @@ def test_tied_weights_are_counted_once() -> None:
     assert found["1"].macs == 16
 
 
-def test_every_parent_has_what_its_children_have_and_its_own() -> None:
+def test_parent_totals_include_children() -> None:
     found = rows(build_model("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
     for path, row in found.items():
         below = [other for name, other in found.items() if name and name.rpartition(".")[0] == path]
@@ -77,7 +77,7 @@ def test_every_parent_has_what_its_children_have_and_its_own() -> None:
         assert row.activations == row.own_activations + sum(other.activations for other in below)
 
 
-def test_what_is_run_by_another_way_than_a_call_belongs_to_the_caller() -> None:
+def test_direct_forward_belongs_to_caller() -> None:
     class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -90,7 +90,7 @@ def test_what_is_run_by_another_way_than_a_call_belongs_to_the_caller() -> None:
     assert (found[""].own_macs, found["one"].calls, found["one"].macs, found["two"].macs) == (32, 0, 0, 0)
 
 
-def test_a_layer_of_somebody_else_stands_at_its_own_place() -> None:
+def test_foreign_layer_keeps_its_path() -> None:
     class Caller(nn.Module):
         def __init__(self, other: nn.Module) -> None:
             super().__init__()
@@ -104,7 +104,7 @@ def test_a_layer_of_somebody_else_stands_at_its_own_place() -> None:
     assert {path: (row.macs, row.calls) for path, row in found.items()} == {"": (32, 1), "0": (0, 1), "1": (32, 2)}
 
 
-def test_the_table_is_cut_by_depth_and_by_part() -> None:
+def test_layer_table_limits() -> None:
     found = count_flops(build_model("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
     assert [layer.path for layer in limit_depth(found, 1) if layer.has_cost] == [
         "", "conv1", "block1", "block2", "block3", "bn", "fc",
@@ -115,14 +115,14 @@ def test_the_table_is_cut_by_depth_and_by_part() -> None:
     assert all(layer.path in ("", "0", "1") for layer in limit_depth(part, 1))
 
 
-def test_a_program_that_cannot_be_traced_has_no_layers() -> None:
+def test_untraceable_program_has_no_layers() -> None:
     script = torch.jit.trace(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
     assert isinstance(script, nn.Module)
     found = count_flops(script, (torch.zeros(1, 4),))
     assert (found.layers, found.activations, found.products) == ((), None, 16)
 
 
-def test_a_network_is_left_as_it_was() -> None:
+def test_counting_removes_hooks() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].weight.requires_grad_(False)
     count_flops(net, (torch.zeros(1, 4),))

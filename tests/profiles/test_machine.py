@@ -1,4 +1,4 @@
-"""The description of the machine: useful, and nobody's business beside it."""
+"""Description of the machine."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from profiles.latency import machine
 from profiles.latency.machine import GpuInfo, describe_machine, parse_gpu
 
 
-def test_the_description_is_json_and_names_what_matters() -> None:
+def test_machine_description_is_json() -> None:
     found = json.loads(json.dumps(describe_machine()))
     assert found["cores"] >= 1
     assert found["cpu"]
     assert {"python", "torch", "onnxruntime"} <= set(found["versions"])
 
 
-def test_neither_host_nor_user_nor_folder_is_in_it() -> None:
+def test_machine_description_is_anonymous() -> None:
     text = json.dumps(describe_machine())
     assert str(Path.home()) not in text
     assert not platform.node() or platform.node() not in text
     assert getpass.getuser() == "root" or getpass.getuser() not in text
 
 
-def test_one_line_of_the_driver_tool_becomes_a_gpu_and_noise_does_not() -> None:
+def test_parse_gpu_line() -> None:
     line = "NVIDIA H200, 143771, 570.86.15, 9.0"
     assert parse_gpu(line) == GpuInfo("NVIDIA H200", 143771 * 2**20, "570.86.15", "9.0")
     assert parse_gpu("No devices were found") is None
 
 
-def test_describing_imports_nothing_heavy() -> None:
+def test_machine_description_imports_no_torch() -> None:
     code = "import sys, profiles.latency.machine as m; m.describe_machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -49,7 +49,7 @@ def processors(root: Path, clocks: dict[int, int], governor: str = "performance"
     return root
 
 
-def test_clock_and_governor_are_those_of_the_processors_that_may_be_used(monkeypatch, tmp_path) -> None:
+def test_clock_of_usable_processors(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1, 2}, raising=False)
     root = processors(tmp_path, {0: 4_000_000, 1: 2_400_000, 2: 2_600_000})
     assert machine.clock_mhz(root=root) == 2600
@@ -58,7 +58,7 @@ def test_clock_and_governor_are_those_of_the_processors_that_may_be_used(monkeyp
     assert machine.cpu_governor(root) == "performance and powersave"
 
 
-def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
+def test_unknown_clock_is_none(tmp_path) -> None:
     assert machine.clock_mhz(root=tmp_path) is None
     assert machine.cpu_governor(tmp_path) is None
 
@@ -72,13 +72,13 @@ def test_a_machine_that_does_not_tell_its_clock_has_none(tmp_path) -> None:
         ("Apple M2", "Apple M2"),
     ],
 )
-def test_a_short_name_is_without_marks_clock_and_cores(monkeypatch, full: str, short: str) -> None:
+def test_cpu_name_is_cleaned(monkeypatch, full: str, short: str) -> None:
     monkeypatch.setattr(machine, "cpu_model", lambda: full)
     monkeypatch.setattr(machine, "available_cores", lambda: 2)
     assert machine.device_name() == f"{short}, 2 cores"
 
 
-def test_the_name_of_what_computes_on_a_gpu_is_the_gpus(monkeypatch) -> None:
+def test_device_name_of_gpu(monkeypatch) -> None:
     monkeypatch.setattr(machine, "open_gpu", lambda uuid=None: None)
     monkeypatch.setattr(machine, "list_gpus", lambda: (GpuInfo("NVIDIA T4", 1, "1", "7.5"),))
     assert machine.device_name("cuda") == machine.device_name("tensorrt") == "NVIDIA T4"

@@ -1,4 +1,4 @@
-"""The cost of single operators, worked out by hand, and by PyTorch's counter where that knows them."""
+"""MACs of single operators against formulas and PyTorch's counter."""
 
 from __future__ import annotations
 
@@ -72,27 +72,27 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_of_every_kind(name: str) -> None:
+def test_convolution_macs(name: str) -> None:
     net, macs = CONVOLUTIONS[name]
     found = count_flops(net, (IMAGE,))
     assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_of_every_kind(name: str) -> None:
+def test_product_macs(name: str) -> None:
     call, macs = PRODUCTS[name]
     found = count_flops(Does(call), (X,))
     assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_only_fvcore_counts(name: str) -> None:
+def test_operators_only_fvcore_counts(name: str) -> None:
     net, macs = OTHERS[name]
     found = count_flops(net, (IMAGE,))
     assert (found.macs, found.macs_torch, found.unsupported, found.products) == (macs, 0, {}, 0)
 
 
-def test_deformed_convolutions_are_counted_although_torch_s_counter_does_not_know_them() -> None:
+def test_deformable_convolution_macs() -> None:
     from torchvision.ops import DeformConv2d
 
     class Deformed(nn.Module):
@@ -108,7 +108,7 @@ def test_deformed_convolutions_are_counted_although_torch_s_counter_does_not_kno
 
 
 @pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
-def test_recurrent_layers_are_counted_however_they_run(layer: type, gates: int) -> None:
+def test_recurrent_macs(layer: type, gates: int) -> None:
     class Read(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -124,23 +124,23 @@ def test_recurrent_layers_are_counted_however_they_run(layer: type, gates: int) 
 
 
 @pytest.mark.parametrize("path", [None, [0, 1, 0, 1], [1, 2, 0, 1]])
-def test_a_chain_of_three_is_contracted_in_the_order_of_its_path(path: list[int] | None) -> None:
+def test_einsum_follows_its_path(path: list[int] | None) -> None:
     i, j, k, m = 3, 7, 5, 2
     left_first, right_first = i * j * k + i * k * m, j * k * m + i * j * m
     found = contraction_macs("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
     assert found == (right_first if path == [1, 2, 0, 1] else left_first)
 
 
-def test_an_equation_without_an_arrow_keeps_the_letters_that_stand_once() -> None:
+def test_einsum_without_arrow() -> None:
     assert contraction_macs("ij,jk", [[3, 7], [7, 5]], [3, 5], None) == 3 * 7 * 5
 
 
-def test_three_operands_with_an_ellipsis_are_not_guessed() -> None:
+def test_einsum_with_ellipsis_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="ellipsis among 3 operands"):
         contraction_macs("...ij,jk,kl->...il", [[3, 3], [3, 3], [3, 3]], [3, 3], None)
 
 
-def test_a_function_with_its_own_gradient_hides_nothing_in_silence() -> None:
+def test_autograd_function_is_reported() -> None:
     class Own(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -151,7 +151,7 @@ def test_a_function_with_its_own_gradient_hides_nothing_in_silence() -> None:
     assert (found.products, found.macs_torch) == (0, 3 * 4 * 5 * 4)
 
 
-def test_in_place_operators_are_as_free_as_their_twins() -> None:
+def test_in_place_operators_are_free() -> None:
     assert is_free("aten::add_")
     assert is_free("prim::Constant")
     assert not is_free("prim::PythonOp.Own")

@@ -191,14 +191,14 @@ def assert_needs_nothing_else(html: str) -> None:
             assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
 
 
-def test_markdown_is_as_it_always_was(tmp_path: Path, picture: Path):
+def test_markdown_golden_file(tmp_path: Path, picture: Path):
     _, markdown, _ = report(
         tmp_path, [TEACHER, MOSAIC, PLAIN], title="Fashion", images={"Mosaics": picture}, notes=["One seed."], commands=["make demo"]
     )  # fmt: skip
     assert markdown == GOLDEN
 
 
-def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, picture: Path):
+def test_page_has_tables_and_images(tmp_path: Path, picture: Path):
     html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], images={"Mosaics": picture})
     page = Page(html)
     for words in ("80.50 %", "0.0500", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
@@ -215,7 +215,7 @@ def test_the_page_holds_the_tables_the_charts_and_the_pictures(tmp_path: Path, p
     assert len(ids) == len(set(ids))
 
 
-def test_the_numbers_for_programs_are_the_ones_of_the_records(tmp_path: Path):
+def test_json_has_the_records(tmp_path: Path):
     _, _, found = report(tmp_path, [TEACHER, MOSAIC, PLAIN])
     assert found["best"] == "MosaicKD wrn16_1"
     student = found["records"][1]
@@ -230,7 +230,7 @@ def test_the_numbers_for_programs_are_the_ones_of_the_records(tmp_path: Path):
 NASTY = "<script>alert(1)</script>|`a` $x_1$ \"'&amp; ![x](http:y) \n# 漢字 \x07\ud800"
 
 
-def test_whatever_things_are_named_they_stay_text(tmp_path: Path, picture: Path):
+def test_report_escapes_names(tmp_path: Path, picture: Path):
     records = [
         replace(TEACHER, name="T" + NASTY, machine={NASTY: NASTY}, versions={NASTY: NASTY}, architecture=NASTY),
         replace(MOSAIC, name=NASTY, method=NASTY, metrics={"accuracy": 0.5, NASTY: 0.1}, unsupported={NASTY: 2},
@@ -253,7 +253,7 @@ def test_whatever_things_are_named_they_stay_text(tmp_path: Path, picture: Path)
     json.loads(paths["json"].read_text())
 
 
-def test_the_charts_are_files_for_the_markdown_that_name_every_model(tmp_path: Path):
+def test_chart_files_name_every_model(tmp_path: Path):
     write_report(tmp_path, [TEACHER, MOSAIC, PLAIN])
     drawn = (tmp_path / "report_flops.svg").read_text()
     for name in ("Teacher", "MosaicKD wrn16_1", "KD wrn16_1", "GFLOP per image", "accuracy", "Pareto-optimal"):
@@ -263,19 +263,19 @@ def test_the_charts_are_files_for_the_markdown_that_name_every_model(tmp_path: P
     assert "var(--" not in drawn
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path, picture: Path):
+def test_report_is_reproducible(tmp_path: Path, picture: Path):
     both = [write_report(tmp_path / name, [TEACHER, MOSAIC], images={"a": picture}).files for name in "ab"]
     assert both[0]["html"].read_bytes() == both[1]["html"].read_bytes()
 
 
-def test_no_records_are_a_report_that_says_so(tmp_path: Path):
+def test_report_without_records(tmp_path: Path):
     html, markdown, found = report(tmp_path, [])
     assert "There are no results yet." in html
     assert markdown == "# Compression report\n\nThere are no results yet.\n"
     assert found["records"] == []
 
 
-def test_what_was_not_measured_is_missing_and_not_zero(tmp_path: Path):
+def test_unmeasured_values_are_missing(tmp_path: Path):
     bare = [
         Record("A"),
         Record("B", "student", metrics={"miou": 0.4}),
@@ -292,13 +292,13 @@ def test_what_was_not_measured_is_missing_and_not_zero(tmp_path: Path):
     assert one[2]["summary"] == "A reaches 50.0 % accuracy. It costs 1.00e-08 GFLOP."
 
 
-def test_a_student_that_costs_more_is_said_to_cost_more(tmp_path: Path):
+def test_savings_may_be_negative(tmp_path: Path):
     large = replace(MOSAIC, macs=200_000_000, flops=400_000_000, latencies=[latency(4.0)])
     _, _, found = report(tmp_path, [TEACHER, large])
     assert "with 2× more MACs, 4× fewer parameters and 2× higher latency" in found["summary"]
 
 
-def test_only_latencies_of_one_setting_are_compared():
+def test_latencies_of_one_setting_are_compared():
     records = [replace(TEACHER, latencies=[latency(2.0, threads=2)]), MOSAIC, PLAIN]
     comparison = Comparison(records)
     assert comparison.setting is not None
@@ -306,7 +306,7 @@ def test_only_latencies_of_one_setting_are_compared():
     assert [comparison.speedup(record) for record in records] == [None, None, None]
 
 
-def test_with_two_teachers_a_student_is_compared_with_the_one_its_run_names(tmp_path: Path):
+def test_student_is_compared_with_its_teacher(tmp_path: Path):
     other = replace(TEACHER, name="Other", metrics={"accuracy": 0.5})
     lost, found = replace(MOSAIC, name="lost"), replace(MOSAIC, run={"teacher": "Other"})
     comparison = Comparison([TEACHER, other, lost, found])
@@ -315,7 +315,7 @@ def test_with_two_teachers_a_student_is_compared_with_the_one_its_run_names(tmp_
     assert any("several teachers" in caveat for caveat in report(tmp_path, comparison.records)[2]["caveats"])
 
 
-def test_a_run_is_told_once_whatever_files_were_made_of_its_student():
+def test_runs_table_has_each_run_once():
     int8 = replace(MOSAIC, format="onnx", precision="int8")
     made = runs_table(Comparison([TEACHER, MOSAIC, int8]))
     assert made is not None
@@ -325,7 +325,7 @@ def test_a_run_is_told_once_whatever_files_were_made_of_its_student():
     assert len(alone.rows) == 1
 
 
-def test_what_makes_numbers_doubtful_is_said(tmp_path: Path):
+def test_report_caveats(tmp_path: Path):
     doubtful = replace(
         MOSAIC, unsupported={"aten::odd": 3}, macs_torch=10_000_000, latencies=[latency(1.0, load_before=5.0, machine="Other")], machine={"cores": 2, "cpu": "Other"}
     )  # fmt: skip
@@ -339,7 +339,7 @@ def test_what_makes_numbers_doubtful_is_said(tmp_path: Path):
         assert words in caveats
 
 
-def test_a_picture_that_cannot_be_read_is_a_caveat(tmp_path: Path, picture: Path):
+def test_unreadable_image_is_a_caveat(tmp_path: Path, picture: Path):
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:200])
     (tmp_path / "text.png").write_text("no picture")
     wrong = {
@@ -353,7 +353,7 @@ def test_a_picture_that_cannot_be_read_is_a_caveat(tmp_path: Path, picture: Path
     assert sum("could not be read" in caveat for caveat in found["caveats"]) == 4
 
 
-def test_a_huge_picture_is_made_smaller(tmp_path: Path):
+def test_large_image_is_reduced(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 255, (1500, 3000, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=1)
     html, _, _ = report(tmp_path, [MOSAIC], images={"noise": tmp_path / "noise.png"})
@@ -363,7 +363,7 @@ def test_a_huge_picture_is_made_smaller(tmp_path: Path):
         assert embedded.size == (1400, 700)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+def test_unwritable_report_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"report\.html: cannot be written"):
         write_report(tmp_path / "file", [MOSAIC])
@@ -375,7 +375,7 @@ def is_beaten(points: list[tuple[float, float]], i: int) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_pareto_is_what_brute_force_finds(seed: int):
+def test_pareto_matches_brute_force(seed: int):
     rng = random.Random(seed)
     for _ in range(20):
         points = [(float(rng.randrange(6)), float(rng.randrange(6))) for _ in range(rng.randrange(12))]
@@ -384,7 +384,7 @@ def test_pareto_is_what_brute_force_finds(seed: int):
         assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
 
-def test_many_models_are_drawn_without_names_on_top_of_each_other(tmp_path: Path):
+def test_labels_do_not_overlap(tmp_path: Path):
     rng = random.Random(0)
     many = [
         replace(MOSAIC, name=f"model {i}", method=f"method {i % 8}", flops=int(10 ** rng.uniform(6, 10)), metrics={"accuracy": rng.random()})
@@ -395,7 +395,7 @@ def test_many_models_are_drawn_without_names_on_top_of_each_other(tmp_path: Path
     assert all(f">{name}</text>" in drawn for name in found["pareto"]["flops"])
 
 
-def test_numbers_are_written_as_people_read_them():
+def test_number_formats():
     assert [format_count(n) for n in (0, 999, 999.9, 1000, 175_994, 23_500_000, 2e9)] == [
         "0",
         "999",
@@ -413,7 +413,14 @@ def test_numbers_are_written_as_people_read_them():
         "1234",
         "",
     ]
-    assert [format_factor(n) for n in (0.5, 4.0, 9.23, 12.34, 123.4, None)] == ["0.5×", "4×", "9.2×", "12.3×", "123×", ""]
+    assert [format_factor(n) for n in (0.5, 4.0, 9.23, 12.34, 123.4, None)] == [
+        "0.5×",
+        "4×",
+        "9.2×",
+        "12.3×",
+        "123×",
+        "",
+    ]
     assert [format_duration(n) for n in (5, 99, 240, 7199, 7200, 36_660, None)] == [
         "5.00 s",
         "99.0 s",
@@ -426,13 +433,13 @@ def test_numbers_are_written_as_people_read_them():
     assert format_percent(0.81425) == "81.42 %"
 
 
-def test_markdown_cells_and_blocks_cannot_be_broken_out_of():
+def test_markdown_is_escaped():
     assert escape_markdown("a|b\n<i> *x* _y_ z_1 `c` [d](e) \\") == r"a\|b &lt;i&gt; \*x\* \_y\_ z_1 \`c\` \[d\](e) \\"
     assert escape_markdown("# a") == r"\# a"
     assert fence_code(["a ``` b"]) == "````console\na ``` b\n````"
 
 
-def test_the_command_joins_runs_and_prints_where_the_report_is(tmp_path: Path):
+def test_report_command(tmp_path: Path):
     from compress.cli.report import report as command
 
     append_records(tmp_path / "a", [TEACHER, MOSAIC])

@@ -1,4 +1,4 @@
-"""MLPerf's LoadGen over naps of known length: each scenario by its name, its verdict, and models that are no good."""
+"""LoadGen scenarios over calls of known length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lines(entries: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_scenario_bears_its_name_and_its_numbers_are_loadgens(scenario: Scenario) -> None:
+def test_scenario_numbers_are_loadgens(scenario: Scenario) -> None:
     rules = ScenarioSettings(scenario, duration_s=0.3, latency_bound_ms=1000 if scenario == "Server" else None)
     found = run_scenario(nap(batch=1 if scenario == "SingleStream" else 4), rules, load_before=0.25)
     assert (found.scenario, found.runtime, found.submission_length) == (scenario, "nap", False)
@@ -44,19 +44,19 @@ def test_a_scenario_bears_its_name_and_its_numbers_are_loadgens(scenario: Scenar
     assert found.runs == 1 if scenario == "Offline" else found.runs > 1
 
 
-def test_server_asks_for_as_many_images_as_it_is_told_to_and_misses_a_bound_that_nobody_can_keep() -> None:
+def test_server_misses_an_impossible_bound() -> None:
     found = run_scenario(nap(ms=5), ScenarioSettings("Server", duration_s=0.3, target_qps=40, latency_bound_ms=1))
     assert (found.target_qps, found.latency_bound_ms, found.valid) == (40, 1, False)
     assert "exceeded the latency bound" in found.invalid_reason
 
 
-def test_too_few_queries_are_not_valid_and_loadgen_says_how_many_it_needs() -> None:
+def test_too_few_queries_are_invalid() -> None:
     found = run_scenario(nap(ms=10), ScenarioSettings("MultiStream", duration_s=0.2))
     assert found.valid is False
     assert "at least 662 queries" in found.invalid_reason
 
 
-def test_a_model_that_fails_is_one_sentence() -> None:
+def test_failing_model_is_an_error() -> None:
     for scenario in SCENARIOS:
         with pytest.raises(ScenarioError) as caught:
             run_scenario(nap(fails_at=200, ms=1), ScenarioSettings(scenario, duration_s=0.3))
@@ -64,14 +64,14 @@ def test_a_model_that_fails_is_one_sentence() -> None:
         assert str(caught.value) == text
 
 
-def test_a_model_that_dies_or_hangs_does_not_take_us_with_it() -> None:
+def test_crashing_or_hanging_model_is_an_error() -> None:
     with pytest.raises(ScenarioError, match=r"SingleStream: the process .* ended by SIGKILL"):
         run_scenario(nap(fails_at=3, how="dies"), ScenarioSettings("SingleStream", duration_s=0.3))
     with pytest.raises(ScenarioError, match="completed no query for 2 s"):
         run_scenario(nap(fails_at=3, how="hangs"), ScenarioSettings("SingleStream", duration_s=0.3), timeout_s=2)
 
 
-def test_a_model_that_does_not_open_is_told_in_its_own_words() -> None:
+def test_loading_error_keeps_its_message() -> None:
     with pytest.raises(ScenarioError, match=r"^Offline: the file is not there\.$"):
         run_scenario(CandidateSpec("for_loadgen:refused"), ScenarioSettings("Offline"))
     with pytest.raises(ScenarioError, match="AttributeError"):
@@ -80,13 +80,13 @@ def test_a_model_that_does_not_open_is_told_in_its_own_words() -> None:
         run_scenario(nap(batch=4), ScenarioSettings("SingleStream"))
 
 
-def test_without_loadgen_it_says_what_to_install(monkeypatch) -> None:
+def test_missing_loadgen_is_named(monkeypatch) -> None:
     monkeypatch.setattr(scenarios.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ScenarioError, match="mlcommons-loadgen"):
         run_scenario(nap(), ScenarioSettings("Offline"))
 
 
-def test_a_child_whose_parent_is_gone_ends(monkeypatch) -> None:
+def test_child_exits_with_parent(monkeypatch) -> None:
     from profiles.latency import loadgen
 
     ended: list[int] = []
@@ -112,7 +112,7 @@ class Asked:
         self.bound_ms, self.samples = found.server_target_latency_ns / 1e6, found.multi_stream_samples_per_query
 
 
-def test_the_speed_of_the_warm_up_is_what_loadgen_plans_by(tmp_path: Path) -> None:
+def test_settings_follow_the_warmup(tmp_path: Path) -> None:
     shorter = Asked(ScenarioSettings("Offline", duration_s=2.5), tmp_path)
     assert (shorter.seconds, shorter.queries, shorter.samples) == (2.5, 1, 8)
     assert shorter.offline_qps == pytest.approx(1.3 * 1000)
@@ -133,7 +133,7 @@ print(found.seconds, found.queries, found.bound_ms)
 @pytest.mark.parametrize(
     ("scenario", "queries"), [("SingleStream", 100), ("MultiStream", 662), ("Offline", 24576), ("Server", 100)]
 )
-def test_of_submission_length_are_mlperfs_own_settings(scenario: str, queries: int, tmp_path: Path) -> None:
+def test_submission_uses_mlperf_settings(scenario: str, queries: int, tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -145,14 +145,14 @@ def test_of_submission_length_are_mlperfs_own_settings(scenario: str, queries: i
     assert scenario != "Server" or float(found[2]) == 15
 
 
-def test_the_log_is_read_by_its_keys_and_a_broken_line_is_passed_over(tmp_path: Path) -> None:
+def test_log_ignores_broken_lines(tmp_path: Path) -> None:
     entries = {"result_validity": "INVALID", "result_min_duration_met": False, "early_stopping_met": True}
     (tmp_path / "mlperf_log_detail.txt").write_text(f"{lines(entries)}\n:::MLLOG {{broken\nnoise\n")
     assert parse_log(tmp_path, "Offline") == entries
     assert invalid_reason(entries) == "it ended before its minimum duration"
 
 
-def test_a_log_without_a_verdict_is_an_error(tmp_path: Path) -> None:
+def test_log_without_verdict_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"Offline \(its log has no verdict\)"):
         parse_log(tmp_path, "Offline")
     (tmp_path / "mlperf_log_detail.txt").write_text(lines({"error_invalid_config": "no such file"}))
@@ -160,7 +160,7 @@ def test_a_log_without_a_verdict_is_an_error(tmp_path: Path) -> None:
         parse_log(tmp_path, "Offline")
 
 
-def test_a_query_of_eight_has_latencies_of_its_own_and_eight_images() -> None:
+def test_multi_stream_latency_is_per_query() -> None:
     keys = {f"result_{p}.00_percentile_per_query_latency_ns": 8e6 + p for p in (50, 90, 99)}
     images = {f"result_{p}.00_percentile_latency_ns": 1e6 for p in (50, 90, 99)}
     rest = {"result_mean_query_latency_ns": 10e6, "result_query_count": 5, "result_validity": "VALID"}
@@ -170,7 +170,7 @@ def test_a_query_of_eight_has_latencies_of_its_own_and_eight_images() -> None:
     assert (found["runs"], found["valid"], found["invalid_reason"]) == (5, True, "")
 
 
-def test_nothing_is_left_behind(monkeypatch, tmp_path: Path) -> None:
+def test_scenario_leaves_no_files(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run_scenario(nap(), ScenarioSettings("SingleStream", duration_s=0.1), load_before=system_load())
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The harness: what it calls and how it sums up, with a clock of our own."""
+"""Interleaved benchmarks with a manual clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import pytest
 from clockwork import Hands
 
 from profiles.latency import benchmark, machine
-from profiles.latency.benchmark import Candidate, Latency, benchmark_interleaved, time_calls
+from profiles.latency.benchmark import (
+    Candidate,
+    Latency,
+    LatencyRatio,
+    benchmark_interleaved,
+    paired_ratio,
+    pairwise_ratios,
+    time_calls,
+)
 
 
 def delays(seed: int, typical: float) -> np.ndarray:
@@ -54,7 +62,7 @@ def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
     assert found.throughput_ips == pytest.approx(batch_size * len(times) / sum(times))
 
 
-def test_percentiles_mean_deviation_and_throughput_are_those_of_the_known_delays() -> None:
+def test_statistics_match_numpy() -> None:
     hands = Hands()
     player = Player(hands, delays(0, 0.004))
     found = time_one(player, hands, batch_size=4)
@@ -63,7 +71,7 @@ def test_percentiles_mean_deviation_and_throughput_are_those_of_the_known_delays
     agrees(found, player.took[found.warmup_runs :], batch_size=4)
 
 
-def test_the_warm_up_is_left_out_however_slow_it_was() -> None:
+def test_warmup_is_not_counted() -> None:
     hands = Hands()
     slow_at_first = np.concatenate([np.linspace(0.5, 0.01, 30), np.full(9000, 0.01)])
     player = Player(hands, slow_at_first)
@@ -75,10 +83,12 @@ def test_the_warm_up_is_left_out_however_slow_it_was() -> None:
     agrees(found, player.took[found.warmup_runs :])
 
 
-def test_in_turns_each_gets_its_own_delays_without_those_at_the_start_of_a_slice() -> None:
+def test_first_calls_of_slices_are_discarded() -> None:
     hands = Hands()
     players = {name: Player(hands, delays(seed, typical)) for seed, (name, typical) in enumerate(SPEEDS.items())}
-    found = benchmark_interleaved({n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock)
+    found = benchmark_interleaved(
+        {n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock
+    )
     for name, player in players.items():
         one = found.latencies[name]
         counted = player.took[one.warmup_runs :]
@@ -90,7 +100,7 @@ def test_in_turns_each_gets_its_own_delays_without_those_at_the_start_of_a_slice
 SPEEDS = {"a": 0.003, "b": 0.006, "c": 0.012}
 
 
-def test_they_take_turns_in_a_row_that_is_reversed_every_second_time() -> None:
+def test_order_is_reversed_every_round() -> None:
     hands = Hands()
     order: list[str] = []
 
@@ -108,7 +118,7 @@ def test_they_take_turns_in_a_row_that_is_reversed_every_second_time() -> None:
         assert found[name].runs == pytest.approx(1 / typical, abs=5)
 
 
-def test_the_medians_of_the_rounds_are_in_the_order_in_which_they_passed() -> None:
+def test_round_medians_are_in_order() -> None:
     hands = Hands()
     speed = {"a": 0.01, "b": 0.02}
 
@@ -125,13 +135,13 @@ def test_the_medians_of_the_rounds_are_in_the_order_in_which_they_passed() -> No
     assert "The machine was busy" in found.latencies["a"].load_warning
 
 
-def test_it_runs_for_its_duration_and_no_less_than_the_minimum() -> None:
+def test_duration_and_minimum_runs() -> None:
     hands = Hands()
     assert time_one(hands.pass_, hands, 0.01).runs in (100, 101)
     assert time_one(hands.pass_, hands, 5.0).runs == 10
 
 
-def test_waiting_for_the_device_belongs_to_the_time() -> None:
+def test_synchronization_is_timed() -> None:
     hands = Hands()
     candidate = Candidate(hands.pass_, 0.001, synchronize=lambda: hands.pass_(0.009))
     assert time_calls(candidate, seconds=0, at_least=3, clock=hands.clock) == pytest.approx([0.01] * 3)
@@ -151,7 +161,7 @@ class Joules:
         return 10 * passed if self.laps <= self.silent_after else None
 
 
-def test_energy_is_of_the_counted_calls_and_for_an_image() -> None:
+def test_energy_is_per_image() -> None:
     hands = Hands()
     pair = {n: Candidate(hands.pass_, SPEEDS[n], batch_size=4) for n in "ab"}
     found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies
@@ -161,16 +171,20 @@ def test_energy_is_of_the_counted_calls_and_for_an_image() -> None:
     assert found["a"].energy_source == "a test"
 
 
-def test_energy_of_which_a_part_is_not_known_is_absent() -> None:
+def test_incomplete_energy_is_none() -> None:
     hands = Hands()
     pair = {n: Candidate(hands.pass_, SPEEDS[n]) for n in "ab"}
-    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies["a"]
+    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies[
+        "a"
+    ]
     assert (found.energy_mj, found.energy_source) == (None, "")
-    short = benchmark_interleaved(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies["a"]
+    short = benchmark_interleaved(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies[
+        "a"
+    ]
     assert short.energy_mj is None
 
 
-def test_what_is_known_of_the_beginning_and_the_machine_stands_beside_the_numbers(monkeypatch) -> None:
+def test_latency_has_its_environment(monkeypatch) -> None:
     hands, clocks = Hands(), iter([2000.0, 2100.0, 9999.0] * 10)
     monkeypatch.setattr(machine, "clock_mhz", lambda *_: next(clocks))
     monkeypatch.setattr(machine, "cpu_governor", lambda: "performance")
@@ -182,7 +196,7 @@ def test_what_is_known_of_the_beginning_and_the_machine_stands_beside_the_number
     assert (found.scenario, found.valid) == ("quick", None)
 
 
-def test_nothing_to_time_is_refused() -> None:
+def test_no_candidate_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
         benchmark_interleaved({})
 
@@ -192,6 +206,21 @@ def without_torch() -> Iterator[str]:
         yield f"profiles.latency.{name}"
 
 
-def test_what_is_sent_to_other_machines_needs_no_torch() -> None:
+def test_remote_modules_import_no_torch() -> None:
     code = f"import sys, {', '.join(without_torch())}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_ratio_is_paired_by_round() -> None:
+    # the machine halves its speed in the third round: each alone is off by two, their ratio is not
+    assert paired_ratio([2.0, 2.2, 4.0], [1.0, 1.0, 2.0]) == LatencyRatio(2.0, 2.0, 2.2, 3)
+
+
+def test_ratios_cover_all_pairs() -> None:
+    found = pairwise_ratios({"a": [1.0], "b": [2.0], "c": [8.0]})
+    assert {key: one.p50 for key, one in found.items()} == {("b", "a"): 2.0, ("c", "a"): 8.0, ("c", "b"): 4.0}
+
+
+def test_unequal_rounds_are_refused() -> None:
+    with pytest.raises(ValueError):
+        paired_ratio([1.0, 2.0], [1.0])

@@ -1,4 +1,4 @@
-"""When a machine is called busy."""
+"""Warnings about other load."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import pytest
 from profiles.latency.machine import load_warning
 
 
-def test_a_quiet_machine_is_not_called_busy() -> None:
+def test_idle_machine_has_no_warning() -> None:
     assert load_warning(before=0.1, after=1.9, cores=2, threads=2, p50=1.0, p90=1.1, rounds=[1.0, 1.05]) == ""
     assert load_warning() == ""
 
 
 @pytest.mark.parametrize(
-    ("signs", "said"),
+    ("signs", "datum"),
     [
         ({"before": 1.5, "cores": 2}, "load 1.5 on 2 cores before"),
-        ({"before": 0.1, "after": 1.9, "cores": 2, "threads": 1}, "load 1.9 on 2 cores after, 1 of it at most our own"),
+        ({"before": 0.1, "after": 1.9, "cores": 2, "threads": 1}, "load 1.9 on 2 cores after, 1"),
         ({"p50": 1.0, "p90": 1.5}, "p90 is 1.50 times p50"),
         ({"rounds": [1.0, 1.3, 1.1]}, "the slowest round took 1.30 times the fastest"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )
-def test_a_busy_machine_is_named_with_its_sign(signs, said: str) -> None:
-    assert load_warning(**signs) == f"The machine was busy: {said}."
+def test_load_warning_names_the_sign(signs, datum: str) -> None:
+    assert datum in load_warning(**signs)
 
 
-def test_our_own_threads_are_no_other_work() -> None:
+def test_own_threads_are_not_other_load() -> None:
     assert load_warning(before=0.0, after=2.0, cores=2, threads=None) == ""
     assert load_warning(before=0.0, after=16.0, cores=16, threads=64) == ""
 
 
-def test_a_gpu_that_was_slowed_down_is_named() -> None:
-    assert load_warning(slowed="its power limit") == "The GPU was slowed down by its power limit."
+def test_load_warning_names_throttling() -> None:
+    assert load_warning(throttle_reason="its power limit").count("its power limit") == 1

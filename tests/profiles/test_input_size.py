@@ -1,4 +1,4 @@
-"""The cost of other sizes, and what is said of it."""
+"""FLOPs by input size."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Attends(nn.Module):
         return self.head(F.scaled_dot_product_attention(places, places, places).mean(1))
 
 
-def test_the_cost_of_each_size_is_that_of_its_formula() -> None:
+def test_cost_by_size_matches_formula() -> None:
     found = count_flops_by_size(Attends(), [(4, 4), (8, 4), (16, 16)])
     assert [row.macs for row in found] == [12 * n + 8 * n * n + 16 for n in (16, 32, 256)]
     assert [row.flops for row in found] == [2 * (row.macs or 0) for row in found]
     assert [row.activations for row in found] == [4 * n + (n * n + 4 * n) + 4 for n in (16, 32, 256)]
 
 
-def test_what_is_not_proportional_to_pixels_is_named_with_its_share() -> None:
+def test_nonlinear_growth_is_described() -> None:
     base, large = count_flops_by_size(Attends(), [(4, 4), (16, 16)])
     assert describe_growth([large], base) == [
         "attention grows as pixels to the power of 2.00: 90.8% of the cost at 4x4, 99.4% at 16x16",
@@ -41,19 +41,22 @@ def test_what_is_not_proportional_to_pixels_is_named_with_its_share() -> None:
     ]
 
 
-def test_convolutions_are_proportional_to_pixels() -> None:
+def test_convolutions_are_proportional() -> None:
     base, large = count_flops_by_size(build_model("wrn16_1", classes=10), [(32, 32), (64, 32)])
     assert scaling_exponent(base.macs or 0, large.macs or 0, base.pixels, large.pixels) == pytest.approx(1, abs=1e-3)
     assert describe_growth([large], base) == []
 
 
-def test_no_exponent_between_sizes_of_the_same_pixels() -> None:
+def test_equal_pixels_have_no_exponent() -> None:
     assert scaling_exponent(5, 5, 16, 16) is None
     assert scaling_exponent(0, 5, 16, 32) is None
-    assert describe_growth([InputSizeCost((2, 8), 5, 10, 1, {"conv": 5})], InputSizeCost((4, 4), 5, 10, 1, {"conv": 5})) == []
+    assert (
+        describe_growth([InputSizeCost((2, 8), 5, 10, 1, {"conv": 5})], InputSizeCost((4, 4), 5, 10, 1, {"conv": 5}))
+        == []
+    )
 
 
-def test_a_size_that_the_network_refuses_has_a_sentence_and_stops_no_other() -> None:
+def test_refused_size_stops_no_other() -> None:
     class Choosy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             assert x.shape[2] == 8, "Expected 8 rows.\nAnd more."
@@ -64,7 +67,7 @@ def test_a_size_that_the_network_refuses_has_a_sentence_and_stops_no_other() -> 
     assert (counted.macs, counted.error) == (3 * 8 * 8 * 8, "")
 
 
-def test_an_error_without_words_is_named_by_its_kind() -> None:
+def test_error_without_message_has_its_type() -> None:
     class Silent(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError
@@ -72,11 +75,11 @@ def test_an_error_without_words_is_named_by_its_kind() -> None:
     assert count_flops_by_size(Silent(), [(4, 4)])[0].error == "the network does not accept it: ZeroDivisionError"
 
 
-def test_a_kernel_larger_than_the_image_is_a_refusal() -> None:
+def test_too_large_kernel_is_an_error() -> None:
     assert "Kernel size" in count_flops_by_size(nn.Conv2d(3, 4, 5), [(4, 4)])[0].error
 
 
-def test_a_size_that_would_not_fit_into_memory_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_size_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 1000000 kB\n")
     monkeypatch.setattr(input_size, "MEMINFO", tmp_path / "meminfo")
     row = count_flops_by_size(Attends(), [(1000, 1000)], pixel_bytes=2048)[0]
@@ -84,10 +87,12 @@ def test_a_size_that_would_not_fit_into_memory_is_not_tried(tmp_path: Path, monk
     assert "1.0 GB free" in row.error
     assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=2048)[0].macs
     monkeypatch.setattr(input_size, "MEMINFO", tmp_path / "gone")
-    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[0].macs  # a system that does not tell refuses nothing
+    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[
+        0
+    ].macs
 
 
-def test_a_program_that_cannot_be_traced_is_counted_by_torch() -> None:
+def test_untraceable_program_by_size() -> None:
     script = torch.jit.trace(nn.Conv2d(3, 4, 1).eval(), torch.zeros(1, 3, 4, 4))
     assert isinstance(script, nn.Module)
     (row,) = count_flops_by_size(script, [(4, 8)])

@@ -1,4 +1,4 @@
-"""The parts of a call on a GPU, told apart by events: marks of our own, and real ones where there is a GPU."""
+"""Stages of a GPU call, with fake and real events."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def parts(hands: Hands, order: list[str], slow: int = -1) -> GpuStages:
     return GpuStages(step("in", 0.001), step("compute", 0.005), step("out", 0.002), lambda: Mark(hands), place)
 
 
-def test_each_part_is_between_its_marks_and_given_what_the_one_before_made() -> None:
+def test_stages_are_chained_and_timed() -> None:
     hands, order = Hands(), list[str]()
     made = parts(hands, order)
     assert time_stages_once(made, "images") == pytest.approx([1.0, 5.0, 2.0])
     assert order == ["enter", "in", "compute", "out", "leave"]
 
 
-def test_medians_do_not_mind_a_slow_call_nor_the_first_ones() -> None:
+def test_stage_medians_ignore_outliers() -> None:
     found = time_stages(parts(Hands(), [], slow=30), "images")
     assert (found.copy_in_ms, found.compute_ms, found.copy_out_ms) == pytest.approx((1.0, 5.0, 2.0))
 
 
-def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_has_none() -> None:
+def test_latency_has_stage_times() -> None:
     hands = Hands()
     on_gpu = Candidate(lambda _: hands.pass_(0.01), "images", device="cuda", gpu_stages=parts(hands, []))
     plain = Candidate(lambda _: hands.pass_(0.01), "images")
@@ -74,10 +74,11 @@ def test_a_candidate_with_parts_has_them_beside_its_whole_time_and_one_without_h
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_parts_are_positive_and_no_longer_than_the_whole() -> None:
+def test_stage_times_on_a_gpu() -> None:
     from compress.cli.candidates import candidate
-    from compress.models.registry import build_network
+
     from compress.models.card import ModelCard
+    from compress.models.registry import build_network
 
     card = ModelCard("wrn16_1", 10, (32, 32))
     one = candidate(build_network(card), card, 8, provider="cuda")

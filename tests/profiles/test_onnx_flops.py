@@ -1,4 +1,4 @@
-"""The products in an exported file are those of the network that it was made from, to the last MAC."""
+"""FLOPs of ONNX files against those of the exported network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def written(path: Path, net: nn.Module, side: int, **options: object) -> Path:
 
 
 @pytest.mark.parametrize(("name", "side"), [("wrn16_1", 32), ("vgg11", 32), ("deeplab_wrn16_1", 32)])
-def test_an_exported_network_costs_what_it_did(name: str, side: int, tmp_path: Path) -> None:
+def test_exported_network_has_same_macs(name: str, side: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = build_model(name, classes=10)
     path = written(tmp_path / "net.onnx", net, side)
@@ -50,7 +50,7 @@ def test_an_exported_network_costs_what_it_did(name: str, side: int, tmp_path: P
     assert set(found.weights_by_type) == {"FLOAT"}
 
 
-def test_products_of_every_kind_and_a_size_that_the_file_leaves_open(tmp_path: Path) -> None:
+def test_open_image_size(tmp_path: Path) -> None:
     net = Everything()
     path = written(tmp_path / "net.onnx", net, 16, dynamic_size=True)
     model = onnx.load(path)
@@ -63,12 +63,12 @@ def test_products_of_every_kind_and_a_size_that_the_file_leaves_open(tmp_path: P
         count_onnx_flops(path, model)
 
 
-def test_a_file_of_several_images_is_counted_for_one_and_takes_no_other_size(tmp_path: Path) -> None:
+def test_fixed_batch_is_counted_per_image(tmp_path: Path) -> None:
     net = build_model("wrn16_1", classes=10).eval()
     path = tmp_path / "net.onnx"
     export_onnx(net, torch.rand(4, 3, 16, 16), path, exporter="torchscript", dynamic_batch=False)
     assert count_onnx_flops(path, onnx.load(path)).macs == count_products(net, (torch.zeros(1, 3, 16, 16),))
-    with pytest.raises(OnnxCostError, match="32x32.*16x16"):
+    with pytest.raises(OnnxCostError, match=r"32x32.*16x16"):
         count_onnx_flops(path, onnx.load(path), (32, 32))
 
 
@@ -89,7 +89,7 @@ def saved(model: ModelProto, path: Path) -> tuple[Path, ModelProto]:
     return path, model
 
 
-def test_int8_weights_are_read_through_their_scales(tmp_path: Path) -> None:
+def test_int8_weights(tmp_path: Path) -> None:
     weights = {"w": np.ones((4, 3, 3, 3), np.int8), "s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wide"]),
@@ -116,7 +116,7 @@ def test_einsum_gemm_and_integer_products(tmp_path: Path) -> None:
     assert found.params == 6 + 80  # shapes are no weights
 
 
-def test_a_branch_costs_what_ran(tmp_path: Path) -> None:
+def test_only_the_taken_branch_counts(tmp_path: Path) -> None:
     def branch(name: str, weight: str) -> onnx.GraphProto:
         node = helper.make_node("Conv", ["x", weight], [name])
         return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
@@ -134,7 +134,7 @@ def test_a_branch_costs_what_ran(tmp_path: Path) -> None:
     assert found.by_operator == {"Conv": 6 * 64}
 
 
-def test_what_may_hide_products_is_named(tmp_path: Path) -> None:
+def test_uncounted_operators_are_reported(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("FusedConv", ["x", "w"], ["c"], domain="com.microsoft", activation="Relu"),
         helper.make_node("Gelu", ["c"], ["y"], domain="com.microsoft"),
@@ -143,7 +143,7 @@ def test_what_may_hide_products_is_named(tmp_path: Path) -> None:
     assert (found.macs, found.unsupported) == (0, {"com.microsoft.FusedConv": 1})
 
 
-def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
+def test_file_without_images_is_refused(tmp_path: Path) -> None:
     odd = graph([helper.make_node("Identity", ["x"], ["y"])], {}, kind=TensorProto.INT64)
     with pytest.raises(OnnxCostError, match=r"x tensor\(int64\)"):
         count_onnx_flops(*saved(odd, tmp_path / "odd.onnx"))
@@ -153,7 +153,7 @@ def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
         count_onnx_flops(path, odd)
 
 
-def test_an_image_too_small_for_the_graph_is_one_sentence(tmp_path: Path) -> None:
+def test_too_small_image_is_an_error(tmp_path: Path) -> None:
     model = graph([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": np.zeros((4, 3, 9, 9), np.float32)})
     with pytest.raises(OnnxCostError, match=r"^(the file does not run|ONNX Runtime does not load the file)[^\n]*$"):
         count_onnx_flops(*saved(model, tmp_path / "large.onnx"))

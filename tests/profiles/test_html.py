@@ -162,7 +162,7 @@ def expected(place: int, limits: dict[str, float], tolerance: float) -> int | No
 # the file
 
 
-def test_the_charts_library_is_the_one_that_its_readme_and_the_notice_name():
+def test_plotly_matches_its_notice():
     line = next(t for t in (PLOTLY.parent / "README.md").read_text().splitlines() if PLOTLY.name in t)
     _, name, version, licence, digest = (part.strip() for part in line.strip("|").split("|"))
     assert hashlib.sha256(PLOTLY.read_bytes()).hexdigest() == digest
@@ -172,7 +172,7 @@ def test_the_charts_library_is_the_one_that_its_readme_and_the_notice_name():
     assert "MIT License" in (PLOTLY.parent / "LICENSE").read_text()
 
 
-def test_the_page_without_data_is_below_3_mb_and_names_nothing_that_a_browser_would_fetch():
+def test_empty_page_is_small():
     html = render_page(create_page_data([]))
     assert len(html.encode()) < 3e6
     ours = html.replace(read_plotly(), "")
@@ -180,13 +180,13 @@ def test_the_page_without_data_is_below_3_mb_and_names_nothing_that_a_browser_wo
     assert "http" not in ours.replace("http-equiv", "")
 
 
-def test_ten_thousand_models_would_stay_below_10_mb():
+def test_large_page_stays_small():
     """Measured whole by benchmarks/report_size.py; here by what each further model adds."""
     few, more = (len(render_page(create_page_data(create_records(n))).encode()) for n in (200, 800))
     assert few + (10_000 - 200) * (more - few) / (800 - 200) < 10e6
 
 
-def test_the_policy_allows_these_very_scripts_and_no_connection():
+def test_policy_allows_only_own_scripts():
     found = re.search(r'Content-Security-Policy" content="([^"]+)"', HTML)
     assert found
     content = found[1].replace("&#39;", "'")
@@ -197,7 +197,7 @@ def test_the_policy_allows_these_very_scripts_and_no_connection():
     assert base64.b64encode(hashlib.sha256(scripts[1].encode()).digest()).decode() in content
 
 
-def test_json_in_a_page_can_neither_end_its_element_nor_change():
+def test_script_json_is_escaped():
     value = {"name": "</script><!--&\u2028\u2029\ud800", "n": [1, 2.5, None, True]}
     text = script_json(value)
     assert not set("<>&\u2028\u2029") & set(text)
@@ -220,7 +220,7 @@ def test_rows_are_packed_by_columns():
 # what is shown
 
 
-def test_the_first_rows_are_there_without_javascript_and_are_those_that_scripts_write(open_page):
+def test_initial_rows_match_the_scripts(open_page):
     still = open_page(java_script_enabled=False)
     assert still.locator("#pick-why").inner_text() == DATA["summary"]
     assert "Without JavaScript" in still.locator("noscript").inner_text()
@@ -238,7 +238,7 @@ def test_the_first_rows_are_there_without_javascript_and_are_those_that_scripts_
     assert still.locator("#table thead th").evaluate_all(heads) == live.locator("#table thead th").evaluate_all(heads)
 
 
-def test_every_model_with_a_number_is_a_point_and_the_front_is_drawn(open_page):
+def test_every_model_is_a_point(open_page):
     tab = open_page()
     draw_all(tab)
     optimal = pareto_fronts(ROWS, DATA["setting"])
@@ -258,7 +258,7 @@ def test_every_model_with_a_number_is_a_point_and_the_front_is_drawn(open_page):
     assert [ROWS[i]["role"] for i in stars] == ["teacher"]
 
 
-def test_training_and_classes_are_drawn_and_told_in_numbers(open_page):
+def test_curves_and_classes_are_drawn(open_page):
     tab = open_page()
     draw_all(tab)
     assert tab.locator("#chart-training .scatterlayer .trace").count() == len(DATA["curves"])
@@ -269,7 +269,7 @@ def test_training_and_classes_are_drawn_and_told_in_numbers(open_page):
     assert f"{100 * best:.1f} %" in tab.locator("#training figcaption").inner_text()
 
 
-def test_pictures_verification_caveats_and_provenance_are_there(open_page):
+def test_page_has_all_sections(open_page):
     tab = open_page()
     assert tab.locator("#images img").evaluate_all("(all) => all.map((i) => [i.alt, i.naturalWidth])") == [
         ["Synthetic images after 100 steps", 1], ["Four images with their masks", 1],
@@ -286,7 +286,7 @@ def test_pictures_verification_caveats_and_provenance_are_there(open_page):
 # what can be asked of it
 
 
-def test_columns_sort_by_click_and_by_keyboard_and_say_so(open_page):
+def test_columns_sort(open_page):
     tab = open_page()
     head = tab.locator("#table th[data-key=p50]")
     head.locator("button").click()
@@ -305,7 +305,7 @@ def test_columns_sort_by_click_and_by_keyboard_and_say_so(open_page):
     assert tab.evaluate("document.activeElement.textContent") == "Model"
 
 
-def test_words_and_checkboxes_filter_table_and_charts_alike(open_page):
+def test_filters_apply_to_table_and_charts(open_page):
     tab = open_page()
     tab.fill("#find", "mosaic INT8")
     wanted = [i for i, row in enumerate(ROWS) if row["method"] == "MosaicKD" and row["precision"] == "int8"]
@@ -328,7 +328,7 @@ def test_words_and_checkboxes_filter_table_and_charts_alike(open_page):
     assert len(names(tab)) == 33
 
 
-def test_another_place_shows_what_was_measured_there(open_page):
+def test_other_setting_shows_its_latencies(open_page):
     tab = open_page()
     for place, settings in enumerate(DATA["settings"]):
         tab.select_option("#place", str(place))
@@ -340,7 +340,7 @@ def test_another_place_shows_what_was_measured_there(open_page):
     tab.wait_for_function("() => document.querySelectorAll('#chart-latency .point').length === 33")
 
 
-def test_the_choice_follows_the_budget_as_the_rule_says(open_page):
+def test_choice_follows_the_limits(open_page):
     tab = open_page()
     assert int(tab.locator("#pick").get_attribute("data-row")) == DATA["pick"] == expected(0, {}, DATA["tolerance"])
     rng = random.Random(0)
@@ -363,7 +363,7 @@ def test_the_choice_follows_the_budget_as_the_rule_says(open_page):
             assert "hold the budget" in tab.locator("#pick").inner_text() or pick is not None
 
 
-def test_the_choice_is_the_one_that_the_command_line_makes(open_page):
+def test_choice_matches_python(open_page):
     comparison = Comparison(RECORDS)
     for budget in (Limits(latency_ms=0.1), Limits(gflop=0.3, size_mb=1.0), Limits(energy_mj=0.001)):
         data = build_page_data(comparison, RECORDS, recommend(comparison, budget), budget, title="x")
@@ -377,7 +377,7 @@ def test_the_choice_is_the_one_that_the_command_line_makes(open_page):
         tab.wait_for_function("(row) => document.getElementById('pick').dataset.row === row", arg=pick)
 
 
-def test_what_a_budget_leaves_out_is_told_by_limit(open_page):
+def test_excluded_models_are_counted_by_limit(open_page):
     tab = open_page()
     tab.fill("#limit-latency", "0.1")
     tab.get_by_text("Left out").wait_for()
@@ -392,7 +392,7 @@ def test_what_a_budget_leaves_out_is_told_by_limit(open_page):
     tab.get_by_text("teacher, not distilled").wait_for()  # within a budget the teacher may be chosen, and is named
 
 
-def test_a_row_is_marked_in_every_chart_and_a_point_in_the_table(open_page):
+def test_row_and_points_are_linked(open_page):
     tab = open_page()
     draw_all(tab)
     tab.locator("#table tbody tr[data-row='1'] button").focus()
@@ -427,7 +427,7 @@ def test_a_row_is_marked_in_every_chart_and_a_point_in_the_table(open_page):
     assert tab.locator("#pinned").get_by_role("button", name="Show in the table").count() == 1
 
 
-def test_many_rows_are_turned_over_fifty_at_a_time(open_page):
+def test_rows_are_paged(open_page):
     tab = open_page(render_page(create_page_data(create_records(120))))
     assert tab.locator("#range").inner_text() == "1–50 of 120"
     tab.locator("#later").focus()
@@ -440,7 +440,7 @@ def test_many_rows_are_turned_over_fifty_at_a_time(open_page):
     assert tab.locator("#range").inner_text() == "51–100 of 120"
 
 
-def test_the_csv_is_the_one_that_the_command_writes(open_page):
+def test_page_csv_matches_python(open_page):
     tab = open_page()
     draw_all(tab)
     with tab.expect_download() as download:
@@ -464,7 +464,7 @@ def value(text: str) -> Any:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320)])
-def test_axe_finds_nothing_serious(open_page, scheme, width):
+def test_page_is_accessible(open_page, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = open_page(render_page(create_page_data(RECORDS[::4]), **PARTS), width=width, color_scheme=scheme)
     draw_all(tab)
@@ -481,7 +481,7 @@ def test_axe_finds_nothing_serious(open_page, scheme, width):
     assert grave == []
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(open_page):
+def test_phone_needs_no_horizontal_scrolling(open_page):
     tab = open_page(width=320, has_touch=True, is_mobile=True)
     draw_all(tab)
     tab.locator("#filters summary").click()
@@ -495,7 +495,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page):
     assert small == []
 
 
-def test_the_dark_page_is_dark_and_its_charts_follow_at_once(open_page):
+def test_charts_follow_the_color_scheme(open_page):
     tab = open_page(color_scheme="light")
     look = """() => [getComputedStyle(document.body).backgroundColor,
         ...document.getElementById('chart-latency').data.filter((t) => t.marker).map((t) => t.marker.color),
@@ -510,7 +510,7 @@ def test_the_dark_page_is_dark_and_its_charts_follow_at_once(open_page):
     assert all(one != other for one, other in zip(light, dark, strict=True))
 
 
-def test_paper_gets_every_chart_whole_and_light(open_page):
+def test_print_is_complete_and_light(open_page):
     tab = open_page(color_scheme="dark")
     tab.emulate_media(media="print", color_scheme="dark")
     tab.wait_for_function("() => [...document.querySelectorAll('.plot')].every((plot) => plot._fullLayout)")
@@ -563,20 +563,20 @@ def test_hostile_names_stay_text(open_page):
     assert "\n=" not in Path(download.value.path()).read_text(encoding="utf-8")
 
 
-def test_a_page_of_nothing_says_so(open_page):
+def test_page_without_records(open_page):
     tab = open_page(render_page(create_page_data([])))
     assert "no results" in tab.locator("#pick-why").inner_text()
     assert tab.locator("#table, .plot, #budget").count() == 0
 
 
-def test_one_model_without_any_measurement_is_a_page_too(open_page):
+def test_page_of_unmeasured_model(open_page):
     tab = open_page(render_page(create_page_data([Record("Alone", metrics={"accuracy": 0.5})])))
     assert names(tab) == ["Alone"]
     assert "Alone" in tab.locator("#pick").inner_text()
     assert tab.locator(".plot").count() == 0
 
 
-def test_formats_are_called_alike_by_server_and_scripts():
+def test_format_names_match_the_scripts():
     script = (PLOTLY.parents[1] / "js" / "words.js").read_text()
     block = re.search(r"const FORMATS = \{(.*?)\};", script, re.DOTALL)
     assert block
@@ -586,7 +586,7 @@ def test_formats_are_called_alike_by_server_and_scripts():
 # the example of the docs
 
 
-def test_the_example_is_a_real_sweep_that_is_drawn_sorts_and_filters(open_page):
+def test_published_example_works(open_page):
     """docs/example: four students or more by two methods in three precisions, as `compress sweep` left them."""
     records = json.loads((EXAMPLE / "report.json").read_text())["records"]
     files = [record for record in records if record["role"] == "student" and record["format"]]

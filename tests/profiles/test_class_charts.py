@@ -1,4 +1,4 @@
-"""A report on segmentation: mIoU in front, classes in charts and a table of their own, never in the main one."""
+"""Reports of segmentation models: class charts and the class table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def three(names: list[str]) -> list[Record]:
     return [record("Teacher", 0.519, names, "teacher"), record("KD", 0.406, names), record("MosaicKD", 0.454, names)]
 
 
-def test_the_main_table_is_as_narrow_as_with_accuracy():
+def test_results_table_omits_class_metrics():
     table = results_table(Comparison(three(NYU13)))
     assert table is not None
     assert table.header == [
@@ -90,7 +90,7 @@ def test_the_main_table_is_as_narrow_as_with_accuracy():
     assert table.rows[2][3:6] == ["45.40 %", "87.5 %", "65.40 %"]
 
 
-def test_cost_and_latency_are_drawn_against_miou(tmp_path: Path):
+def test_costs_are_drawn_against_miou(tmp_path: Path):
     paths = write_report(tmp_path, three(NYU13)).files
     text = paths["markdown"].read_text()
     assert "Deploy MosaicKD: 45.4 % mIoU, 87.5 % of its teacher's 51.9 %" in text
@@ -100,7 +100,7 @@ def test_cost_and_latency_are_drawn_against_miou(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("count", "charts"), [(1, 1), (11, 2), (13, 2), (21, 3), (40, 4)])
-def test_every_class_of_every_model_has_its_bar_and_no_chart_is_crowded(count: int, charts: int):
+def test_every_class_has_a_bar(count: int, charts: int):
     names = [f"class {i}" for i in range(count)]
     drawn = class_charts(Comparison(three(names)))
     assert len(drawn) == charts
@@ -117,7 +117,7 @@ def test_every_class_of_every_model_has_its_bar_and_no_chart_is_crowded(count: i
     assert [chart.file for chart in drawn][:2] == ["report_classes.svg", "report_classes_2.svg"][:charts]
 
 
-def test_bars_are_as_long_as_the_shares_they_stand_for():
+def test_bar_lengths_match_values():
     shares = {"iou/wall": 0.8, "iou/floor": 0.4, "iou/bed": 0.2}
     drawn = class_charts(Comparison([Record("Student", "student", metrics={"miou": 0.4667} | shares)]))
     bars = re.findall(r'd="M ([\d.]+) [\d.]+\s+L ([\d.]+) [^"]*"[^>]*style="fill: #04000a', drawn[0].svg.decode())
@@ -125,7 +125,7 @@ def test_bars_are_as_long_as_the_shares_they_stand_for():
     assert [width / widths[0] for width in widths] == pytest.approx([1, 0.5, 0.25], abs=1e-3)
 
 
-def test_the_numbers_behind_the_bars_are_a_table_too(tmp_path: Path):
+def test_class_table_has_all_numbers(tmp_path: Path):
     paths = write_report(tmp_path, three(VOC21)).files
     html, text = paths["html"].read_text(), paths["markdown"].read_text()
     assert "television" in html
@@ -135,7 +135,7 @@ def test_the_numbers_behind_the_bars_are_a_table_too(tmp_path: Path):
     assert all((tmp_path / f"report_classes{end}.svg").is_file() for end in ("", "_2", "_3"))
 
 
-def test_a_class_that_a_model_does_not_know_has_neither_bar_nor_number():
+def test_unknown_class_has_no_bar():
     one, other = record("A", 0.4, ["bed"]), record("B", 0.3, ["sofa"])
     table = class_table(Comparison([one, other, Record("C", metrics={"miou": 0.2})]))
     assert table is not None
@@ -144,29 +144,31 @@ def test_a_class_that_a_model_does_not_know_has_neither_bar_nor_number():
     assert "A: not known." not in class_charts(Comparison([one, other]))[0].description
 
 
-def test_without_classes_the_report_says_nothing_of_them(tmp_path: Path):
+def test_report_without_classes(tmp_path: Path):
     paths = write_report(tmp_path, [Record("A", metrics={"accuracy": 0.5})]).files
     assert "<details>" not in paths["html"].read_text()
     assert "class" not in paths["markdown"].read_text().lower()
     assert class_charts(Comparison([])) == []
 
 
-def test_of_many_models_the_charts_show_teacher_and_best():
+def test_class_charts_show_best_models():
     many = [record("Teacher", 0.5, NYU13, "teacher"), *(record(f"m{i}", 0.1 + i / 50, NYU13) for i in range(9))]
     drawn = class_charts(Comparison(many))
     assert re.findall(r"(\w+): from", drawn[0].description) == ["Teacher", "m4", "m5", "m6", "m7", "m8"]
 
 
-def test_classes_that_a_student_does_not_find_are_a_caveat():
+def test_undetected_classes_are_a_caveat():
     names = [f"c{i}" for i in range(12)]
     blind = replace(
         record("KD", 0.3, names), metrics={"miou": 0.02, "iou/c0": 0.24} | {f"iou/{n}": 0.0 for n in names[1:]}
     )
-    assert "KD hardly finds c1, c2, c3, c4, c5, c6, c7, c8 and 3 more (IoU below 1 %)." in list_caveats(Comparison([blind]))
+    assert "KD hardly detects c1, c2, c3, c4, c5, c6, c7, c8 and 3 more (IoU below 1 %)." in list_caveats(
+        Comparison([blind])
+    )
     assert list_caveats(Comparison([record("KD", 0.3, names)])) == []
 
 
-def test_whatever_classes_are_named_they_stay_text(tmp_path: Path):
+def test_class_names_are_escaped(tmp_path: Path):
     nasty = "<b>`$x_1$` | \"&' \x07 漢"
     paths = write_report(tmp_path, [record("A", 0.5, [nasty, "T-shirt/top"])]).files
     html, text = paths["html"].read_text(), paths["markdown"].read_text()
@@ -178,7 +180,7 @@ def test_whatever_classes_are_named_they_stay_text(tmp_path: Path):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows[-4:]} == {3}
 
 
-def test_names_with_capitals_of_their_own_keep_them_at_the_start_of_a_line():
+def test_capitalize_name_keeps_capitals():
     assert [capitalize_name(name) for name in ("mIoU", "accuracy", "pixel accuracy", "F1")] == [
         "mIoU", "Accuracy", "Pixel accuracy", "F1",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The trade-off as data: what a page is given is what the records say; to a spreadsheet nothing is a formula."""
+"""Data of the page and the CSV file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def data_of(*runs: Record) -> dict[str, Any]:
     return build_page_data(comparison, runs, recommend(comparison), Limits(), title="t")
 
 
-def test_rows_are_models_with_means_over_seeds_best_first():
+def test_rows_are_models_best_first():
     data = data_of(TEACHER, STUDENT, AGAIN)
     teacher, student = data["rows"]
     assert (teacher["name"], teacher["teacher"], student["teacher"]) == ("T", None, 0)
@@ -52,7 +52,7 @@ def test_rows_are_models_with_means_over_seeds_best_first():
     }  # fmt: skip
 
 
-def test_times_stand_by_place_and_a_place_has_no_precision():
+def test_latencies_are_by_setting():
     quick = replace(STUDENT, format="onnx", precision="int8", latencies=[replace(timed(1.0), precision="int8")])
     data = data_of(TEACHER, STUDENT, quick)
     assert [one["machine"] for one in data["settings"]] == ["one", "two"]
@@ -64,19 +64,19 @@ def test_times_stand_by_place_and_a_place_has_no_precision():
     assert set(by["T", "fp32"]) == {"0"}
 
 
-def test_curves_are_those_of_runs_and_not_of_their_files():
+def test_curves_are_of_runs():
     data = data_of(TEACHER, STUDENT, AGAIN, replace(STUDENT, format="onnx"))
     assert [curve["name"] for curve in data["curves"]] == ["S, seed 0", "S, seed 1"]
     assert data["curves"][0]["seconds"] == [1.0, 2.0]
     assert data["curves_in_all"] == 2
 
 
-def test_the_data_are_json_and_small():
+def test_page_data_is_small_json():
     many = [replace(STUDENT, name=f"model {i}", run={"seed": 0}) for i in range(100)]
     assert len(json.dumps(data_of(TEACHER, *many), allow_nan=False, separators=(",", ":"))) < 100 * 1000
 
 
-def test_the_csv_has_a_line_for_every_place_and_no_formula():
+def test_csv_has_no_formulas():
     lines = list(csv.DictReader(io.StringIO(rows_to_csv(data_of(TEACHER, STUDENT)))))
     assert [(line["name"], line["machine"]) for line in lines] == [("T", "one"), ("S", "one"), ("S", "two")]
     assert float(lines[1]["latency_ms_p50"]) == 2.0

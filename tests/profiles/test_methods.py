@@ -1,4 +1,4 @@
-"""Methods side by side: the numbers by hand, the order, what is said of chance, and files that need nothing else."""
+"""Method comparison: ranking, caveats and files."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def contest(*entries: MethodResult, **more: Any) -> MethodComparison:
 A, B, C = entry("a", 0.2, 0.4), entry("b", 0.6, 0.64), entry("c", 0.8, is_reference=True)
 
 
-def test_the_best_mean_stands_first_and_the_last_score_counts_not_the_best() -> None:
+def test_methods_are_ranked_by_final_score() -> None:
     lucky = MethodResult("l", "L", [run(0.1, 0.99)], ["images"])
     table = method_table(contest(A, lucky, C, B))
     assert table is not None
     assert [row[0] for row in table.rows] == ["C", "B", "A", "L"]
     assert table.strong == 1, "the yardstick is no contestant"
     columns = dict(zip(table.header, table.rows[3], strict=True))
-    assert (columns["Accuracy"], columns["Best on the way"]) == ("10.0 %", "99.0 %")
+    assert (columns["Accuracy"], columns["Best during training"]) == ("10.0 %", "99.0 %")
 
 
-def test_the_spread_is_the_sample_standard_deviation_and_one_seed_has_none() -> None:
+def test_std_needs_several_seeds() -> None:
     values = [0.83, 0.85, 0.81]
     assert sample_std(values) == pytest.approx(statistics.stdev(values))
     assert format_mean_std(values) == "83.0 % ± 2.0"
@@ -70,7 +70,7 @@ def test_the_spread_is_the_sample_standard_deviation_and_one_seed_has_none() -> 
     assert "Each seed" not in table.header
 
 
-def test_the_summary_says_how_far_ahead_and_whether_that_is_chance() -> None:
+def test_summary_names_lead_and_spread() -> None:
     assert summarize_comparison(contest(A, B, C)) == (
         "B reaches 62.0 % ± 2.8 accuracy (2 seeds) in 5.0 min of training, the best of 2 methods; the teacher has "
         "90.0 %. That is 32.0 points above A. With labels, C reaches 80.0 % accuracy (one seed)."
@@ -83,21 +83,21 @@ def test_the_summary_says_how_far_ahead_and_whether_that_is_chance() -> None:
     assert summarize_comparison(contest()) == "No run has finished."
 
 
-def test_what_makes_the_comparison_doubtful_is_said() -> None:
+def test_method_caveats() -> None:
     assert list_method_caveats(contest(A, B)) == []
     slow = MethodResult("s", "S", [run(0.5, wall_s=400.0), run(0.5, batch_size=8)])
     elsewhere = MethodResult("e", "E", [replace(run(0.5), machine={"cpu": "other"}, versions={"torch": "1"})])
     text = " ".join(list_method_caveats(contest(slow, elsewhere, notes=("a rule",))))
-    for words in ("a rule", "S took up to 6.7 min", "E (1)", "different sizes", "different machines", "versions"):
+    for words in ("a rule", "S took up to 6.7 min", "E (1)", "different batch sizes", "different machines", "versions"):
         assert words in text
 
 
-def test_a_package_more_is_no_other_machine() -> None:
+def test_additional_package_is_same_machine() -> None:
     more = [replace(run(0.5), machine={"cpu": "one", "versions": {"loadgen": str(i)}}) for i in range(2)]
     assert list_method_caveats(contest(MethodResult("a", "A", more))) == []
 
 
-def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
+def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     mine = contest(
         replace(A, settings={"bn": 10}), B, skipped=[("D", "needs labeled images (--data)")],
         failed=[("E", 1, "the loss is nan")], commands=["compress compare"],
@@ -123,7 +123,7 @@ def test_the_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert "| B | 62.0 % ± 2.8 | 60.0, 64.0 |" in markdown
 
 
-def test_the_page_needs_nothing_else_and_the_pictures_are_whole(tmp_path: Path) -> None:
+def test_method_page_is_self_contained(tmp_path: Path) -> None:
     paths, _ = write_method_report(tmp_path, contest(A, B, C))
     html = paths["html"].read_text()
     assert "<svg" in html
@@ -135,13 +135,13 @@ def test_the_page_needs_nothing_else_and_the_pictures_are_whole(tmp_path: Path) 
         assert drawn.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_method_report_is_reproducible(tmp_path: Path) -> None:
     both = [write_method_report(tmp_path / name, contest(A, B))[0] for name in "ab"]
     for kind in both[0]:
         assert both[0][kind].read_bytes() == both[1][kind].read_bytes(), kind
 
 
-def test_nothing_finished_is_a_page_that_says_so(tmp_path: Path) -> None:
+def test_method_report_without_runs(tmp_path: Path) -> None:
     paths, found = write_method_report(tmp_path, contest(failed=[("A", 0, "<b>no</b>")]))
     assert found["methods"] == []
     assert "png" not in paths
@@ -149,6 +149,6 @@ def test_nothing_finished_is_a_page_that_says_so(tmp_path: Path) -> None:
     assert "&lt;b&gt;no&lt;/b&gt;" in paths["html"].read_text()
 
 
-def test_a_score_that_is_no_number_is_worth_nothing() -> None:
+def test_nan_score_counts_as_zero() -> None:
     broken = MethodResult("x", "X", [replace(run(0.5), run={"last": {"accuracy": None}}), replace(run(0.5), run={})])
     assert contest(broken).scores(broken) == [0.0, 0.0]

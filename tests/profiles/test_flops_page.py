@@ -1,4 +1,4 @@
-"""benchmarks/results/costs.json says what the counters say today, and what others have published."""
+"""benchmarks/results/costs.json against the counters and published numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = [*PAGE["segmentation"], *PAGE["classification"]]
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row["network"])
-def test_the_committed_counts_are_those_of_today(row: dict[str, Any]) -> None:
+def test_published_counts_are_current(row: dict[str, Any]) -> None:
     with torch.device("meta"):
         net, example = build_model(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),)
     assert count_products(net, example) == row["macs_torch"]
@@ -28,13 +28,13 @@ def test_the_committed_counts_are_those_of_today(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", PAGE["segmentation"], ids=lambda row: row["network"])
-def test_both_counters_are_within_two_percent_of_table_2(row: dict[str, Any]) -> None:
+def test_counters_match_the_paper(row: dict[str, Any]) -> None:
     for macs in (row["macs"], row["macs_torch"]):
         assert macs / 1e9 == pytest.approx(row["published_g"], rel=0.02)
 
 
 @pytest.mark.parametrize("row", PAGE["classification"], ids=lambda row: row["network"])
-def test_parameters_round_to_what_others_have_printed(row: dict[str, Any]) -> None:
+def test_parameters_match_published_ones(row: dict[str, Any]) -> None:
     if row["published"] is None:
         assert row["network"] == "vgg11"
         return
@@ -44,7 +44,7 @@ def test_parameters_round_to_what_others_have_printed(row: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("row", PAGE["torchvision"], ids=lambda row: row["network"])
-def test_torchvision_s_own_counts_are_met_exactly(row: dict[str, Any]) -> None:
+def test_counts_match_torchvision(row: dict[str, Any]) -> None:
     whole = row["with_side_head"] or row
     assert round(whole["macs_torch"] / 1e9, 3) == row["published"]["gmac"]
     assert whole["params"] == row["published"]["params"]

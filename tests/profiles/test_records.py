@@ -24,6 +24,7 @@ from profiles.records import (
     merge_lines,
     read_measurements,
     read_records,
+    record_schema,
 )  # fmt: skip
 
 SOME: dict[str, Any] = {
@@ -38,7 +39,7 @@ FULL = Record(
 )  # fmt: skip
 
 
-def test_what_is_written_reads_back_equal(tmp_path: Path):
+def test_records_read_back_equal(tmp_path: Path):
     append_records(tmp_path, [FULL, Record("bare", at="then")])
     assert read_records(tmp_path) == read_records(tmp_path / FILE) == [FULL, Record("bare", at="then")]
     first = json.loads((tmp_path / FILE).read_text().splitlines()[0])
@@ -46,7 +47,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path):
     assert first["schema"] == SCHEMA == 2
 
 
-def test_each_measurement_is_dated_and_what_stands_there_is_left_as_it_is(tmp_path: Path):
+def test_measurements_are_appended(tmp_path: Path):
     append_records(tmp_path, [Record("a", macs=1)])
     before = (tmp_path / FILE).read_bytes()
     append_records(tmp_path, [Record("a", params=2)])
@@ -56,7 +57,7 @@ def test_each_measurement_is_dated_and_what_stands_there_is_left_as_it_is(tmp_pa
     assert all(line.at.endswith("+00:00") for line in read_measurements(tmp_path))
 
 
-def test_a_model_is_what_its_lines_say_together_and_the_later_one_holds(tmp_path: Path):
+def test_later_line_wins(tmp_path: Path):
     slow, fast = Latency(**SOME), Latency(**SOME | {"latency_ms_p50": 1.0})
     elsewhere = Latency(**SOME | {"machine": "a board"})
     append_records(tmp_path, [Record("a", metrics={"accuracy": 0.1, "f1": 0.3}, macs=5, run={"seed": 0, "steps": 3})])
@@ -68,7 +69,7 @@ def test_a_model_is_what_its_lines_say_together_and_the_later_one_holds(tmp_path
     assert found.latencies == [fast, elsewhere]
 
 
-def test_forms_of_a_model_seeds_and_roles_are_told_apart():
+def test_forms_and_seeds_are_separate():
     lines = [
         Record("a"), Record("a", format="onnx"), Record("a", format="onnx", precision="int8"), Record("a", "teacher"),
         Record("a", run={"seed": 1}), Record("a", method="kd"),
@@ -76,12 +77,12 @@ def test_forms_of_a_model_seeds_and_roles_are_told_apart():
     assert merge_lines([*lines, *lines]) == lines
 
 
-def test_a_task_that_was_said_once_stays():
+def test_default_keeps_earlier_task():
     (found,) = merge_lines([Record("a", task="segmentation"), Record("a", macs=3)])
     assert (found.task, found.macs) == ("segmentation", 3)
 
 
-def test_a_line_that_was_not_written_to_its_end_is_nobodys(tmp_path: Path):
+def test_partial_line_is_ignored(tmp_path: Path):
     append_records(tmp_path, [FULL])
     with (tmp_path / FILE).open("ab") as file:
         file.write(b'{"schema": 2, "name": "cut o')
@@ -95,7 +96,7 @@ def append_some(folder: Path, name: str) -> None:
         append_records(folder, [Record(f"{name}{i}", run={"text": "x" * 10_000})])
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
+def test_concurrent_writers_lose_nothing(tmp_path: Path):
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=append_some, args=(tmp_path, name)) for name in "abc"]
     for worker in workers:
@@ -105,7 +106,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     assert {record.name for record in read_records(tmp_path)} == {f"{name}{i}" for name in "abc" for i in range(20)}
 
 
-def test_numbers_that_json_does_not_have_and_paths_are_written_all_the_same(tmp_path: Path):
+def test_unusual_values_are_written(tmp_path: Path):
     odd = Record(
         "x", metrics={"accuracy": math.nan, "f1": 0.5}, export={"path": Path("a/b"), "parity": {"max_abs": math.inf}}
     )
@@ -116,7 +117,7 @@ def test_numbers_that_json_does_not_have_and_paths_are_written_all_the_same(tmp_
     assert read.export == {"path": "a/b", "parity": {"max_abs": None}}
 
 
-def test_a_failed_writing_leaves_the_records_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_write_keeps_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     append_records(tmp_path, [FULL])
 
     def full(*_: object) -> None:
@@ -129,7 +130,7 @@ def test_a_failed_writing_leaves_the_records_before(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+def test_unwritable_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"file/sub/records\.jsonl: cannot be written"):
         append_records(tmp_path / "file" / "sub", [])
@@ -149,7 +150,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
         ('{"schema": 2, "name": "a", "latencies": [{"latency_ms_p50": 1}]}\n', "line 1: not a record: latencies.0.latency_ms_p90: "),
     ],
 )  # fmt: skip
-def test_a_bad_line_is_refused_in_one_sentence(tmp_path: Path, content: str, said: str):
+def test_invalid_line_is_refused(tmp_path: Path, content: str, said: str):
     (tmp_path / FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(RecordError) as caught:
         read_records(tmp_path)
@@ -158,8 +159,14 @@ def test_a_bad_line_is_refused_in_one_sentence(tmp_path: Path, content: str, sai
     assert caught.value.exit_code == 1
 
 
-def test_a_missing_record_is_a_wrong_request(tmp_path: Path):
+def test_missing_records_are_a_usage_error(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(NoRecordError, match=r"no records\.jsonl") as caught:
             read_records(folder)
         assert caught.value.exit_code == 2
+
+
+def test_published_schema_is_current():
+    """Write it with `python -m profiles.records > docs/record.schema.json`."""
+    published = Path(__file__).parents[2] / "docs" / "record.schema.json"
+    assert json.loads(published.read_text()) == record_schema()

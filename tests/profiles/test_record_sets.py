@@ -1,4 +1,4 @@
-"""Many runs as one set: nothing twice, seeds together, names that tell models apart."""
+"""Records of many runs as one set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEACHER = Record("T", "teacher", metrics={"accuracy": 0.9}, macs=9)
 STUDENT = Record("S", "student", "KD", metrics={"accuracy": 0.8}, run={"seed": 0, "ood": "x", "budget_s": 9.0})
 
 
-def test_joined_runs_share_a_teacher_and_students_of_one_name_are_told_apart(tmp_path: Path):
+def test_record_set_merges_the_teacher(tmp_path: Path):
     pictured = replace(STUDENT, images={"mosaics": "grid.png"})
     other = replace(pictured, run={"seed": 0, "ood": "y"}, metrics={"accuracy": 0.7})
     append_records(tmp_path / "one", [TEACHER, pictured])
@@ -36,7 +36,7 @@ def test_joined_runs_share_a_teacher_and_students_of_one_name_are_told_apart(tmp
     assert collect_records([tmp_path]).records == joined.records, "a folder of runs stands for the runs in it"
 
 
-def test_runs_that_only_a_seed_tells_apart_keep_their_name_and_are_one_model(tmp_path: Path):
+def test_seeds_are_one_model(tmp_path: Path):
     scores = [0.8, 0.7, 0.9]
     for seed, score in enumerate(scores):
         one = replace(STUDENT, metrics={"accuracy": score}, run=STUDENT.run | {"seed": seed, "steps": 100 + seed})
@@ -58,7 +58,7 @@ def test_other_settings_are_another_model():
     assert len(average_seeds([TEACHER, TEACHER])) == 2, "what has no seed is nothing's repetition"
 
 
-def test_a_metric_that_some_seeds_lack_is_no_mean_and_the_farthest_export_is_shown():
+def test_average_needs_every_seed():
     far = replace(STUDENT, run=STUDENT.run | {"seed": 1}, metrics={"accuracy": 0.6, "f1": 0.5},
                   export={"parity": {"max_abs": 1e-3}})  # fmt: skip
     near = replace(STUDENT, export={"parity": {"max_abs": 1e-6}})
@@ -67,7 +67,7 @@ def test_a_metric_that_some_seeds_lack_is_no_mean_and_the_farthest_export_is_sho
     assert found.export == far.export
 
 
-def test_a_folder_of_runs_stands_for_the_runs_in_it(tmp_path: Path):
+def test_directory_of_runs_is_searched(tmp_path: Path):
     append_records(tmp_path / "b", [STUDENT])
     append_records(tmp_path / "a", [STUDENT])
     assert find_run_dirs(tmp_path) == [tmp_path / "a", tmp_path / "b"]

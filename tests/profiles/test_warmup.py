@@ -1,4 +1,4 @@
-"""When a warm-up ends: known times, a clock of our own."""
+"""End of the warm-up, with a manual clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -
     return warm_up(once, least_s=least_s, limit_s=limit_s, clock=hands.clock), hands.now
 
 
-def test_a_steady_call_is_warm_after_the_least_time() -> None:
+def test_stable_call_needs_minimum_warmup() -> None:
     found, seconds = warmed(repeat(0.001))
     assert found.is_stable is True
     assert 0.2 <= seconds < 0.3
@@ -31,30 +31,30 @@ def test_a_steady_call_is_warm_after_the_least_time() -> None:
     assert found.median_s == 0.001
 
 
-def test_one_that_grows_faster_is_waited_for() -> None:
+def test_speeding_up_call_is_awaited() -> None:
     slow = (0.010 - 0.009 * i / 100 for i in range(100))
     found, seconds = warmed(chain(slow, repeat(0.001)))
     assert (found.is_stable, found.median_s) == (True, 0.001)
     assert seconds > 0.5
 
 
-def test_one_that_goes_on_rising_is_given_up_at_the_limit_and_said_not_to_have_settled() -> None:
+def test_slowing_call_stops_at_the_limit() -> None:
     found, seconds = warmed(0.001 * 1.002**i for i in range(10_000))
     assert found.is_stable is False
     assert 3.0 <= seconds < 3.1
 
 
-def test_one_that_jumps_about_has_not_settled() -> None:
+def test_unstable_call_is_reported() -> None:
     found, _ = warmed(cycle([0.01] * 7 + [0.02] * 7))
     assert found.is_stable is False
 
 
-def test_single_slow_calls_do_not_matter() -> None:
+def test_outliers_do_not_matter() -> None:
     found, _ = warmed(cycle([0.001] * 9 + [0.02]))
     assert found.is_stable is True
 
 
-def test_so_slow_a_call_that_nobody_can_say_is_called_once() -> None:
+def test_very_slow_call_runs_once() -> None:
     found, seconds = warmed(repeat(5.0))
     assert (found.runs, found.is_stable, seconds) == (1, None, 5.0)
 
@@ -70,5 +70,5 @@ def test_so_slow_a_call_that_nobody_can_say_is_called_once() -> None:
         ([1.0, 1.004, 1.008], True),
     ],
 )
-def test_alike_is_near_and_without_a_trend(medians: list[float], expected: bool) -> None:
+def test_stability_criterion(medians: list[float], expected: bool) -> None:
     assert are_stable(medians) is expected

@@ -1,4 +1,4 @@
-"""Lines over time: means at equal shares of the time, names that never cover each other."""
+"""Learning curves of several methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from profiles.report.method_curves import (
 )
 
 
-def test_runs_are_joined_at_equal_shares_of_their_time() -> None:
+def test_curves_are_averaged_by_time_share() -> None:
     band = average_curves([LearningCurve("0", [10, 20], [0.2, 0.4]), LearningCurve("1", [10, 40], [0.4, 1.0])])
     assert band.seconds.tolist() == [15, 30]  # from a half on, where the first was evaluated; the mean end
     assert band.mean.tolist() == pytest.approx([(0.2 + 0.6) / 2, 0.7])
@@ -27,7 +27,7 @@ def test_runs_are_joined_at_equal_shares_of_their_time() -> None:
     assert band.highest.tolist() == pytest.approx([0.6, 1.0])
 
 
-def test_one_run_is_itself_and_one_score_is_a_point() -> None:
+def test_single_curve_is_unchanged() -> None:
     band = average_curves([LearningCurve("0", [3, 9, 12], [0.1, 0.5, 0.4])])
     assert band.seconds.tolist() == pytest.approx([3, 9, 12])
     assert band.mean.tolist() == band.lowest.tolist() == [0.1, 0.5, 0.4]
@@ -35,7 +35,7 @@ def test_one_run_is_itself_and_one_score_is_a_point() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_names_are_apart_in_order_and_as_near_as_can_be(seed: int) -> None:
+def test_label_positions_are_optimal(seed: int) -> None:
     rng = random.Random(seed)
     wanted = sorted(rng.random() for _ in range(3))
     gap = 0.1
@@ -49,19 +49,22 @@ def test_names_are_apart_in_order_and_as_near_as_can_be(seed: int) -> None:
     assert sum((a - b) ** 2 for a, b in zip(found, wanted, strict=True)) <= best + 1e-9
 
 
-def test_more_names_than_fit_keep_their_order() -> None:
+def test_crowded_labels_keep_their_order() -> None:
     found = separate_positions([0.5] * 20, 0.1)
     assert found == sorted(found)
     assert separate_positions([], 0.1) == []
 
 
 @pytest.mark.parametrize(("longest", "unit"), [(59, "seconds"), (600, "minutes"), (4 * 3600, "hours")])
-def test_the_axis_has_the_unit_of_its_length(longest: float, unit: str) -> None:
+def test_time_unit_suits_the_axis(longest: float, unit: str) -> None:
     assert time_unit(longest)[1] == unit
 
 
-def test_every_line_is_named_with_its_last_score_however_many_there_are() -> None:
-    lines = [MethodCurves(f"method {i}", [LearningCurve("", [1, 2], [0, i / 20]), LearningCurve("", [1, 3], [0, i / 20])]) for i in range(19)]
+def test_every_line_is_labeled() -> None:
+    lines = [
+        MethodCurves(f"method {i}", [LearningCurve("", [1, 2], [0, i / 20]), LearningCurve("", [1, 3], [0, i / 20])])
+        for i in range(19)
+    ]
     svg = standalone_svg(draw_method_curves(lines, level=("teacher", 0.97), y_label="accuracy", salt="a")).decode()
     for i in range(19):
         assert f">method {i}  {100 * i / 20:.1f} %</text>" in svg
@@ -69,7 +72,7 @@ def test_every_line_is_named_with_its_last_score_however_many_there_are() -> Non
     assert "#0400" not in svg
 
 
-def test_a_file_is_the_same_each_time_and_a_png_has_plain_colours() -> None:
+def test_method_chart_is_reproducible() -> None:
     lines = [MethodCurves("a", [LearningCurve("", [1, 2], [0.2, 0.4])])]
     for form in ("svg", "png"):
         one, other = (draw_method_curves(lines, level=None, y_label="accuracy", salt="a", form=form) for _ in range(2))
