@@ -105,7 +105,7 @@ def method_table(comparison: MethodComparison) -> tables.Table | None:
     }
     caption = (
         f"{capitalize_name(comparison.metric_name)} at the end of the run: mean ± sample standard deviation. Steps, "
-        " time and images per second are means; memory is the maximum over the runs."
+        "time and images per second are means; memory is the maximum over the runs."
     )
     ranked = comparison.ranked
     best = next((result for result in ranked if not result.is_reference), None)

@@ -87,9 +87,7 @@ def test_too_large_size_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "1.0 GB free" in row.error
     assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=2048)[0].macs
     monkeypatch.setattr(input_size, "MEMINFO", tmp_path / "gone")
-    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[
-        0
-    ].macs
+    assert count_flops_by_size(Attends(), [(4, 4)], pixel_bytes=1e12)[0].macs
 
 
 def test_untraceable_program_by_size() -> None:
