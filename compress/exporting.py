@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def export(
     progress: Callable[[str], None], **options: Any,
 ) -> ExportSummary:  # fmt: skip
     """Export a model; see `compress.export`."""
+    from compress.analysis.generator_samples import iter_generator_samples
     from compress.data.calibration import open_calibration_images
     from compress.models.metadata import card_to_metadata
     from exporters.api import export_all, graph_metadata, resolve_output_path
@@ -80,7 +82,7 @@ def export(
             calibration = stack.enter_context(
                 open_calibration_images(
                     options["calibration"], spec, card, options["calibration_images"], root=options["data_root"],
-                    progress=progress,
+                    generate=partial(iter_generator_samples, progress=progress),
                 )
             )  # fmt: skip
         settings = create_settings(reference, card, formats, precisions, calibration, options, progress)

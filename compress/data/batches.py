@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, position, rank): no state, no worker can disturb the order."""
+"""Batches as a pure function of (seed, position, rank), independent of workers and of earlier batches."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from torch import Tensor
 from compress.data.cache import ImageCache
 
 Batch = tuple[Tensor, Tensor | None, Tensor]
-#: what is drawn, last in its seed: a SeedSequence does not tell (1, 0) from (1,), so none may end in a zero
+#: last entry of a seed, by purpose; nonzero, because a SeedSequence does not distinguish (1, 0) from (1,)
 ORDER, AUGMENT = 1, 2
 
 
 class Batches:
-    """`at(position)`: the batch at a position of an endless order.
+    """An endless sequence of batches: `batch_at(position)`.
 
-    Every epoch is a permutation drawn from (seed, epoch); the processes share it, rank r taking the r-th part of each
-    global batch; what does not fill a batch is dropped. `batch_size` is one process's. A set smaller than a global
-    batch is repeated within it. With `times` an epoch shows image i that often on average, rounded up or down.
+    Every epoch is a permutation drawn from (seed, epoch). The processes share it, and rank r gets the r-th part of each
+    global batch. The last incomplete batch is dropped. A set smaller than a global batch is repeated within it.
+
+    Args:
+        cached: The images.
+        batch_size: Images per batch and process.
+        seed: Seed of the order and of the augmentation.
+        rank: Number of this process.
+        world: Number of processes.
+        augment: Random crops and flips.
+        times: Mean number of times that an epoch contains each image; None: once.
     """
 
     def __init__(
@@ -37,15 +45,16 @@ class Batches:
         self.cached, self.batch_size, self.seed, self.augment = cached, batch_size, seed, augment
         self.rank, self.world, self.times = rank, world, times
         self.global_batch_size = batch_size * world
-        self.batches_per_epoch = max(
-            1, (len(cached) if times is None else epoch_length(times)) // self.global_batch_size
-        )
+        length = len(cached) if times is None else epoch_length(times)
+        self.batches_per_epoch = max(1, length // self.global_batch_size)
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def batch_at(self, position: int) -> Batch:
-        """(uint8 [n, 3, h, w] channels last in memory, targets int64 or None, indices int64 [n]).
+        """The batch at a position.
 
-        Targets are labels [n] or masks [n, h, w].
+        Returns:
+            (images uint8 [n, 3, h, w] in channels-last memory, targets int64 or None, indices int64 [n]). Targets are
+            labels [n] or masks [n, h, w].
         """
         epoch, number = divmod(position, self.batches_per_epoch)
         start = number * self.global_batch_size + self.rank * self.batch_size
@@ -61,37 +70,39 @@ class Batches:
         return images, None if targets is None else torch.from_numpy(targets), torch.from_numpy(indices)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        held = self._epoch
-        if held is None or held[0] != epoch:
+        """The indices of an epoch in order."""
+        last = self._epoch
+        if last is None or last[0] != epoch:
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([*self.seed, epoch, ORDER])))
             order = rng.permutation(len(self.cached)) if self.times is None else sample_with_repeats(self.times, rng)
             if len(order) < self.global_batch_size:
                 order = np.resize(order, self.global_batch_size)
-            self._epoch = held = (epoch, order)
-        return held[1]
+            self._epoch = last = (epoch, order)
+        return last[1]
 
 
 def epoch_length(times: np.ndarray) -> int:
-    """How many images an epoch shows in which each comes `times` times on average."""
+    """Number of images in an epoch that contains each image `times` times on average."""
     return max(1, round(float(times.sum())))
 
 
 def sample_with_repeats(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices [drawn(times)] in random order: i comes ⌊times[i]⌋ or ⌈times[i]⌉ times, times[i] on average.
+    """Indices [epoch_length(times)] in random order; i occurs ⌊times[i]⌋ or ⌈times[i]⌉ times, times[i] on average.
 
-    Systematic sampling: the images lie end to end on a line, each as long as it comes often, and are taken where the
-    points of a grid of step 1, laid at random, fall on them. An epoch is then as even as it can be.
+    Systematic sampling: every image is a segment of a line, as long as its count. The points of a grid of step 1 with a
+    random offset choose the images, which makes an epoch as even as possible.
     """
     mixed = rng.permutation(np.flatnonzero(times))
     ends = np.floor(np.cumsum(times[mixed]) + rng.random()).clip(max=epoch_length(times)).astype(np.int64)
-    ends[-1] = epoch_length(times)  # whatever the rounding of the sum has done
+    ends[-1] = epoch_length(times)  # independent of rounding in the sum
     return rng.permutation(np.repeat(mixed, np.diff(ends, prepend=0)))
 
 
 def iter_batches(cached: ImageCache, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, for measuring: (uint8 [n, 3, h, w], targets int64).
+    """Yield every image once, in order, for evaluation.
 
-    Targets are labels [n], -1 where there are none, or masks [n, h, w].
+    Yields:
+        (images uint8 [n, 3, h, w], targets int64): labels [n], -1 without labels, or masks [n, h, w].
     """
     for start in range(0, len(cached), batch_size):
         indices = np.arange(start, min(start + batch_size, len(cached)))
@@ -101,23 +112,24 @@ def iter_batches(cached: ImageCache, batch_size: int) -> Iterator[tuple[Tensor, 
 
 
 def random_crop_flip(pixels: np.ndarray, seed: tuple[int, ...], pad: int = 4) -> np.ndarray:
-    """Random crops of the reflected-padded images, half of them mirrored; [n, h, w, c] in and out.
+    """Random crops of the reflection-padded images, half of them flipped; a pure function of `seed`.
 
-    Every image has a shift of up to `pad` pixels of its own. Draws from `seed` alone, so that a mask goes
-    where its image goes.
+    Args:
+        pixels: [n, h, w, c].
+        seed: The same seed moves masks as it moves their images.
+        pad: Largest shift in pixels.
+
+    Returns:
+        [n, h, w, c].
     """
     n, height, width, _ = pixels.shape
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
     shift = rng.integers(0, 2 * pad + 1, size=(2, n))
-    mirrored = rng.random(n) < 0.5
+    is_flipped = rng.random(n) < 0.5
     mode = "reflect" if min(height, width) > pad else "edge"
     padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
     cropped = np.empty_like(pixels)
-    for i, (top, left) in enumerate(shift.T):  # slices copy whole rows: twenty times a gather of pixels
+    for i, (top, left) in enumerate(shift.T):  # slices copy whole rows, 20 times faster than gathering pixels
         crop = padded[i, top : top + height, left : left + width]
-        cropped[i] = crop[:, ::-1] if mirrored[i] else crop
+        cropped[i] = crop[:, ::-1] if is_flipped[i] else crop
     return cropped
-
-
-# # MERGED DOC """Augmentation of a whole batch at once, a pure function of its seed."""
-#

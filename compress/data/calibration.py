@@ -1,4 +1,4 @@
-"""Images that an int8 graph is calibrated on: the user's, or those of the distillation run itself."""
+"""Images that int8 graphs are calibrated on: those of the user, or those of the training run itself."""
 
 from __future__ import annotations
 
@@ -9,94 +9,103 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from compress.data import open_images
+from compress.data.cache import build_cache, choose_view_count
 from compress.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from compress.models.card import ModelCard
 
+#: names the images of the model's own run
 SYNTHETIC = "synthetic"
-#: images at a time, for all that the layers make of them is kept until the next
+#: images per batch; the activations of all layers stay in memory for one batch
 BATCH_SIZE = 8
+#: marks the directory of a run
+RECIPE_FILE = "recipe.yaml"
+
+#: (run directory, count) -> batches of images from the generator of the run
+GenerateImages = Callable[[Path, int], "Iterator[Tensor]"]
 
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Where the images come from, and the batches, float32 [n, 3, h, w] in [0, 1], anew at each call."""
+    """Batches for calibration, float32 [n, 3, h, w] in [0, 1]; every call of `batches` starts again."""
 
-    name: str  #: for the record
-    images: int
+    name: str  #: source of the images, for records
+    images: int  #: number of images
     batches: Callable[[], Iterator[NDArray[Any]]]
 
     def uint8_batches(self) -> Callable[[], Iterator[NDArray[Any]]]:
-        """The batches for a file that prepares pictures itself, uint8 [n, h, w, 3]."""
+        """The batches for a file with preprocessing inside, uint8 [n, h, w, 3]."""
         from exporters.runtimes.base import to_uint8_images
 
         return lambda: (to_uint8_images(batch) for batch in self.batches())
 
 
-def find_run_dir(model: str) -> Path | None:
-    """The folder of the distillation run that a model lies in; None where it is not in one."""
-    from compress.training.setup import RECIPE
-
+def find_run_dir(model: str | Path) -> Path | None:
+    """The directory of the run that a model belongs to; None if it is in none."""
     path = Path(model).expanduser()
-    return next((place for place in (path, *path.parents) if (place / RECIPE).is_file()), None)
+    return next((parent for parent in (path, *path.parents) if (parent / RECIPE_FILE).is_file()), None)
 
 
 @contextlib.contextmanager
 def open_calibration_images(
-    spec: str | None, model: str, card: ModelCard, count: int, *, root: Path | None, progress: Callable[[str], None]
+    data: Any, model: Any, card: ModelCard, count: int, *, root: Path | None, generate: GenerateImages
 ) -> Iterator[CalibrationImages]:
-    """`count` images, or all if there are fewer, of `spec`: data, a run's folder, or SYNTHETIC for the model's own run.
+    """Open up to `count` images for calibration.
 
-    None: the model's own run too. Raises UsageError where there is no such run, or no images of it.
+    Args:
+        data: Data as for `open_images`, the directory of a run, or SYNTHETIC or None: the run of the model, whose image
+            pool or generator is used.
+        model: Name or path of the model.
+        card: Its card, for the image size.
+        count: Number of images; fewer if there are fewer.
+        root: Directory of named datasets.
+        generate: Draws images from the generator of a run.
+
+    Raises:
+        UsageError: No data is given and the model is in no run.
     """
-    if spec in (None, SYNTHETIC) or (spec is not None and find_run_dir(spec) == Path(spec).expanduser()):
-        run = find_run_dir(model if spec in (None, SYNTHETIC) else str(spec))
+    is_path = isinstance(data, str | Path)
+    if data in (None, SYNTHETIC) or (is_path and find_run_dir(data) == Path(data).expanduser()):
+        source = model if data in (None, SYNTHETIC) else data
+        run = find_run_dir(source) if isinstance(source, str | Path) else None
         if run is None:
             raise UsageError(
-                f"{model}: int8 needs images to calibrate on, and the model is not in the folder of a run whose own "
-                "could be taken; give some with --calibration DATA (in-domain or out-of-domain, without labels)."
+                f"{model}: int8 needs images for calibration, and the model is not in the directory of a run; give "
+                "some with --calibration DATA (in-domain or out-of-domain, no labels needed)."
             )
         if not (run / "pool").is_dir():
-            yield generated_images(run, count, progress)
+            yield generated_images(run, count, generate)
             return
-        spec, name = str(run / "pool"), f"{SYNTHETIC}: pool of {run.name}"
+        data, name = str(run / "pool"), f"{SYNTHETIC}: pool of {run.name}"
     else:
-        name = str(spec)
+        name = str(data) if is_path else type(data).__name__
     with tempfile.TemporaryDirectory() as folder:
-        yield dataset_images(str(spec), name, card, count, Path(folder), root)
+        yield dataset_images(data, name, card, count, Path(folder), root)
 
 
-def generated_images(run: Path, count: int, progress: Callable[[str], None]) -> CalibrationImages:
-    from compress.analysis.generator_samples import iter_generator_samples
-
+def generated_images(run: Path, count: int, generate: GenerateImages) -> CalibrationImages:
     def batches() -> Iterator[NDArray[Any]]:
-        return (images.numpy() for images in iter_generator_samples(run, count, seed=0, say=progress))
+        return (images.numpy() for images in generate(run, count))
 
     return CalibrationImages(f"{SYNTHETIC}: generator of {run.name}", count, batches)
 
 
 def dataset_images(
-    spec: str, name: str, card: ModelCard, count: int, folder: Path, root: Path | None
+    data: Any, name: str, card: ModelCard, count: int, folder: Path, root: Path | None
 ) -> CalibrationImages:
-    import numpy as np
-
-    from compress.data import open_images
-    from compress.data.cache import build_cache, choose_view_count
-
-    images = open_images(spec, root=root, split="train").without_labels()
+    images = open_images(data, root=root, split="train").without_labels()
     views = min(choose_view_count(len(images)), -(-count // len(images)))
     cached = build_cache(
-        images,
-        image_size=card.image_size,
-        resize=card.resize,
-        views=views,
-        grayscale=card.grayscale,
-        folder=folder,
+        images, image_size=card.image_size, resize=card.resize, views=views, grayscale=card.grayscale, folder=folder,
         limit=count,
-    )
+    )  # fmt: skip
     chosen = np.linspace(0, len(cached) - 1, min(count, len(cached))).astype(int)
 
     def batches() -> Iterator[NDArray[Any]]:

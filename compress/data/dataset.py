@@ -1,4 +1,4 @@
-"""Images wherever they lie: counted, named, labeled perhaps, and read one by one as RGB."""
+"""A set of images with optional labels or masks, decoded one by one to RGB."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compress.errors import CompressError
 
-#: pixels above which an image is taken for a decompression bomb (Pillow's own limit)
+#: larger images are treated as decompression bombs (Pillow's own limit), in pixels
 MAX_PIXELS = 89_478_485
-#: what Pillow knows by name only, or hands to another program: EPS would run Ghostscript on the user's files
+#: formats that Pillow cannot decode, or decodes with another program: EPS would run Ghostscript on files of the user
 EXCLUDED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
-#: EXIF's key; 5 and above lie on their side
+#: EXIF key; values of 5 and above are rotated by 90 degrees
 EXIF_ORIENTATION = 0x0112
-#: in a mask: nobody judges this pixel
+#: class of ignored pixels in a mask
 IGNORE_INDEX = 255
-#: what Pillow's decoders raise on broken files, besides `OSError`
+#: what Pillow's decoders raise for damaged files
 DECODE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error,
@@ -36,24 +36,26 @@ DECODE_ERRORS = (
 
 
 class UnreadableImageError(Exception):
-    """One image that cannot be read; the message says why. The run skips it, counts it and names it."""
+    """An image cannot be read; the message gives the reason. Caches leave it out and list it."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images. `opened(i)` gives a Pillow image, a path or a binary file; `read(i)` the picture in RGB.
+    """A set of images; `read_image(i)` decodes one.
 
-    For segmentation, `masks(i)` gives the classes of its pixels: a Pillow image of one channel, a path to one, or an
-    array [h, w].
+    Example:
+        >>> images = ImageSet("gray", ["a", "b"], lambda i: Image.new("RGB", (32, 32), "gray"), identity="v1")
+        >>> images.read_image(0).size
+        (32, 32)
     """
 
-    name: str
-    names: Sequence[str]  #: a name for each image, for people
-    open_image: Callable[[int], Image.Image | Path | IO[bytes]]
-    identity: str  #: what changes when the content does
+    name: str  #: name of the set
+    names: Sequence[str]  #: a name for each image, for messages
+    open_image: Callable[[int], Image.Image | Path | IO[bytes]]  #: a PIL image, a path or an open binary file
+    identity: str  #: changes when the content does
     labels: np.ndarray | None = None  #: int64 [n]
-    class_names: list[str] | None = None
-    open_mask: Callable[[int], Image.Image | Path | np.ndarray] | None = None
+    class_names: list[str] | None = None  #: a name for every class
+    open_mask: Callable[[int], Image.Image | Path | np.ndarray] | None = None  #: classes: one channel or [h, w]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,24 +64,24 @@ class ImageSet:
         return self.names[i]
 
     def without_labels(self) -> ImageSet:
-        """The images alone, without what is known of them."""
-        return replace(self, labels=None, class_names=None, masks=None)
+        """The images without labels, class names and masks."""
+        return replace(self, labels=None, class_names=None, open_mask=None)
 
     def subsample(self, limit: int) -> ImageSet:
-        """At most `limit` of the images, evenly spread through the set."""
+        """At most `limit` images, evenly spaced."""
         if limit >= len(self):
             return self
         chosen = np.linspace(0, len(self) - 1, limit).astype(np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        items = [self.names[int(i)] for i in chosen]
-        opened, masks, identity = self.open_image, self.open_mask, f"{self.identity} {limit}"
+        names = [self.names[int(i)] for i in chosen]
+        open_image, open_mask, identity = self.open_image, self.open_mask, f"{self.identity} {limit}"
         return ImageSet(
-            self.name, items, lambda i: opened(int(chosen[i])), identity, labels, self.class_names,
-            None if masks is None else lambda i: masks(int(chosen[i])),
+            self.name, names, lambda i: open_image(int(chosen[i])), identity, labels, self.class_names,
+            None if open_mask is None else lambda i: open_mask(int(chosen[i])),
         )  # fmt: skip
 
     def fingerprint(self) -> str:
-        """A hash of what identifies the content: names, sizes, dates."""
+        """A hash of name, identity, length and targets, as the key of caches."""
         digest = hashlib.sha256(f"{self.name}\n{self.identity}\n{len(self)}".encode(errors="surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
@@ -88,7 +90,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def read_image(self, i: int) -> Image.Image:
-        """Image `i` in RGB. Raises BadImage for anything that is not a whole, reasonable image."""
+        """Image `i` in RGB. Raises UnreadableImageError if it is damaged, too large or no image."""
         with silence_warnings():
             try:
                 source = self.open_image(i)
@@ -99,14 +101,14 @@ class ImageSet:
                 with Image.open(source, formats=readable_formats()) as image:
                     return to_rgb(check_pixel_limit(image))
             except UnidentifiedImageError as error:
-                raise UnreadableImageError("not an image that Pillow reads") from error
+                raise UnreadableImageError("not an image that Pillow can read") from error
             except Image.DecompressionBombError as error:
                 raise UnreadableImageError(" ".join(str(error).split())) from error
             except DECODE_ERRORS as error:
                 raise UnreadableImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
     def iter_sizes(self) -> Iterator[tuple[int, int]]:
-        """(width, height) of every image that can be opened, upright, from its header where it has one."""
+        """Yield (width, height) of every readable image, upright, from its header if possible."""
         for i in range(len(self)):
             with (
                 silence_warnings(),
@@ -120,9 +122,9 @@ class ImageSet:
                     yield oriented_size(image)
 
     def read_mask(self, i: int) -> np.ndarray:
-        """uint8 [h, w]: the class of every pixel of image `i`, IGNORE where nobody judges.
+        """uint8 [h, w]: the class of every pixel of image `i`, or IGNORE_INDEX.
 
-        Raises BadImage where it cannot be read, CompressError where it holds what is no class.
+        Raises UnreadableImageError if it cannot be read, CompressError if it contains values that are no classes.
         """
         assert self.open_mask is not None
         with silence_warnings():
@@ -135,7 +137,7 @@ class ImageSet:
                 else:
                     values = mask_indices(source) if isinstance(source, Image.Image) else source
             except UnidentifiedImageError as error:
-                raise UnreadableImageError("its mask is not an image that Pillow reads") from error
+                raise UnreadableImageError("its mask is not an image that Pillow can read") from error
             except Image.DecompressionBombError as error:
                 raise UnreadableImageError(" ".join(str(error).split())) from error
             except DECODE_ERRORS as error:
@@ -146,7 +148,7 @@ class ImageSet:
         return values.astype(np.uint8)
 
     def check_mask_values(self, values: np.ndarray, i: int) -> None:
-        """Raises CompressError for a mask with a value that is neither a class nor IGNORE."""
+        """Raise CompressError for a value that is neither a class nor IGNORE_INDEX."""
         top = len(self.class_names) if self.class_names else IGNORE_INDEX
         strange = values[((values < 0) | (values >= top)) & (values != IGNORE_INDEX)]
         if strange.size:
@@ -157,12 +159,12 @@ class ImageSet:
 
 
 def count_mask_classes(masks: Iterable[np.ndarray]) -> int:
-    """One more than the largest class that occurs; 0 where none does."""
+    """The largest class + 1; 0 if there are no classes."""
     return max((1 + int(mask[mask != IGNORE_INDEX].max()) for mask in masks if (mask != IGNORE_INDEX).any()), default=0)
 
 
 def mask_indices(image: Image.Image) -> np.ndarray:
-    """[h, w] of a label map: grey values or palette indices as they are. Raises BadImage for colour."""
+    """[h, w] of a label map: gray values or palette indices. Raises UnreadableImageError for colors."""
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise UnreadableImageError(
             f"its mask has mode {image.mode}; expected one channel of class indices (mode L or P)"
@@ -173,19 +175,19 @@ def mask_indices(image: Image.Image) -> np.ndarray:
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read."""
+    """Pillow's names of the accepted formats."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in EXCLUDED_FORMATS)
 
 
 @cache
 def readable_extensions() -> frozenset[str]:
-    """File name endings of the formats that are read, in lower case with their dot."""
+    """Suffixes of the accepted formats, in lower case with a dot."""
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name not in EXCLUDED_FORMATS)
 
 
 def reject_special_files(path: Path) -> None:
-    """A pipe or a device would be waited on for ever."""
+    """Refuse pipes and devices, on which reading could block forever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableImageError("not a regular file")
 
@@ -199,7 +201,7 @@ def check_pixel_limit(image: Image.Image) -> Image.Image:
 
 
 class WarningSilencer:
-    """Silences warnings while any thread reads; `warnings.catch_warnings` alone is the process's, not a thread's."""
+    """Silence warnings while any thread reads, because `warnings.catch_warnings` affects the whole process."""
 
     def __init__(self) -> None:
         self.lock, self.readers, self.held = threading.Lock(), 0, contextlib.ExitStack()
@@ -220,25 +222,25 @@ class WarningSilencer:
                     self.held.close()
 
 
-#: Pillow warns of odd metadata, a thousand times in a large set; what it cannot read it raises
+#: Pillow warns about unusual metadata, thousands of times in a large set; real problems are exceptions
 silence_warnings = WarningSilencer()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Grey, palette, CMYK and 16-bit images as RGB, upright; what is transparent lies on white."""
+    """Convert gray, palette, CMYK and 16-bit images to upright RGB; transparency becomes white."""
     image = apply_exif_orientation(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(to_uint8(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        ground.alpha_composite(image)
-        return ground.convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        background.alpha_composite(image)
+        return background.convert("RGB")
     return image.convert("RGB")
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """The picture as its camera was held. EXIF that cannot be parsed says nothing; the pixels are read all the same."""
+    """Rotate the image as EXIF says; EXIF that cannot be parsed is ignored."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
@@ -247,14 +249,14 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the picture as its camera was held. A PNG without EXIF would be decoded to look for it."""
-    known = image.format != "PNG" or "exif" in image.info
-    turned = known and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
+    """(width, height) after the EXIF rotation. A PNG without EXIF is not decoded to search for it."""
+    has_exif = image.format != "PNG" or "exif" in image.info
+    is_rotated = has_exif and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    return (image.height, image.width) if is_rotated else (image.width, image.height)
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Deep grey values as uint8: 16 bits by their high byte, floats in [0, 1] by 255, wider ranges by their maximum."""
+    """Convert to uint8: 16 bits to their high byte, floats in [0, 1] times 255, wider ranges by their maximum."""
     top = np.nan_to_num(values, posinf=0, neginf=0).max(initial=0)
     if values.dtype.kind in "iu" and (values.dtype.itemsize == 2 or 255 < top <= 65535):
         return (np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)

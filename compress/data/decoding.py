@@ -1,4 +1,4 @@
-"""From images to rows of uint8, written as they come: what fills the cache."""
+"""Decode images to uint8 rows in parallel and write them to the files of a cache."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from PIL import Image
 from compress.data.dataset import IGNORE_INDEX, ImageSet, UnreadableImageError
 from compress.errors import CompressError
 
-#: bytes of rows that one worker makes at a time, and the most views: one picture with many views keeps all of them busy
+#: bytes and views that one worker produces at a time; small pieces let all workers scale one image with many views
 PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
-#: pieces a worker may be ahead of what is written
+#: pieces per worker that may wait to be written
 PREFETCH = 2
-#: number of an image, and which of its views
+#: index of an image, and which of its views
 Piece = tuple[int, range]
-#: uint8 [views, h, w, 3], and the masks [views, h, w] where there are some
+#: uint8 [views, h, w, 3], and masks [views, h, w] or None
 Rows = tuple[np.ndarray, np.ndarray | None]
-#: left and top in pixels of the source, and how many of them become one
+#: left and top in source pixels, and source pixels per pixel
 Box = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class View:
-    """How a picture becomes rows. `image_size` is (height, width) in pixels."""
+    """How an image becomes rows."""
 
-    image_size: tuple[int, int]
-    resize: int | None = None  #: short side before the centre is cropped; None: the longer of `image_size`
-    views: int = 1
-    seed: int = 0
-    grayscale: bool = False
+    image_size: tuple[int, int]  #: (height, width) in pixels
+    resize: int | None = None  #: short side before the center crop; None: the longer side of `image_size`
+    views: int = 1  #: rows per image; more than one are random crops
+    seed: int = 0  #: seed of the random crops
+    grayscale: bool = False  #: remove the color
     full_image: bool = (
         False  #: nothing is cropped: the short side is made `resize`, what is missing to `image_size` padded
     )
 
     def make_rows(self, image: Image.Image, i: int, views: range, mask: Image.Image | None = None) -> Rows:
-        """The rows of image number `i`: a pure function of the picture, `i` and these settings."""
+        """The rows of image `i`: a pure function of the image, `i` and these settings."""
         image = image.convert("L").convert("RGB") if self.grayscale else image
         boxes = [self.choose_box(image.size, (self.seed, i, v)) for v in views]
         pixels = np.stack([self.cut_box(image, box, Image.Resampling.BILINEAR) for box in boxes])
@@ -69,66 +69,70 @@ class View:
         )
 
     def iter_pieces(self, images: int) -> Iterator[Piece]:
-        """The work in order, each piece small enough for memory; a picture with many views is read once a piece."""
-        most = min(PIECE_VIEWS, max(1, PIECE_BYTES // (math.prod(self.image_size) * 3)))
+        """Yield the work in order, in pieces that fit into memory. An image is decoded once per piece."""
+        size = min(PIECE_VIEWS, max(1, PIECE_BYTES // (math.prod(self.image_size) * 3)))
         for i in range(images):
-            for start in range(0, self.views, most):
-                yield i, range(start, min(start + most, self.views))
+            for start in range(0, self.views, size):
+                yield i, range(start, min(start + size, self.views))
 
 
 def decode_images(images: ImageSet, work: Path, view: View, workers: int | None) -> list[tuple[str, str]]:
-    """Fill `pixels.npy`, `origin.npy` and, where there are masks, `masks.npy` in `work`.
+    """Write `pixels.npy`, `origin.npy` and, for segmentation, `masks.npy` in `work`.
 
-    Returns the name of and the reason for what could not be read. Raises OSError where they cannot be written,
-    CompressError for a mask that does not fit its image.
+    Returns:
+        (name, reason) of every image that could not be read.
+
+    Raises:
+        OSError: The files cannot be written.
+        CompressError: A mask does not fit its image.
     """
-    bad: dict[int, str] = {}
-    good: list[np.ndarray] = []
+    unreadable: dict[int, str] = {}
+    sources: list[np.ndarray] = []
 
-    def rows(piece: Piece) -> Rows | str:
+    def decode_piece(piece: Piece) -> Rows | str:
         try:
             image = images.read_image(piece[0])
             return view.make_rows(image, *piece, read_matching_mask(images, piece[0], image.size))
         except UnreadableImageError as error:
             return str(error)
 
-    most = len(images) * view.views
+    max_rows = len(images) * view.views
     with ExitStack() as files:
-        pixels = files.enter_context(NpyWriter(work / "pixels.npy", (most, *view.image_size, 3)))
+        pixels = files.enter_context(NpyWriter(work / "pixels.npy", (max_rows, *view.image_size, 3)))
         masks = None
         if images.open_mask is not None:
-            masks = files.enter_context(NpyWriter(work / "masks.npy", (most, *view.image_size)))
-        for (i, _), made in map_in_order(rows, view.iter_pieces(len(images)), workers or os.cpu_count() or 1):
-            if isinstance(made, str):
-                bad.setdefault(i, made)
+            masks = files.enter_context(NpyWriter(work / "masks.npy", (max_rows, *view.image_size)))
+        threads = workers or os.cpu_count() or 1
+        for (i, _), result in map_in_order(decode_piece, view.iter_pieces(len(images)), threads):
+            if isinstance(result, str):
+                unreadable.setdefault(i, result)
                 continue
-            good.append(np.full(len(made[0]), i, dtype=np.int64))
-            pixels.append_rows(made[0])
-            if masks is not None and made[1] is not None:
-                masks.append_rows(made[1])
+            sources.append(np.full(len(result[0]), i, dtype=np.int64))
+            pixels.append_rows(result[0])
+            if masks is not None and result[1] is not None:
+                masks.append_rows(result[1])
     with open(work / "origin.npy", "wb") as file:
-        np.save(file, np.concatenate(good) if good else np.zeros(0, dtype=np.int64), allow_pickle=False)
+        np.save(file, np.concatenate(sources) if sources else np.zeros(0, dtype=np.int64), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
-    return [(images.name_of(i), reason) for i, reason in bad.items()]
+    return [(images.name_of(i), reason) for i, reason in unreadable.items()]
 
 
 def read_matching_mask(images: ImageSet, i: int, size: tuple[int, int]) -> Image.Image | None:
-    """The mask of image `i`, None where the set has none. Raises CompressError unless it is as large as its image."""
+    """The mask of image `i`, or None. Raises CompressError unless it has the size of its image."""
     if images.open_mask is None:
         return None
     mask = Image.fromarray(images.read_mask(i))
     if mask.size != size:
-        (w, h), (wide, high) = mask.size, size
+        found, expected = (f"{width}x{height}" for width, height in (mask.size, size))
         raise CompressError(
-            f"{images.name}: the mask of {images.name_of(i)} is {w}x{h} pixels and its image {wide}x{high}; expected the "
-            f"same size."
+            f"{images.name}: the mask of {images.name_of(i)}: found {found} pixels, expected {expected} as its image."
         )
     return mask
 
 
 class NpyWriter:
-    """A .npy file of uint8 rows whose number is known at the end; at most that of `shape`."""
+    """Write a .npy file of uint8 rows whose count is known at the end; at most that of `shape`."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.count = path, shape, 0
@@ -156,7 +160,7 @@ class NpyWriter:
 def map_in_order(
     work: Callable[[Piece], Rows | str], pieces: Iterator[Piece], workers: int
 ) -> Iterator[tuple[Piece, Rows | str]]:
-    """Each piece with what `work` made of it, in their order, however many threads work; few wait to be taken."""
+    """Yield each piece with its result, in order; at most PREFETCH results per thread wait."""
     waiting: deque[tuple[Piece, Future[Rows | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -173,50 +177,50 @@ def map_in_order(
 
 
 def write_header(file: IO[bytes], shape: tuple[int, ...]) -> int:
-    """Write the header of a .npy file; its length, which leaves room for any number of rows."""
+    """Write the header of a .npy file and return its length, which is the same for any number of rows."""
     facts = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, facts)
     return file.tell()
 
 
 def center_box(size: tuple[int, int], wanted: tuple[int, int], resize: int | None) -> Box:
-    """The short side made `resize`, the centre taken. What is then too small is enlarged, not bent."""
-    (wide, high), (height, width) = size, wanted
-    share = min(min(size) / (resize or max(wanted)), wide / width, high / height)
-    return (wide - width * share) / 2, (high - height * share) / 2, share
+    """The center after the short side became `resize`. Images that are too small are enlarged, not distorted."""
+    (source_width, source_height), (height, width) = size, wanted
+    scale = min(min(size) / (resize or max(wanted)), source_width / width, source_height / height)
+    return (source_width - width * scale) / 2, (source_height - height * scale) / 2, scale
 
 
 def random_box(size: tuple[int, int], wanted: tuple[int, int], seed: tuple[int, ...]) -> Box:
-    """A random place at a random scale between the network's size and the whole image."""
-    (wide, high), (height, width) = size, wanted
+    """A random position at a random scale between the network's size and the full image."""
+    (source_width, source_height), (height, width) = size, wanted
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-    whole = min(wide / width, high / height)
-    share = math.exp(rng.uniform(0.0, math.log(whole))) if whole > 1 else whole
-    left = rng.random() * (wide - width * share)
-    top = rng.random() * (high - height * share)
-    return left, top, share
+    full = min(source_width / width, source_height / height)
+    scale = math.exp(rng.uniform(0.0, math.log(full))) if full > 1 else full
+    left = rng.random() * (source_width - width * scale)
+    top = rng.random() * (source_height - height * scale)
+    return left, top, scale
 
 
 def resize_box(
-    image: Image.Image, size: tuple[int, int], left: float, top: float, share: float, resample: Image.Resampling
+    image: Image.Image, size: tuple[int, int], left: float, top: float, scale: float, resample: Image.Resampling
 ) -> np.ndarray:
-    """uint8 [h, w, …]: `share` source pixels a pixel. Rounding never leads outside, which Pillow refuses."""
+    """uint8 [h, w, …]: resize a box; it is clipped to the image, because Pillow refuses rounding errors."""
     height, width = size
     left, top = max(0.0, left), max(0.0, top)
-    box = (left, top, min(left + width * share, image.width), min(top + height * share, image.height))
+    box = (left, top, min(left + width * scale, image.width), min(top + height * scale, image.height))
     return np.asarray(image.resize((width, height), resample, box=box))
 
 
 def full_image_scale(size: tuple[int, int], canvas: tuple[int, int], resize: int | None) -> float:
-    """Source pixels a pixel where the short side becomes `resize`; more where the image would not fit the canvas."""
-    (wide, high), (height, width) = size, canvas
-    return max(min(size) / (resize or min(canvas)), wide / (width + 0.5), high / (height + 0.5))
+    """Source pixels per pixel if the short side becomes `resize`; more if the image would not fit the canvas."""
+    (source_width, source_height), (height, width) = size, canvas
+    return max(min(size) / (resize or min(canvas)), source_width / (width + 0.5), source_height / (height + 0.5))
 
 
-def resize_and_pad(image: Image.Image, canvas: tuple[int, int], share: float, resample: Image.Resampling) -> np.ndarray:
-    """uint8 [h, w, …]: the whole image at the top left; the rest repeats its edge, or is IGNORE in a mask."""
+def resize_and_pad(image: Image.Image, canvas: tuple[int, int], scale: float, resample: Image.Resampling) -> np.ndarray:
+    """uint8 [h, w, …]: the full image at the top left; the rest repeats its edge, or is IGNORE_INDEX in a mask."""
     height, width = canvas
-    small = image.resize(scaled_size(image.size, share), resample)
+    small = image.resize(scaled_size(image.size, scale), resample)
     pixels = np.asarray(small)
     rest = ((0, height - small.height), (0, width - small.width))
     if pixels.ndim == 2:
@@ -224,6 +228,6 @@ def resize_and_pad(image: Image.Image, canvas: tuple[int, int], share: float, re
     return np.pad(pixels, (*rest, (0, 0)), mode="edge")
 
 
-def scaled_size(size: tuple[int, int], share: float) -> tuple[int, int]:
-    """(width, height) of an image of which `share` pixels become one."""
-    return max(1, round(size[0] / share)), max(1, round(size[1] / share))
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(width, height) of an image scaled down by `scale`."""
+    return max(1, round(size[0] / scale)), max(1, round(size[1] / scale))

@@ -1,4 +1,4 @@
-"""Data that ships with the package or with one of its dependencies: nothing to download."""
+"""Datasets inside the package: Fashion-MNIST, scenes drawn from it, and photographs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_fashion_arrays() -> dict[str, np.ndarray]:
 
 
 def fashion_images(split: str) -> ImageSet:
-    """Fashion-MNIST, 28x28 grey: 10,000 balanced images of its training set, 2,000 of its test set."""
+    """Fashion-MNIST, 28x28 gray: 10,000 balanced images of its training set, 2,000 of its test set."""
     arrays = load_fashion_arrays()
     pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
     items = [f"fashion/{split}/{i}" for i in range(len(pixels))]
@@ -63,16 +63,16 @@ def fashion_images(split: str) -> ImageSet:
 
 
 def fashion_scene_images(split: str) -> ImageSet:
-    """Garments of `fashion` on smooth grounds, 128x128, with a class for every pixel."""
+    """Garments on smooth backgrounds, 128x128, with a class for every pixel."""
     return scene_images(split, load_fashion_arrays(), FASHION_CLASSES)
 
 
 def photo_images(split: str) -> ImageSet:
     """The photographs that scikit-image ships, the same for every split. Raises CompressError where it is missing."""
-    found = importlib.util.find_spec("skimage")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
         raise CompressError("embedded/photos: scikit-image is not installed; run `pip install scikit-image`.")
-    folder = Path(found.origin).parent / "data"
+    folder = Path(package.origin).parent / "data"
     paths = [folder / name for name in PHOTOS if (folder / name).is_file()]
     if not paths:
         raise CompressError(
@@ -95,19 +95,19 @@ EMBEDDED: dict[str, tuple[Callable[[str], ImageSet], str]] = {
 }
 
 
-SIDE = 128  #: pixels; networks read them smaller
+SIDE = 128  #: pixels; networks read smaller ones
 COUNTS = {"train": 10_000, "val": 1_000}
 SEEDS = {"train": 1, "val": 2}
 BACKGROUND = "background"
-MAX_GARMENTS = 3  #: garments a scene
+MAX_GARMENTS = 3  #: garments per scene
 SCALES = (0.4, 0.75)  #: side of a garment's square, as a share of the scene's
-GARMENT_THRESHOLD = 40  #: grey value from which a pixel is the garment's
+GARMENT_THRESHOLD = 40  #: gray value from which a pixel belongs to the garment
 
 
 def scene_images(split: str, arrays: dict[str, np.ndarray], names: list[str]) -> ImageSet:
     """10,000 scenes of training garments, or 1,000 of test garments; class 0 is the background.
 
-    `arrays` holds Fashion-MNIST as `SPLIT_images` and `SPLIT_labels`, with SPLIT train or val.
+    `arrays` contains Fashion-MNIST as `SPLIT_images` and `SPLIT_labels`, with SPLIT train or val.
     """
     split = "train" if split == "train" else "val"
     garments, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
@@ -123,8 +123,8 @@ def scene_images(split: str, arrays: dict[str, np.ndarray], names: list[str]) ->
 
 
 def draw_scene(garments: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [SIDE, SIDE, 3], uint8 mask [SIDE, SIDE]): one to three tinted garments, the later before the earlier."""
-    picture, mask = draw_background(rng), np.zeros((SIDE, SIDE), np.uint8)
+    """(uint8 [SIDE, SIDE, 3], uint8 mask [SIDE, SIDE]): one to three tinted garments, later ones in front."""
+    image, mask = draw_background(rng), np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(rng.integers(1, MAX_GARMENTS + 1)):
         which = rng.integers(len(garments))
         side = round(SIDE * rng.uniform(*SCALES))
@@ -133,18 +133,17 @@ def draw_scene(garments: np.ndarray, labels: np.ndarray, rng: np.random.Generato
         here = slice(top, top + side), slice(left, left + side)
         ink = cloth >= GARMENT_THRESHOLD
         tint = rng.uniform(0.35, 1.0, 3)
-        picture[here][ink] = cloth[ink, None] * tint
+        image[here][ink] = cloth[ink, None] * tint
         mask[here][ink] = labels[which] + 1
-    noisy = picture + rng.normal(0, 6, picture.shape)
+    noisy = image + rng.normal(0, 6, image.shape)
     return noisy.round().clip(0, 255).astype(np.uint8), mask
 
 
 def draw_background(rng: np.random.Generator) -> np.ndarray:
-    """float [SIDE, SIDE, 3] in [0, 255]: a colour gradient through sixteen random points."""
+    """float [SIDE, SIDE, 3] in [0, 255]: a color gradient through sixteen random points."""
     points = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     size = (SIDE, SIDE)
     return np.asarray(Image.fromarray(points).resize(size, Image.Resampling.BICUBIC)).astype(np.float64)
 
 
-# # MERGED DOC """Fashion-MNIST garments on smooth grounds: a segmentation set that needs no download, a pure function of its seed."""
 #

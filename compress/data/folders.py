@@ -1,4 +1,4 @@
-"""A folder of images, at any depth."""
+"""Directories of images at any depth, and pairs of `images/` and `masks/` matched by name."""
 
 from __future__ import annotations
 
@@ -29,30 +29,36 @@ from compress.errors import CompressError, UsageError
 
 
 def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) -> ImageSet:
-    """The images below `folder`, in natural order; with `labeled`, each top folder is a class.
+    """Open the images below a directory, in natural order.
 
-    A folder that holds `train` and `val` (or `test`) folders is taken by its split. Raises UsageError without images,
-    CompressError where a folder below cannot be listed.
+    Args:
+        folder: The directory. If it contains `train` and `val` (or `test`), the one for `split` is used.
+        split: "train" or "val".
+        labeled: Use the subdirectories at the top as classes.
+
+    Raises:
+        UsageError: There are no images.
+        CompressError: A subdirectory cannot be listed.
     """
     folder = split_dir(folder, split)
     known = readable_extensions()
-    found = [path for path in list_files(folder) if path.suffix.lower() in known]
-    paths = sorted(found, key=lambda path: natural_sort_key(path.relative_to(folder)))
+    files = [path for path in list_files(folder) if path.suffix.lower() in known]
+    paths = sorted(files, key=lambda path: natural_sort_key(path.relative_to(folder)))
     if not paths:
-        raise UsageError(f"{folder}: no images in this folder or below; expected files such as .jpg or .png.")
+        raise UsageError(f"{folder}: found no images at any depth, expected files such as .jpg or .png.")
     labels, names = label_by_folder(folder, paths) if labeled else (None, None)
     items = [str(path) for path in paths]
     return ImageSet(str(folder), items, lambda i: paths[i], hash_file_stats(folder, paths), labels, names)
 
 
 def hash_file_stats(folder: Path, paths: list[Path]) -> str:
-    """A hash of the files' names below `folder`, sizes and dates."""
+    """Hash names, sizes and modification times of files below `folder`."""
     digest = hashlib.sha256()
     for path in paths:
         try:
             facts = path.stat()
         except OSError:
-            continue  # a link to nowhere: reading it will say so
+            continue  # a broken link is reported when it is read
         line = f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -66,8 +72,8 @@ def split_dir(folder: Path, split: str) -> Path:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Every file below, following links but never in a circle; hidden files and folders are left out."""
-    found: list[Path] = []
+    """All files below a directory except hidden ones. Links are followed, each directory once."""
+    paths: list[Path] = []
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=raise_unlistable):
         real = os.path.realpath(here)
@@ -76,25 +82,25 @@ def list_files(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(here) / name for name in files if not name.startswith(".")]
-    return found
+        paths += [Path(here) / name for name in files if not name.startswith(".")]
+    return paths
 
 
 def raise_unlistable(error: OSError) -> None:
-    """A part of the data would be missing without a word."""
+    """Do not skip part of the data silently."""
     raise CompressError(
-        f"{error.filename}: this folder cannot be listed ({error.strerror}); allow it, or choose another folder."
+        f"{error.filename}: this directory cannot be listed ({error.strerror}); change its permissions."
     ) from error
 
 
 def natural_sort_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """A sorting key that puts img2 before img10; where two names differ in case or zeros only, the name decides."""
+    """Sort img2 before img10; the name decides between names that differ only in case or zeros."""
     parts = re.split(r"(\d+)", str(path).lower())
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts], str(path)
 
 
 def label_by_folder(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None, list[str] | None]:
-    """A label a path by the first folder below `folder`; None where images lie in `folder` itself."""
+    """One label per path, by the first directory below `folder`; None if images lie in `folder` itself."""
     tops = [path.relative_to(folder).parts for path in paths]
     if any(len(parts) < 2 for parts in tops):
         return None, None
@@ -104,21 +110,24 @@ def label_by_folder(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None,
 
 
 CLASSES_FILE = "classes.txt"
-#: Pillow stretches grey of 2 and 4 bits to 0-255: by how much
+#: Pillow scales gray values of 2 and 4 bits to 0-255; the factors
 GRAY_SCALES = {"L;2": 85, "L;4": 17}
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Whether `folder`, or its part `train`, holds `images` and `masks`."""
+    """Whether `folder`, or its subdirectory `train`, contains `images` and `masks`."""
     return any((home / "images").is_dir() and (home / "masks").is_dir() for home in (folder, folder / "train"))
 
 
 def open_mask_folder(folder: Path, *, split: str, labeled: bool) -> ImageSet:
-    """The pictures of `folder`, with their masks if `labeled`: `images/` and `masks/`, each or both by split.
+    """Open `images/` and, if `labeled`, `masks/` of a directory; the split is above or below them.
 
-    A mask is a PNG of class numbers, or of palette colours whose numbers they are, 255 where nobody judges. Names of
-    the classes are the lines of `classes.txt`. Raises UsageError where a picture or a mask is alone, CompressError for
-    a mask that is as large as another picture, or that holds no class numbers.
+    A mask is a PNG of class numbers as gray values or palette indices, 255 where pixels are ignored. The lines of
+    `classes.txt` are the class names.
+
+    Raises:
+        UsageError: An image or a mask has no partner.
+        CompressError: A mask has another size than its image, or contains no class numbers.
     """
     home = require_split_dir(folder, split, labeled=labeled)
     if not labeled and not (home / "images").is_dir():
@@ -128,49 +137,47 @@ def open_mask_folder(folder: Path, *, split: str, labeled: bool) -> ImageSet:
     if not labeled:
         return images
     if not (home / "masks").is_dir():
-        raise UsageError(f"{home}: has no folder masks beside images; expected a PNG in it for each image.")
+        raise UsageError(f"{home}: found images but no masks, expected a directory masks with a PNG for each image.")
     below = require_split_dir(home / "masks", split, labeled=True)
     paths = match_masks(top, [Path(item) for item in images.names], below)
     for item, path in zip(images.names, paths, strict=True):
         check_mask_header(Path(item), path)
     identity = f"{images.identity} {hash_file_stats(below, paths)}"
     return replace(
-        images, identity=identity, class_names=read_class_names(folder), masks=lambda i: read_index_mask(paths[i])
+        images, identity=identity, class_names=read_class_names(folder), open_mask=lambda i: read_index_mask(paths[i])
     )
 
 
 def require_split_dir(folder: Path, split: str, *, labeled: bool) -> Path:
-    """The part of `folder` for `split`. Raises UsageError rather than measure on what was trained on."""
-    found = split_dir(folder, split)
-    if found != folder or not (folder / "train").is_dir():
-        return found
+    """The subdirectory for `split`. Raises UsageError instead of evaluating on training images."""
+    chosen = split_dir(folder, split)
+    if chosen != folder or not (folder / "train").is_dir():
+        return chosen
     if labeled:
-        raise UsageError(
-            f"{folder}: has a folder train, but none to measure on; expected val, or give --val other data."
-        )
+        raise UsageError(f"{folder}: found train, but nothing to validate on; expected val, or give --val other data.")
     return folder / "train"
 
 
 def match_masks(top: Path, images: list[Path], below: Path) -> list[Path]:
-    """The mask of each image, the same name below `below`. Raises UsageError where one of a pair is missing."""
+    """The mask of each image, with the same name below `below`. Raises UsageError for missing partners."""
     masks = {
         relative_stem(path, below): path for path in list_files(below) if path.suffix.lower() in readable_extensions()
     }
     wrong = sorted(path for path in masks.values() if path.suffix.lower() != ".png")
     if wrong:
-        raise UsageError(f"{wrong[0]}: a mask must be a PNG file, which keeps class numbers as they are.")
+        raise UsageError(f"{wrong[0]}: a mask must be a PNG, which keeps class numbers exactly.")
     keys = [relative_stem(path, top) for path in images]
     name, times = Counter(keys).most_common(1)[0]
     if times > 1:
-        raise UsageError(f"{top / name}: {times} pictures of this name, and one mask for them; rename them.")
-    alone = [image for image, name in zip(images, keys, strict=True) if name not in masks]
-    if alone:
-        expected = below / f"{relative_stem(alone[0], top)}.png"
-        raise UsageError(f"{alone[0]}: has no mask{format_share(len(alone), len(images))}; expected {expected}.")
-    lost = [masks[name] for name in sorted(masks.keys() - set(keys))]
-    if lost:
+        raise UsageError(f"{top / name}: {times} images of this name, expected one for its mask; rename them.")
+    unmasked = [image for image, name in zip(images, keys, strict=True) if name not in masks]
+    if unmasked:
+        expected = below / f"{relative_stem(unmasked[0], top)}.png"
+        raise UsageError(f"{unmasked[0]}: no mask{format_share(len(unmasked), len(images))}; expected {expected}.")
+    extra = [masks[name] for name in sorted(masks.keys() - set(keys))]
+    if extra:
         raise UsageError(
-            f"{lost[0]}: a mask without its image{format_share(len(lost), len(masks))}; expected one in {top}."
+            f"{extra[0]}: a mask without image{format_share(len(extra), len(masks))}; expected one in {top}."
         )
     return [masks[name] for name in keys]
 
@@ -184,9 +191,9 @@ def format_share(some: int, every: int) -> str:
 
 
 def check_mask_header(image: Path, mask: Path) -> None:
-    """Refuse, by their headers, a mask that is no label map or has not the size of its image.
+    """Refuse a mask that is no label map or has another size than its image, from the headers of both.
 
-    What cannot be opened is left to the reading, which names it and goes on.
+    Files that cannot be opened are reported when they are decoded.
     """
     with silence_warnings(), contextlib.suppress(Image.DecompressionBombError, *DECODE_ERRORS):
         with Image.open(mask, formats=("PNG",)) as file:
@@ -203,14 +210,14 @@ def check_mask_header(image: Path, mask: Path) -> None:
 
 def check_mask_mode(path: Path, mask: Image.Image) -> None:
     if mask.mode not in ("1", "L", "P"):
-        found = "16 bits a pixel" if mask.mode.startswith("I") else f"colours (mode {mask.mode})"
+        found = "16 bits per pixel" if mask.mode.startswith("I") else f"colors (mode {mask.mode})"
         raise CompressError(
-            f"{path}: found {found}, expected one class number a pixel: a PNG of 8-bit grey, or with a palette."
+            f"{path}: found {found}, expected a class number per pixel: a grayscale PNG of 8 bits, or a palette."
         )
 
 
 def read_index_mask(path: Path) -> np.ndarray:
-    """uint8 [h, w]: the class numbers of a PNG as they are in the file. Raises CompressError for colours or 16 bits."""
+    """uint8 [h, w]: the class numbers in a PNG, unscaled. Raises CompressError for colors or 16 bits."""
     reject_special_files(path)
     with Image.open(path, formats=("PNG",)) as image:
         check_mask_mode(path, image)
@@ -219,20 +226,19 @@ def read_index_mask(path: Path) -> np.ndarray:
 
 
 def read_class_names(folder: Path) -> list[str] | None:
-    """The lines of `classes.txt`; None where there is none. Raises UsageError unless they are different names."""
+    """The lines of `classes.txt`; None if there is none. Raises UsageError unless they are different names."""
     path = folder / CLASSES_FILE
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({error}); expected the name of a class a line.") from error
+        raise UsageError(f"{path}: cannot be read as text ({error}); expected one class name per line.") from error
     if not names or not all(names) or len(set(names)) < len(names) or len(names) > IGNORE_INDEX:
         raise UsageError(
-            f"{path}: found {len(names)} lines, expected up to {IGNORE_INDEX} different names, one a line."
+            f"{path}: found {len(names)} lines, expected up to {IGNORE_INDEX} different names, one per line."
         )
     return names
 
 
-# # MERGED DOC """A folder of pictures and their masks: `images/` beside `masks/`, matched by name."""
 #

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of a folder that `datasets` knows."""
+"""Datasets of the Hugging Face hub, or of a directory that the package `datasets` can load."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from PIL import UnidentifiedImageError
 from compress.data.dataset import ImageSet
 from compress.errors import CompressError, UsageError
 
-#: names that a split goes by, in order of preference
+#: common names of a split, in order of preference
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
 
 def open_hub_dataset(spec: str, split: str) -> ImageSet:
-    """`NAME` or `NAME@SPLIT`. The first image column is read; a class column gives labels.
+    """Open `NAME` or `NAME@SPLIT`: the first image column, with labels from the first class column.
 
-    Raises UsageError without the extra or without an image column, CompressError where the data cannot be had.
+    Raises:
+        UsageError: The extra `hub` is not installed, or there is no image column.
+        CompressError: The data cannot be downloaded.
     """
     try:
         import datasets
@@ -32,18 +34,18 @@ def open_hub_dataset(spec: str, split: str) -> ImageSet:
     if column is None:
         raise UsageError(f"hf/{spec}: no column of images; found {', '.join(features)}.")
     if len(data) == 0:
-        raise UsageError(f"hf/{spec}: no images in this split.")
+        raise UsageError(f"hf/{spec}: found no images in this split; choose another one.")
     label = next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
     names = None if label is None else list(features[label].names)
     labels = None if label is None else complete_labels(list(data[label]))
-    # Our own reader decodes, with its limits; `datasets` would open anything that Pillow does.
+    # Images are decoded here, with limits; `datasets` would open every format of Pillow.
     raw = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     items = [f"hf/{spec}/{i}" for i in range(len(data))]
     return ImageSet(f"hf/{spec}", items, lambda i: encoded_image(raw[i][column]), str(data._fingerprint), labels, names)
 
 
 def load_split(spec: str, split: str) -> Any:
-    """The table of the first split of that name that there is."""
+    """Load the first split of that name that exists."""
     import datasets
     import datasets.exceptions
 
@@ -55,22 +57,22 @@ def load_split(spec: str, split: str) -> Any:
         except ValueError as error:
             wrong = wrong or error
         except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            why = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise CompressError(
-                f"hf/{spec}: cannot be had ({why}); is there a network, and is the name right?"
+                f"hf/{spec}: cannot be downloaded ({reason}); check the name and the network."
             ) from error
-    why = " ".join(str(wrong).split())[:200]
-    raise UsageError(f"hf/{spec}: {why} Name a split with hf/{name}@SPLIT.") from wrong
+    reason = " ".join(str(wrong).split())[:200]
+    raise UsageError(f"hf/{spec}: {reason} Choose a split with hf/{name}@SPLIT.") from wrong
 
 
 def complete_labels(values: list[int | None]) -> np.ndarray | None:
-    """int64 [n]; None where some are not known (-1 by custom)."""
+    """int64 [n]; None if some are unknown (-1 by convention)."""
     known = [value for value in values if value is not None and value >= 0]
     return np.array(known, dtype=np.int64) if len(known) == len(values) else None
 
 
 def encoded_image(cell: dict[str, Any] | None) -> Path | io.BytesIO:
-    """The file of an image as the table has it: its bytes, or where it lies."""
+    """The encoded image in a cell of the table: its bytes or its path."""
     if cell is None:
         raise UnidentifiedImageError("no image in this row")
     return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])

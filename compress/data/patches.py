@@ -1,4 +1,4 @@
-"""One random patch of every image, for measuring: in sets of as many images the same places, drawn from one seed."""
+"""One random patch of every image, for comparing sets of images; the same positions in sets of equal length."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from compress.data.batches import iter_batches
 from compress.data.cache import ImageCache
 from compress.errors import UsageError
 
-#: last in the seed, beside those of `data/batches.py`
+#: last entry of the seed; `data/batches.py` has 1 and 2
 PATCH_SEED = 3
 
 
 def check_patch_size(side: int, height: int, width: int) -> None:
-    """Raises UsageError for patches that do not fit into the images."""
+    """Raise UsageError if patches do not fit into the images."""
     if not 0 < side <= min(height, width):
         raise UsageError(
-            f"patches of {side} pixels: the images are read at {height}x{width}; expected 1 to {min(height, width)}."
+            f"--patch-sizes: found {side} for images of {height}x{width}, expected 1 to {min(height, width)}."
         )
 
 
 def random_corners(n: int, height: int, width: int, side: int, seed: int) -> np.ndarray:
-    """int64 [n, 2]: top and left of a patch of `side` pixels in each of `n` images, all places equally likely."""
+    """int64 [n, 2]: top and left of a patch of `side` pixels in each of `n` images, uniformly distributed."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, side, PATCH_SEED])))
     return rng.integers(0, [height - side + 1, width - side + 1], size=(n, 2))
 
@@ -34,20 +34,19 @@ def random_corners(n: int, height: int, width: int, side: int, seed: int) -> np.
 def iter_patches(
     cached: ImageCache, side: int | None, *, seed: int = 0, batch_size: int = 128
 ) -> Iterator[UInt8[Tensor, "n 3 a b"]]:
-    """A patch of `side` x `side` pixels of every image, in order; None: the whole images.
+    """Yield batches with a patch of `side` x `side` pixels of every image, in order; None: the full images.
 
-    Raises UsageError for a patch that is larger than the images.
+    Raises UsageError if a patch is larger than the images.
     """
     height, width = cached.pixels.shape[1:3]
     if side is not None:
         check_patch_size(side, height, width)
-    places = None if side is None else random_corners(len(cached), height, width, side, seed)
+    corners = None if side is None else random_corners(len(cached), height, width, side, seed)
     done = 0
     for images, _ in iter_batches(cached, batch_size):
-        if side is None or places is None:
+        if side is None or corners is None:
             yield images
         else:
-            here = places[done : done + len(images)]
-            cut = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, here, strict=True)]
-            yield torch.stack(cut)
+            batch = zip(images, corners[done : done + len(images)], strict=True)
+            yield torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in batch])
         done += len(images)

@@ -1,4 +1,4 @@
-"""What a teacher says of some images: how sure it is, and how its answers spread over the classes."""
+"""Predictions of a teacher for a set of images, and their statistics."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from compress.data.batches import iter_batches
 from compress.data.cache import ImageCache
 from compress.errors import CompressError
 
+#: bins of a histogram
 BINS = 10
-#: pixels that a teacher is asked about at once, where nobody says otherwise
+#: default pixels per forward pass
 PIXELS_PER_BATCH = 2**21
 
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Counts over every pixel of every image, where the teacher answers with maps."""
+    """Counts over all pixels of all images, for a teacher that predicts maps."""
 
     entropy: np.ndarray  #: in BINS bins over [0, ln C]
     confidence: np.ndarray  #: in BINS bins over [0, 1]
@@ -32,45 +33,42 @@ class PixelCounts:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry an image; of a map, the mean over its pixels and its commonest class."""
+    """One entry per image; for maps, the mean over the pixels and the most frequent class."""
 
     entropy: np.ndarray  #: nats, in [0, ln C]
     confidence: np.ndarray  #: largest probability, in [1/C, 1]
     prediction: np.ndarray  #: class of the largest logit
     classes: int
-    pixels: PixelCounts | None = None  #: None for a teacher of one answer an image
+    pixels: PixelCounts | None = None  #: None for classification
 
     def summary(self) -> dict[str, Any]:
-        """Histograms and class balance over all answers, one an image or one a pixel, as JSON has them."""
+        """Histograms and class balance over all images, or over all pixels, as JSON types."""
         top = math.log(self.classes)
-        if self.pixels is None:
-            found = PixelCounts(
-                bin_counts(self.entropy, top),
-                bin_counts(self.confidence, 1.0),
-                np.bincount(self.prediction, minlength=self.classes),
-            )
-        else:
-            found = self.pixels
-        shares = found.classes / found.classes.sum()
-        spread = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
+        counts = self.pixels or PixelCounts(
+            bin_counts(self.entropy, top),
+            bin_counts(self.confidence, 1.0),
+            np.bincount(self.prediction, minlength=self.classes),
+        )
+        shares = counts.classes / counts.classes.sum()
+        balance = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
         return {
             "images": len(self.prediction),
-            "decisions": int(found.classes.sum()),
+            "decisions": int(counts.classes.sum()),
             "entropy_mean": float(self.entropy.mean()),
             "entropy_max": top,
-            "entropy_histogram": format_histogram(found.entropy, top),
+            "entropy_histogram": format_histogram(counts.entropy, top),
             "confidence_mean": float(self.confidence.mean()),
-            "confidence_histogram": format_histogram(found.confidence, 1.0),
+            "confidence_histogram": format_histogram(counts.confidence, 1.0),
             "class_shares": [round(float(share), 6) for share in shares],
             "largest_share": float(shares.max()),
             "classes_never_predicted": int((shares == 0).sum()),
-            "balance": spread / top if top else 1.0,  # one class is always balanced
-            "kl_to_uniform": max(0.0, top - spread),
+            "balance": balance / top if top else 1.0,  # one class is always balanced
+            "kl_to_uniform": max(0.0, top - balance),
         }
 
 
 def bin_counts(values: np.ndarray, high: float) -> np.ndarray:
-    """How many of the values fall into each of BINS bins over [0, high]."""
+    """Number of values in each of BINS bins over [0, high]."""
     return np.histogram(np.clip(values, 0.0, high), bins=BINS, range=(0.0, high))[0]
 
 
@@ -84,30 +82,36 @@ def predict(
     logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c *map"]],
     batch_size: int | None = None,
 ) -> Predictions:
-    """The teacher's answers to every image. Raises CompressError where a logit is not finite.
+    """Predictions for every image.
 
-    `logits`: one row of logits an image, or a map of them. Images at a time without `batch_size`: what fits in memory.
+    Args:
+        cached: The images.
+        logits: Images in [0, 1] -> logits [n, c] or [n, c, h, w].
+        batch_size: Images per forward pass; None: as many as PIXELS_PER_BATCH allows, at most 256.
+
+    Raises:
+        CompressError: A logit is not finite.
     """
     height, width = cached.pixels.shape[1:3]
     batch_size = batch_size or max(1, min(256, PIXELS_PER_BATCH // (height * width)))
     parts: list[Predictions] = []
     with torch.no_grad():
         for images, _ in iter_batches(cached, batch_size):
-            answer = logits(images.float() / 255).float().cpu()
-            if not bool(answer.isfinite().all()):
-                raise CompressError(f"{cached.name}: the teacher's logits are not finite; is its checkpoint whole?")
-            parts.append(summarize_batch(answer))
+            batch_logits = logits(images.float() / 255).float().cpu()
+            if not bool(batch_logits.isfinite().all()):
+                raise CompressError(f"{cached.name}: the teacher's logits are not finite; check its checkpoint.")
+            parts.append(summarize_batch(batch_logits))
     return concatenate_predictions(parts)
 
 
-def summarize_batch(answer: Float[Tensor, "n c *map"]) -> Predictions:
-    """Through log_softmax, as p · log p is NaN where a probability underflows, and NaN sorts first."""
-    classes, dense = answer.shape[1], answer.ndim > 2
-    log_p = (answer if dense else answer.double()).log_softmax(1)  # twice the memory of a map buys nothing
-    entropy = -(log_p.exp() * log_p).sum(1).flatten(1) if dense else -(log_p.exp() * log_p).sum(1)
+def summarize_batch(logits: Float[Tensor, "n c *map"]) -> Predictions:
+    """Use log_softmax, because p · log p is NaN where a probability underflows, and NaN sorts first."""
+    classes, is_map = logits.shape[1], logits.ndim > 2
+    log_p = (logits if is_map else logits.double()).log_softmax(1)  # maps stay float32 to save memory
+    entropy = -(log_p.exp() * log_p).sum(1).flatten(1) if is_map else -(log_p.exp() * log_p).sum(1)
     confidence = log_p.amax(1).exp()
-    label = answer.argmax(1)
-    if not dense:
+    label = logits.argmax(1)
+    if not is_map:
         return Predictions(entropy.numpy(), confidence.numpy(), label.numpy(), classes)
     counts = torch.stack([row.bincount(minlength=classes) for row in label.flatten(1)])
     pixels = PixelCounts(
@@ -134,6 +138,6 @@ def concatenate_predictions(parts: list[Predictions]) -> Predictions:
     )
 
 
-def select_highest_entropy(found: Predictions, n: int) -> np.ndarray:
-    """Indices of the `n` images that the teacher is least sure of, in their own order: the paper's OOD subset."""
-    return np.sort(np.argsort(-found.entropy, kind="stable")[:n])
+def select_highest_entropy(predictions: Predictions, n: int) -> np.ndarray:
+    """Indices, in order, of the `n` images with the highest entropy: the paper's OOD subset."""
+    return np.sort(np.argsort(-predictions.entropy, kind="stable")[:n])

@@ -1,10 +1,11 @@
-"""Tar shards in webdataset's convention: files of one sample share a name, `000123.jpg` beside `000123.cls`."""
+"""Tar shards in webdataset's format: the files of a sample share a name, `000123.jpg` beside `000123.cls`."""
 
 from __future__ import annotations
 
 import glob
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -22,55 +23,66 @@ def is_shard_spec(spec: str) -> bool:
 
 
 def open_shards(spec: str) -> ImageSet:
-    """The images of one or many .tar files, read in place. `spec`: a file, a glob, or a brace range `{000..099}`.
+    """Open the images of .tar files, which are read in place.
 
-    Labels come from `.cls` files with a whole number. Raises UsageError for missing files, CompressError for broken
-    ones.
+    Args:
+        spec: A file, a glob, or a brace range `{000..099}`. Labels come from `.cls` files with an integer.
+
+    Raises:
+        UsageError: Files are missing or contain no images.
+        CompressError: A file is damaged or compressed.
     """
     paths = resolve_shards(spec)
-    places: list[tuple[Path, int, int]] = []
-    items: list[str] = []
+    ranges: list[tuple[Path, int, int]] = []
+    names: list[str] = []
     labels: list[int | None] = []
     for path in paths:
         for members in group_samples(path):
             image = next((m for m in members if Path(m.name).suffix.lower() in readable_extensions()), None)
             if image is None:
                 continue
-            places.append((path, image.offset_data, image.size))
-            items.append(f"{path}:{image.name}")
+            ranges.append((path, image.offset_data, image.size))
+            names.append(f"{path}:{image.name}")
             labels.append(read_label(path, members))
-    if not places:
-        raise UsageError(f"{spec}: no images in these shards.")
+    if not ranges:
+        raise UsageError(f"{spec}: found no images in these shards; check the files.")
     known = [label for label in labels if label is not None]
     values = np.array(known, dtype=np.int64) if len(known) == len(labels) else None
     identity = " ".join(f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in paths)
-    return ImageSet(spec, items, lambda i: read_range(*places[i]), identity, values)
+    return ImageSet(spec, names, lambda i: read_range(*ranges[i]), identity, values)
 
 
 def resolve_shards(spec: str) -> list[Path]:
-    """The files that `spec` names, all of them there. Raises UsageError."""
-    try:
-        from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError as error:
-        raise UsageError(
-            f"{spec}: webdataset is not installed; run `pip install 'compress-distill[shards]'`."
-        ) from error
-    try:
-        patterns = list(braceexpand(os.path.expanduser(spec)))
-    except UnbalancedBracesError as error:
-        raise UsageError(f"{spec}: a brace is not closed; expected a range such as {{000..099}}.") from error
-    paths = [Path(found) for pattern in patterns for found in sorted(glob.glob(pattern)) or [pattern]]
+    """The existing files that `spec` names. Raises UsageError if one is missing."""
+    patterns = expand_braces(os.path.expanduser(spec))
+    paths = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern)) or [pattern]]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} shards are missing).")
     return paths
 
 
+def expand_braces(spec: str) -> list[str]:
+    """Expand `{000..099}` and `{a,b}` as a shell does. Raises UsageError for an unclosed brace."""
+    match = re.search(r"\{([^{}]*)\}", spec)
+    if match is None:
+        if "{" in spec or "}" in spec:
+            raise UsageError(f"{spec}: found a brace without its pair, expected a range such as {{000..099}}.")
+        return [spec]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds:
+        width = len(bounds[1]) if bounds[1].startswith("0") else 0
+        parts = [f"{i:0{width}}" for i in range(int(bounds[1]), int(bounds[2]) + 1)]
+    else:
+        parts = match[1].split(",")
+    return [full for part in parts for full in expand_braces(spec[: match.start()] + part + spec[match.end() :])]
+
+
 def group_samples(path: Path) -> list[list[tarfile.TarInfo]]:
     """The members of a shard grouped by their name up to the first dot after the folder.
 
-    The archive must be uncompressed, for its images are read in place, and end as tar files end: tarfile takes a
-    damaged or cut header for the end, which would lose the rest in silence.
+    The archive must be uncompressed, because images are read in place. Its end is checked, because tarfile takes a
+    damaged or truncated header for the end and drops the rest silently.
     """
     grouped: dict[str, list[tarfile.TarInfo]] = {}
     end = 0
@@ -83,14 +95,14 @@ def group_samples(path: Path) -> list[list[tarfile.TarInfo]]:
                     grouped.setdefault(f"{folder}/{name.split('.')[0]}", []).append(member)
         last = read_range(path, end, BLOCK).read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise CompressError(f"{path}: not a whole, uncompressed tar file ({error}); fetch this shard again.") from error
+        raise CompressError(f"{path}: not a complete, uncompressed tar file ({error}); copy it again.") from error
     if last != bytes(BLOCK):
-        raise CompressError(f"{path}: not a whole tar file (damaged or cut at byte {end:,}); fetch this shard again.")
+        raise CompressError(f"{path}: not a complete tar file (damaged or cut at byte {end:,}); copy it again.")
     return list(grouped.values())
 
 
 def read_label(path: Path, members: list[tarfile.TarInfo]) -> int | None:
-    """The whole number beside an image, if there is one."""
+    """The integer beside an image, if there is one."""
     member = next((m for m in members if Path(m.name).suffix in LABELS), None)
     if member is None:
         return None
@@ -102,7 +114,7 @@ def read_label(path: Path, members: list[tarfile.TarInfo]) -> int | None:
 
 
 def read_range(path: Path, offset: int, size: int) -> io.BytesIO:
-    """A part of an uncompressed shard, without reading the rest."""
+    """Part of an uncompressed shard."""
     with open(path, "rb") as file:
         file.seek(offset)
         return io.BytesIO(file.read(size))

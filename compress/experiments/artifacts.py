@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,7 @@ def export_files(
     """Export a model in some formats and precisions; int8 is kept even if it is slower, for the comparison."""
     import torch
 
+    from compress.analysis.generator_samples import iter_generator_samples
     from compress.data.calibration import open_calibration_images
     from compress.evaluation import create_file_scorer
     from compress.measure import default_image_source, load_comparison_images
@@ -193,7 +195,7 @@ def export_files(
         if "int8" in precisions:
             calibration = stack.enter_context(open_calibration_images(
                 spec.calibration, spec.model.model, card, spec.calibration_images, root=spec.data.root,
-                progress=progress,
+                generate=partial(iter_generator_samples, progress=progress),
             ))  # fmt: skip
             settings = replace(settings, int8=Int8Options(calibration.batches))
         outcome = export_all(

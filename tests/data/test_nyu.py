@@ -12,7 +12,7 @@ import pytest
 from miniature import FORTY, IN_13, MAPPED, RAW, frames, write_frames, write_mappings, write_nyu, write_splits
 from scipy.io import savemat
 
-from compress.data import NAMES, ImageSet, open_images
+from compress.data import DATASETS, ImageSet, open_images
 from compress.data.nyu import CLASS_OF_40_IN_13, CLASSES
 from compress.errors import CompressError, UsageError
 
@@ -146,7 +146,7 @@ def test_a_folder_of_that_name_is_not_taken_for_pictures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nyuv2", "nyuv2-40"])
 def test_the_names_are_listed_as_segmentation(name):
-    assert "segmentation" in NAMES[name]
+    assert "segmentation" in DATASETS[name]
 
 
 # What is missing or not what it should be.

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from compress.data import NAMES, UnreadableImageError, open_images
+from compress.data import DATASETS, UnreadableImageError, open_images
 from compress.data.dataset import ImageSet
 from compress.data.folders import natural_sort_key
 from compress.errors import CompressError, UsageError
@@ -434,5 +434,5 @@ def test_the_photographs_are_found_without_importing_scikit_image():
 
 
 def test_every_name_has_one_line_about_it():
-    assert {"embedded/fashion", "embedded/photos", "imagenet", "places365", "cifar10", "svhn", "stl10"} <= set(NAMES)
-    assert all(about and "\n" not in about for about in NAMES.values())
+    assert {"embedded/fashion", "embedded/photos", "imagenet", "places365", "cifar10", "svhn", "stl10"} <= set(DATASETS)
+    assert all(about and "\n" not in about for about in DATASETS.values())
