@@ -15,10 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compress import config
 from compress.engine.run import Run
-from compress.training.recipes import find_recipe
-from compress.training.setup import TrainConfig, load_config
 
 STEPS = 3
 Losses = dict[str, Tensor]
@@ -59,7 +56,7 @@ def kl(s: Tensor, t: Tensor, T: float = 1.0) -> Tensor:
     return F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction="batchmean") * T * T
 
 
-def begun(folder: Path, name: str, *, task: str = "classification", **settings: Any) -> tuple[Any, Run]:
+def create_method(folder: Path, name: str, *, task: str = "classification", **settings: Any) -> tuple[Any, Run]:
     """A method set up on a run, with the random state of its beginning."""
     method, run = tiny.tiny_method(name, **settings), tiny.tiny_run(folder, name, steps=STEPS, task=task)
     run.seed_all()
@@ -93,29 +90,6 @@ def same_steps(
         assert float((a - b).norm() / b.norm()) < 2e-4, name
 
 
-def moves_one_at_a_time(method: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One step, in which no player's loss gives a gradient to another, nor to the teacher. Who moved, in order."""
-    order = []
-    for name, player in run.trainables.items():
-
-        def watched(
-            loss: Tensor, name: str = name, optimization_step: Any = player.optimization_step, **options: Any
-        ) -> None:
-            others = [p for other in run.trainables.values() if other.name != name for p in other.net.parameters()]
-            for p in others:
-                p.grad = None
-            before = [p.detach().clone() for p in others]
-            optimization_step(loss, **options)
-            order.append(name)
-            assert all(p.grad is None for p in [*others, *run.teacher.net.parameters()])
-            assert all(torch.equal(p, old) for p, old in zip(others, before, strict=True))
-            assert all(p.grad is not None for p in run.trainables[name].net.parameters())
-
-        monkeypatch.setattr(player, "optimization_step", watched)
-    method.step()
-    return "".join(order)
-
-
 def trained(method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: int = 12) -> tuple[float, float]:
     """`measure` of what G makes of fixed noise, before and after a few steps in which S stands still."""
     monkeypatch = pytest.MonkeyPatch()
@@ -139,9 +113,3 @@ def inputs_of(net: nn.Module) -> list[Tensor]:
     seen: list[Tensor] = []
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
-
-
-def recipe(name: str) -> tuple[TrainConfig, Any]:
-    """The shipped recipe of that name, read with some teacher."""
-    document = config.load_yaml(find_recipe(Path(name)))
-    return load_config(document.merge({"teachers": [{"model": "embedded/fashion_wrn16_2"}]}, source="test"))

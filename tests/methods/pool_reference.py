@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from generator_reference import kl
@@ -79,14 +77,6 @@ def agreeing(s: Tensor, t: Tensor) -> Tensor:
     return (F.kl_div(s.log_softmax(1), t.softmax(1), reduction="none").sum(1) * mask).mean()
 
 
-def begun(folder: Path, name: str, **settings: Any) -> tuple[Any, Run]:
-    """A method set up on a run, with the random state of its beginning."""
-    method, run = tiny.tiny_method(name, **settings), tiny.tiny_run(folder, name, steps=STEPS)
-    run.seed_all()
-    method.setup(run)
-    return method, run
-
-
 def same_steps(
     method: Any, run: Run, pupil: Pupil, synthesize: Callable[[Pupil], tuple[float, Tensor, Tensor]]
 ) -> None:
@@ -120,23 +110,3 @@ def near(mine: nn.Module, his: nn.Module) -> None:
     a, b = (torch.cat([v.reshape(-1).double() for v in net.state_dict().values()]) for net in (mine, his))
     assert torch.isclose(a, b, rtol=1e-4, atol=1e-5).double().mean() > 0.99
     assert float((a - b).norm() / b.norm()) < 2e-4
-
-
-def untouched(run: Run, act: Callable[[], object]) -> None:
-    """`act` leaves T and S as they are, and no gradient in them."""
-    nets = [run.student, *(teacher.net for teacher in run.teachers)]
-    before = [copy.deepcopy(net.state_dict()) for net in nets]
-    act()
-    assert tiny.state_differences(before, [net.state_dict() for net in nets]) == []
-    assert all(p.grad is None for net in nets for p in net.parameters())
-    assert run.student.training
-
-
-def even(method: Any, run: Run, times: int = 40) -> None:
-    """Of many images asked for, each class has about as many."""
-    for _ in range(times):
-        method.synthesize()
-    counts = torch.bincount(method.pool.labels, minlength=run.task.classes).double()
-    expected = len(method.pool) / run.task.classes
-    chi2 = float(((counts - expected) ** 2 / expected).sum())
-    assert chi2 < 16.3, "three degrees of freedom: one draw in a thousand is further off"

@@ -71,7 +71,7 @@ def test_seed_determines_run(tmp_path, name):
         train(tiny_method(name), run)
         ends.append(tiny.final_state(run))
     assert tiny.state_differences(ends[0], ends[1], ignore=contract.CLOCK) == []
-    assert any("players/S/net" in path for path in tiny.state_differences(ends[0], ends[2]))
+    assert any("trainables/S/net" in path for path in tiny.state_differences(ends[0], ends[2]))
 
 
 @each
@@ -95,4 +95,4 @@ def test_method_declares_requirements(name):
 def test_unsupported_task_is_rejected(name, task):
     problem = incompatibility_reason(name, tiny_method(name), task, None)
     assert (problem is None) == (task in METHODS[name].tasks)
-    assert problem is None or f"method {name} is made for" in problem
+    assert problem is None or name in problem

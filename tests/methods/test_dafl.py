@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from generator_reference import Twins, begun, kl
+from generator_reference import Twins, create_method, kl
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -54,13 +54,13 @@ def optimizers(m: DAFL):
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
-    method, run = begun(tmp_path, "dafl", **settings)
+    method, run = create_method(tmp_path, "dafl", **settings)
     generator_reference.same_steps(method, run, Twins(method, run, optimizers(method)), published, falling="S")
 
 
 @pytest.mark.parametrize("weight", ["one_hot", "activation", "balance", "temperature"])
 def test_reference_detects_changed_weight(tmp_path, weight):
-    method, run = begun(tmp_path, "dafl", activation=1.0)
+    method, run = create_method(tmp_path, "dafl", activation=1.0)
     twins = Twins(method, run, optimizers(method))
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
@@ -68,13 +68,8 @@ def test_reference_detects_changed_weight(tmp_path, weight):
         generator_reference.same_steps(method, run, twins, published, falling="S")
 
 
-def test_each_loss_moves_own_model(tmp_path, monkeypatch):
-    method, run = begun(tmp_path, "dafl")
-    assert generator_reference.moves_one_at_a_time(method, run, monkeypatch) == "GS"
-
-
 def test_student_uses_generator_images(tmp_path):
-    method, _ = begun(tmp_path, "dafl")
+    method, _ = create_method(tmp_path, "dafl")
     at_T, at_S = generator_reference.inputs_of(method.T.net), generator_reference.inputs_of(method.S.net)
     method.step()
     assert len(at_T) == len(at_S) == 1
@@ -98,7 +93,7 @@ def spread(T, x: Tensor) -> Tensor:
 )
 def test_generator_improves_each_term(tmp_path, weight, measure, sign):
     alone = dict.fromkeys(("one_hot", "activation", "balance"), 0.0) | {weight: 1.0}
-    method, run = begun(tmp_path, "dafl", lr_G=0.01, **alone)
+    method, run = create_method(tmp_path, "dafl", lr_G=0.01, **alone)
     before, after = generator_reference.trained(method, run, partial(measure, run.teacher.net))
     assert sign * (after - before) > 0.01 * before
 
@@ -108,31 +103,6 @@ def test_features_required_by_weight_only(tmp_path):
     assert DAFL(activation=0.0).uses == ("gradients",)
     run = tiny.tiny_run(tmp_path, "dafl")
     run.teacher.net.body = nn.Sequential(nn.Conv2d(3, tiny.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(UsageError, match="no linear layer"):
+    with pytest.raises(UsageError, match="linear layer"):
         tiny.tiny_method("dafl").setup(run)
     train(tiny.tiny_method("dafl", activation=0.0), run)
-
-
-def test_non_square_images_raise(tmp_path):
-    run = tiny.tiny_run(tmp_path, "dafl")
-    run.task.image_size = (16, 32)
-    with pytest.raises(UsageError, match="found 16x32"):
-        tiny.tiny_method("dafl").setup(run)
-
-
-def test_image_grids_change_nothing(tmp_path):
-    ends = []
-    for every in (1, 4):
-        run = tiny.tiny_run(tmp_path / str(every), "dafl", evaluate_every=every)
-        train(tiny.tiny_method("dafl"), run)
-        ends.append(tiny.final_state(run)["shared"]["trainables"])
-    names = sorted(path.name for path in (tmp_path / "1" / "images").iterdir())
-    assert names == [f"synthetic-{step:07d}.png" for step in (1, 2, 3, 4)]
-    assert tiny.state_differences(*ends) == []
-
-
-def test_recipe_has_published_settings():
-    plan, method = generator_reference.recipe("dafl-cifar10")
-    assert (method.one_hot, method.balance, method.activation) == (0.05, 5, 0.01)
-    assert (method.lr, method.weight_decay, method.z_dim) == (0.1, 5e-4, 1000)
-    assert (plan.training.steps, plan.training.batch_size) == (2000 * 120, 1024)

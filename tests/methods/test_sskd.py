@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim import SGD
 
 from compress.engine.run import Run
-from compress.errors import UsageError
 from compress.methods import sskd
 from compress.methods.sskd import SSKD
 
@@ -222,17 +221,3 @@ def test_views_flip_consistently(tmp_path, monkeypatch):
     mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(views[:200], x, strict=True)])
     assert 60 < int(mirrored.sum()) < 140
     assert torch.equal(views, sskd.rotate_all(torch.where(mirrored[:, None, None, None], x.flip(3), x)))
-
-
-def test_non_square_images_raise(tmp_path):
-    run = tiny_run(tmp_path, "sskd")
-    run.task.image_size = (16, 32)
-    with pytest.raises(UsageError, match=r"task\.image_size: found 16x32, but SSKD turns images by 90 degrees"):
-        tiny_method("sskd").setup(run)
-
-
-def test_recipe_matches_authors():
-    plan, method = tiny.read_recipe("sskd-cifar100")
-    assert method == SSKD()
-    assert (plan.training.epochs, plan.training.batch_size, plan.data.unlabeled) == (60 + 240, 64, "cifar10")
-    assert method.head_fraction == pytest.approx(60 / 300)
