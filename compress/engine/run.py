@@ -330,7 +330,7 @@ class Run:
                 batches = unlabeled.batches(
                     LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False
                 )  # fmt: skip
-                groups.append(self.accelerator.to_float_images(batches.at(0)[0]))
+                groups.append(self.accelerator.to_float_images(batches.batch_at(0)[0]))
             save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
             save_image_grid(self.run_dir / f"{name}.png", groups)
         if self._pool is not None:

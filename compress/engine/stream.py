@@ -20,7 +20,7 @@ Repeats = Float64[Tensor, " m"] | None
 class Batches(Protocol):
     """Batches by position."""
 
-    def at(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def batch_at(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (uint8 images [n, 3, h, w], targets or None, indices [n]), always the same for a position."""
         ...
 
@@ -90,10 +90,10 @@ class Stream:
 
     def _read(self, position: int) -> tuple[Tensor, Tensor | None, Tensor]:
         if self._reader is None:
-            return self.batches.at(position)
+            return self.batches.batch_at(position)
         expected, future = self._prefetched or (-1, None)
-        batch = future.result() if future is not None and expected == position else self.batches.at(position)
-        self._prefetched = position + 1, self._reader.submit(self.batches.at, position + 1)
+        batch = future.result() if future is not None and expected == position else self.batches.batch_at(position)
+        self._prefetched = position + 1, self._reader.submit(self.batches.batch_at, position + 1)
         return batch
 
     def state_dict(self) -> dict[str, int]:
