@@ -260,7 +260,7 @@ def create_cases(
                 case = BenchmarkCase(
                     predictor.name, model, predictor.card.image_size, size, runtime, given.get("provider"),
                     given.get("threads"), trust_engine=bool(overrides.get("trust_pickle")),
-                    precision=predictor.precision, network_source=source,
+                    network_source=source,
                 )  # fmt: skip
                 cases[case] = index
     return cases

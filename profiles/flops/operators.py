@@ -131,7 +131,7 @@ def chained_contraction_macs(terms: list[str], wanted: str, sizes: dict[str, int
     while len(terms) > 1:
         first, second = (order.pop(0), order.pop(0)) if order else (0, 1)
         pair = terms[first], terms[second]
-        rest = [term for place, term in enumerate(terms) if place not in (first, second)]
+        rest = [term for i, term in enumerate(terms) if i not in (first, second)]
         kept = set("".join(pair)) & set("".join([*rest, wanted]))
         summed = (set(pair[0]) & set(pair[1])) - kept
         total += prod(sizes[letter] for letter in kept | summed) if summed else 0

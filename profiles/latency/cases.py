@@ -54,7 +54,6 @@ class BenchmarkCase:
     provider: Provider | None = None
     threads: int | None = None  #: None: one per core
     trust_engine: bool = False  #: accept an engine that contains code
-    precision: str = "fp32"  #: of the file's graph
     network_source: NetworkSource | None = None  #: needed to run a network in a LoadGen scenario
     validate: bool = True  #: validate an ONNX file before a runtime reads it
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compress.errors import CompressError
 from profiles.latency import machine
 from profiles.latency.benchmark import Candidate, Latency, time_call, with_environment
 from profiles.latency.scenarios import HEARTBEAT, REPLY, ScenarioError, ScenarioSettings
@@ -70,7 +71,7 @@ def report_failure(folder: Path, error: BaseException) -> NoReturn:
     """Write an error as the reply and exit."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0][:300] if lines else "no message"
-    is_expected = hasattr(error, "exit_code")  # its message is complete
+    is_expected = isinstance(error, CompressError)  # its message is complete
     reply = {"error": text if is_expected else f"the model failed ({type(error).__name__}: {text})"}
     write_reply_and_exit(folder, reply, 1)
 

@@ -56,7 +56,7 @@ def visible_columns(data: Mapping[str, Any]) -> list[Column]:
         ),
         Column("method", "Method", lambda r, t: r["method"] or "", numeric=False, minor=True),
         Column("network", "Network", lambda r, t: r["network"] or "", numeric=False, minor=True),
-        Column("agreement", "Same answers", format_agreement, minor=True),
+        Column("agreement", "Same predictions", format_agreement, minor=True),
         Column("seeds", "Seeds", lambda r, t: str(r["seeds"]), minor=True),
     ]
     return [one for one in every if any(one.text(row, t) for row in data["rows"] for t in [*row["times"].values(), {}])]
@@ -83,11 +83,11 @@ def row_cost(row: Row, times: Row, name: str) -> float | None:
     if name == "energy":
         return positive_number(times.get("energy_mj"))
     if name == "size":
-        found = positive_number(row["size_bytes"])
-        return None if found is None else found / 1e6
+        value = positive_number(row["size_bytes"])
+        return None if value is None else value / 1e6
     macs = positive_number(row["macs"])
-    found = positive_number(row["flops"]) or (None if macs is None else 2 * macs)
-    return None if found is None else found / 1e9
+    value = positive_number(row["flops"]) or (None if macs is None else 2 * macs)
+    return None if value is None else value / 1e9
 
 
 def row_latency(row: Row, setting: int | None) -> Row:
@@ -126,7 +126,7 @@ def initial_rows(data: Mapping[str, Any], kept: Sequence[Column]) -> list[dict[s
 def verification_table(data: Mapping[str, Any]) -> Table | None:
     """Compare each exported file with PyTorch, best scores first; None if nothing was exported."""
     exported = [row for row in data["rows"] if row["verified"]]
-    header = ["Model", "Format", "Precision", "Run in", "Images", "Same answers", "mIoU of both", "Largest difference",
+    header = ["Model", "Format", "Precision", "Run in", "Images", "Same predictions", "mIoU of both", "Largest difference",
               "Relative", "Mean", "Cosine", "Not verified because"]  # fmt: skip
     cells = [verification_row(row) for row in exported[:MAX_VERIFIED]]
     kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in cells)]

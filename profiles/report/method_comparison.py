@@ -79,8 +79,8 @@ class MethodComparison:
 
 def final_score(record: Record, metric: str) -> float:
     """Return the score at the end of a run; 0 if it is not a number, as after a divergence."""
-    found = record.run.get("last")
-    return (finite_number(found.get(metric)) if isinstance(found, dict) else None) or 0.0
+    scores = record.run.get("last")
+    return (finite_number(scores.get(metric)) if isinstance(scores, dict) else None) or 0.0
 
 
 def sample_std(values: Sequence[float]) -> float | None:

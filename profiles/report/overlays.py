@@ -67,7 +67,7 @@ class Overlays:
         return [int(c) for c in classes if c < len(self.class_names)]
 
 
-# On disk.
+# Files.
 
 
 def save_overlays(folder: Path, overlays: Overlays) -> Path:
@@ -107,33 +107,33 @@ def load_overlays(folder: Path) -> Overlays:
 
 
 def collect_overlays(run_dirs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Path], list[str]]:
-    """Draw the overlays of several run directories output_dir `output_dir`: caption -> image, and failures.
+    """Draw the overlays of several run directories into `output_dir`: caption -> image, and failures.
 
     Runs with the same images share one image. Raises RecordError if `output_dir` cannot be written.
     """
-    found, failures = [], []
+    loaded, failures = [], []
     for run_dir in run_dirs:
         if not (run_dir / ARRAYS).is_file():
             continue
         try:
-            found.append((run_dir.resolve().name, load_overlays(run_dir)))
+            loaded.append((run_dir.resolve().name, load_overlays(run_dir)))
         except READ_ERRORS as error:
             failures.append(f"The overlays of {run_dir.name} could not be read ({type(error).__name__}: {ARRAYS}).")
-    pictures = {}
-    for i, overlays in enumerate(merge_overlays(found)):
+    images = {}
+    for i, overlays in enumerate(merge_overlays(loaded)):
         path = (
             save_overlay_image(output_dir, overlays)
             if i == 0
             else save_overlay_image(output_dir / f"overlays-{i + 1}", overlays)
         )
-        pictures[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
-    return pictures, failures
+        images[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
+    return images, failures
 
 
-def merge_overlays(found: Sequence[tuple[str, Overlays]]) -> list[Overlays]:
+def merge_overlays(loaded: Sequence[tuple[str, Overlays]]) -> list[Overlays]:
     """Merge overlays of the same images; models with the same name get their directory's name if they differ."""
     joined: list[Overlays] = []
-    for directory, new in found:
+    for directory, new in loaded:
         known = next((i for i, old in enumerate(joined) if have_same_images(old, new)), None)
         if known is None:
             joined.append(new)
@@ -153,7 +153,7 @@ def have_same_images(one: Overlays, other: Overlays) -> bool:
     return is_same and np.array_equal(one.truth, other.truth) and np.array_equal(one.images, other.images)
 
 
-# As a picture.
+# Drawing.
 
 
 def blend_labels(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -177,7 +177,7 @@ def export_table(comparison: Comparison) -> Table | None:
         "Opset": fact("opset"),
         "SHA-256": lambda r: fact("sha256")(r)[:12],
         "Images compared": lambda r: format_count(parity(r, "images")),
-        "Same top-1 answer": lambda r: format_percent(parity(r, "top1_agreement")),
+        "Same top-1 class": lambda r: format_percent(parity(r, "top1_agreement")),
         "mIoU of both": lambda r: format_percent(parity(r, "miou")),
         "Largest difference": lambda r: format_scientific(parity(r, "max_abs")),
         "Relative": lambda r: format_scientific(parity(r, "max_rel")),

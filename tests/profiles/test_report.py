@@ -97,7 +97,7 @@ Latency of one batch, and throughput.
 
 Exported files against PyTorch: logits on the same images.
 
-| Model | File | Opset | SHA-256 | Images compared | Same top-1 answer | Largest difference | Relative |
+| Model | File | Opset | SHA-256 | Images compared | Same top-1 class | Largest difference | Relative |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | MosaicKD wrn16_1 | student.onnx | 18 | 0123456789ab | 64 | 100.00 % | 2.0e-06 | 1.0e-07 |
 

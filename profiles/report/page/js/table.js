@@ -42,7 +42,7 @@ const COLUMNS = {
   },
   size: { label: "Size", ...costColumn("size", (row) => bytes(row.size_bytes)) },
   agreement: {
-    label: "Same answers",
+    label: "Same predictions",
     minor: true,
     numeric: true,
     down: true,
