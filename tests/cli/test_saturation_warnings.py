@@ -6,39 +6,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from invoking import TEACHER, answer, run
+from invoking import TEACHER, read_result, run
 
 from compress.cli.bench import warn_of_saturation
-from compress.cli.opening import open_model
-from exporters import saturation
-from exporters.int8 import quantise
+from compress.predictor import load_predictor
+from exporters.quantization.static import quantize_static
 
 
 @pytest.fixture(scope="module")
 def eight_bits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("eight")
-    answer(run("export", TEACHER, "--out", folder / "fp32.onnx", "--json"))
+    read_result(run("export", TEACHER, "--out", folder / "fp32.onnx", "--json"))
     images = np.random.default_rng(0).random((8, 3, 32, 32), np.float32)
     path = folder / "int8.onnx"
-    quantise(folder / "fp32.onnx", path, lambda: [images], target="ort-cpu-vnni", calibrator="minmax")
+    quantize_static(folder / "fp32.onnx", path, lambda: [images], target="ort-cpu-vnni", calibrator="minmax")
     return path
 
 
 @pytest.mark.parametrize("has_vnni", [False, True])
 def test_commands_warn_without_vnni(eight_bits: Path, clothes: Path, tmp_path: Path, monkeypatch, has_vnni) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx2 avx_vnni\n" if has_vnni else "flags : avx2\n")
-    monkeypatch.setattr(saturation, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("exporters.cpu.CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     bench = ("bench", eight_bits, "--duration", "0.05s", "--threads", 1)
     for words in (("eval", eight_bits, "--data", clothes), bench):
         found = run(*words, "--json")
-        answer(found)
+        read_result(found)
         assert found.stderr.count("Warning: ") == (0 if has_vnni else 1)
         assert ("ort-cpu" in found.stderr) is not has_vnni
 
 
 def test_bench_elsewhere_warns_by_its_processor(eight_bits: Path, capsys) -> None:
-    opened = [open_model(str(eight_bits))]
+    opened = [load_predictor(str(eight_bits))]
     capsys.readouterr()
     for system, instructions in (("Linux aarch64", ["asimd"]), ("Linux x86_64", ["avx2", "avx_vnni"])):
         warn_of_saturation(opened, {"system": system, "instructions": instructions})

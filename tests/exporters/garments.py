@@ -23,9 +23,9 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 @cache
 def garments(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images [n, 3, 32, 32] in [0, 1] and their labels."""
-    found = open_images("embedded/fashion", split=split)
+    result = open_images("embedded/fashion", split=split)
     with tempfile.TemporaryDirectory() as folder:
-        cached = build_cache(found, image_size=(32, 32), resize=32, folder=Path(folder), limit=count)
+        cached = build_cache(result, image_size=(32, 32), resize=32, folder=Path(folder), limit=count)
         pixels, labels = cached.gather(np.arange(count)), cached.gather_targets(np.arange(count))
     assert labels is not None
     return pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255), labels

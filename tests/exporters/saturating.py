@@ -48,8 +48,8 @@ def activations_of(model: ModelProto, names: list[str], images: NDArray) -> list
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = dict(zip(dict.fromkeys(names), session.run(list(dict.fromkeys(names)), {"images": images}), strict=True))
-    return [np.asarray(found[name]) for name in names]
+    result = dict(zip(dict.fromkeys(names), session.run(list(dict.fromkeys(names)), {"images": images}), strict=True))
+    return [np.asarray(result[name]) for name in names]
 
 
 def patches(codes: NDArray, zero: int, node: NodeProto) -> NDArray:

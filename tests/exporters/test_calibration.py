@@ -55,33 +55,33 @@ def file(tmp_path_factory) -> Path:
     return network(tmp_path_factory.mktemp("calibration") / "net.onnx")
 
 
-def test_minmax_finds_the_extremes_of_all_batches_of_any_size(file: Path) -> None:
+def test_minmax_covers_all_batches(file: Path) -> None:
     batches = [pictures(3, 8, 1), pictures(1, 12, 2), 2 * pictures(2, 5, 3)]
-    found = calibrate(file, lambda: batches, "minmax")
+    result = calibrate(file, lambda: batches, "minmax")
     values = np.concatenate([mixed(file, batch).ravel() for batch in batches])
-    assert (found.method, found.images) == ("minmax", 6)
-    assert found.ranges["mixed"] == pytest.approx((values.min(), values.max()), rel=1e-5)
-    assert found.ranges["positive"] == pytest.approx((0, values.max()), rel=1e-5)
-    assert found.ranges["images"] == pytest.approx((min(b.min() for b in batches), max(b.max() for b in batches)))
+    assert (result.method, result.images) == ("minmax", 6)
+    assert result.ranges["mixed"] == pytest.approx((values.min(), values.max()), rel=1e-5)
+    assert result.ranges["positive"] == pytest.approx((0, values.max()), rel=1e-5)
+    assert result.ranges["images"] == pytest.approx((min(b.min() for b in batches), max(b.max() for b in batches)))
 
 
-def test_percentile_cuts_half_of_what_it_cuts_at_either_end(file: Path) -> None:
+def test_percentile_clips_both_ends_equally(file: Path) -> None:
     images = pictures(40, 32)
-    found = calibrate(file, lambda: np.split(images, 8), "percentile")
+    result = calibrate(file, lambda: np.split(images, 8), "percentile")
     values = mixed(file, images)
     bin_width = 2 * np.abs(values).max() / 2048
-    for end, percent in zip(found.ranges["mixed"], (0.005, 99.995), strict=True):
+    for end, percent in zip(result.ranges["mixed"], (0.005, 99.995), strict=True):
         assert end == pytest.approx(np.percentile(values, percent), abs=2 * float(bin_width))
 
 
-def test_a_dim_first_batch_neither_coarsens_nor_swells_what_comes_after(file: Path) -> None:
+def test_dark_first_batch_does_not_matter(file: Path) -> None:
     dim, bright = 1e-6 * pictures(4), pictures(4)
     first = calibrate(file, lambda: [dim, bright], "percentile").ranges["mixed"]
     last = calibrate(file, lambda: [bright, dim], "percentile").ranges["mixed"]
     assert first == last
 
 
-def test_percentile_never_ends_below_the_values_it_shall_hold(file: Path) -> None:
+def test_percentile_contains_its_share(file: Path) -> None:
     """One pixel a thousand times as bright as all others: all of them lie in the bin at zero."""
     images = pictures(40, 32)
     images[0, :, 0, 0] = 3000
@@ -90,7 +90,7 @@ def test_percentile_never_ends_below_the_values_it_shall_hold(file: Path) -> Non
     assert high < 10
 
 
-def test_entropy_stays_between_a_quarter_of_the_range_and_all_of_it(file: Path) -> None:
+def test_entropy_keeps_quarter_to_all(file: Path) -> None:
     images = np.random.default_rng(0).standard_cauchy((8, 3, 16, 16)).astype(np.float32)
     least, most = calibrate(file, lambda: [images], "minmax").ranges["mixed"]
     low, high = calibrate(file, lambda: [images], "entropy").ranges["mixed"]
@@ -101,7 +101,7 @@ def test_entropy_stays_between_a_quarter_of_the_range_and_all_of_it(file: Path) 
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])  # entropy collects as percentile does
-def test_memory_does_not_grow_with_the_number_of_images(file: Path, method) -> None:
+def test_memory_independent_of_image_count(file: Path, method) -> None:
     alive: set[int] = set()
     most: list[int] = []
 
@@ -130,11 +130,11 @@ def test_memory_does_not_grow_with_the_number_of_images(file: Path, method) -> N
     assert not alive
 
 
-def test_only_the_tensors_asked_for_are_looked_at(file: Path) -> None:
+def test_only_selected_tensors_are_calibrated(file: Path) -> None:
     assert set(calibrate(file, lambda: [pictures(1)], "minmax", tensors={"mixed"}).ranges) == {"mixed"}
 
 
-def test_extremes_that_are_known_save_a_pass(file: Path) -> None:
+def test_known_extremes_save_a_pass(file: Path) -> None:
     passes = []
 
     def batches() -> list[NDArray]:
@@ -160,18 +160,18 @@ def test_extremes_that_are_known_save_a_pass(file: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_images_that_are_none_are_refused_in_one_sentence(file: Path, method, batches, sentence) -> None:
+def test_invalid_calibration_images_raise(file: Path, method, batches, sentence) -> None:
     with pytest.raises(ExportError, match=sentence) as caught:
         calibrate(file, lambda: batches, method)
     assert "\n" not in str(caught.value)
 
 
-def test_values_that_overflow_inside_the_network_are_named(tmp_path: Path) -> None:
+def test_overflow_names_tensor(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"(mixed|positive|logits) is not finite on the calibration images"):
         calibrate(network(tmp_path / "loud.onnx", gain=1e38), lambda: [1e3 * pictures(1)], "minmax")
 
 
-def test_calibrators_say_nothing_and_leave_the_batches_their_voice(file: Path, capsys) -> None:
+def test_calibrators_are_silent(file: Path, capsys) -> None:
     def batches() -> Iterator[NDArray]:
         print("made")
         yield pictures(1)
@@ -180,7 +180,7 @@ def test_calibrators_say_nothing_and_leave_the_batches_their_voice(file: Path, c
     assert capsys.readouterr().out == "made\nmade\n"
 
 
-def test_departure_is_the_error_as_a_share_of_the_answer(file: Path, tmp_path: Path) -> None:
+def test_relative_error_of_logits(file: Path, tmp_path: Path) -> None:
     images = [pictures(3), pictures(2, 11)]
     reference = ReferenceOutputs(file, lambda: images, 4)
     assert reference.relative_error(file) == 0
@@ -189,7 +189,7 @@ def test_departure_is_the_error_as_a_share_of_the_answer(file: Path, tmp_path: P
     assert [len(batch) for batch in ReferenceOutputs(file, lambda: images, 3).batches] == [3]
 
 
-def test_departure_of_labels_is_the_share_that_differs(tmp_path: Path) -> None:
+def test_relative_error_of_labels(tmp_path: Path) -> None:
     images = pictures(16, 3) - 0.5
     right = network(tmp_path / "right.onnx", labels=True)
     wrong = network(tmp_path / "wrong.onnx", gain=-1.0, labels=True)
@@ -199,5 +199,5 @@ def test_departure_of_labels_is_the_share_that_differs(tmp_path: Path) -> None:
     assert ReferenceOutputs(right, lambda: [images], 16).relative_error(wrong) == pytest.approx(expected)
 
 
-def test_every_calibrator_has_a_name_that_can_be_asked_for() -> None:
+def test_every_calibrator_has_a_name() -> None:
     assert set(CALIBRATORS) == set(METHODS)

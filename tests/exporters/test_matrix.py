@@ -57,15 +57,15 @@ CASES = [
 
 def images_of(case: Case) -> tuple[Tensor, Tensor]:
     """Real images [n, 3, h, w] in [0, 1] and what is right."""
-    found = fashion_scene_images("train") if case.dense else fashion_images("train")
+    result = fashion_scene_images("train") if case.dense else fashion_images("train")
     chosen = range(IMAGES // 4 if case.dense else IMAGES)
-    pixels = np.stack([np.asarray(found.read_image(i).resize((case.size, case.size))) for i in chosen])
+    pixels = np.stack([np.asarray(result.read_image(i).resize((case.size, case.size))) for i in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     if case.dense:
-        masks = torch.from_numpy(np.stack([np.asarray(found.read_mask(i)) for i in chosen]).astype(np.int64))
+        masks = torch.from_numpy(np.stack([np.asarray(result.read_mask(i)) for i in chosen]).astype(np.int64))
         return images, F.interpolate(masks[:, None].float(), size=case.size, mode="nearest")[:, 0].long()
-    assert found.labels is not None
-    return images, torch.from_numpy(found.labels[: len(chosen)])
+    assert result.labels is not None
+    return images, torch.from_numpy(result.labels[: len(chosen)])
 
 
 def trained(case: Case) -> tuple[nn.Module, Tensor]:
@@ -89,19 +89,19 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        said = net.eval()(images[-COMPARED:]).argmax(1)
-    assert len(said.unique()) >= 3  # it decides by what it sees
-    assert (said == right[-COMPARED:]).float().mean() > 0.4
+        message = net.eval()(images[-COMPARED:]).argmax(1)
+    assert len(message.unique()) >= 3  # it decides by what it sees
+    assert (message == right[-COMPARED:]).float().mean() > 0.4
     return net, images
 
 
 @cache
-def asked(case: Case, folder: Path) -> tuple[ReferenceModel, Path]:
+def calls(case: Case, folder: Path) -> tuple[ReferenceModel, Path]:
     net, images = trained(case)
-    question = create_reference(net, images[:1], images=images[-COMPARED:], dynamic_size=case.dense)
+    reference = create_reference(net, images[:1], images=images[-COMPARED:], dynamic_size=case.dense)
     base = folder / f"{case.name.replace('/', '-')}.onnx"
-    write_onnx(question, base, metadata={"precision": "fp32"})
-    return question, base
+    write_onnx(reference, base, metadata={"precision": "fp32"})
+    return reference, base
 
 
 def calibration(case: Case) -> Callable[[], Iterator[np.ndarray]]:
@@ -120,16 +120,16 @@ def marked(case: Case) -> object:
 
 @pytest.mark.parametrize(("format", "precision"), ARTEFACTS, ids=[f"{f}-{p}" for f, p in ARTEFACTS])
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_it_exports_and_verifies(case: Case, format, precision, folder: Path, tmp_path: Path) -> None:
-    question, base = asked(case, folder)
-    assert {1, 2, 5} <= set(question.batch_sizes)
-    shapes = {batch.shape[2:] for batch in question.batches}
+def test_network_exports_and_verifies(case: Case, format, precision, folder: Path, tmp_path: Path) -> None:
+    reference, base = calls(case, folder)
+    assert {1, 2, 5} <= set(reference.batch_sizes)
+    shapes = {batch.shape[2:] for batch in reference.batches}
     assert len(shapes) == (3 if case.dense else 1)
     sizes = ((32, 32), (case.size, case.size), (128, 128)) if case.dense else None
     settings = ExportSettings(
         int8=Int8Options(calibration(case), calibrator="minmax"), shapes=ShapeRanges((1, 1, 8), sizes)
     )
-    found = export_artifact(question, base, tmp_path / f"net{SUFFIXES[format]}", format, precision, settings)
-    assert found.parity.images >= COMPARED
-    assert found.parity.top1_agreement >= (1.0 if precision == "fp32" else 0.9)
-    assert (found.unverified is None) == (format != "tensorrt-rtx" or torch.cuda.is_available())
+    result = export_artifact(reference, base, tmp_path / f"net{SUFFIXES[format]}", format, precision, settings)
+    assert result.parity.images >= COMPARED
+    assert result.parity.top1_agreement >= (1.0 if precision == "fp32" else 0.9)
+    assert (result.unverified is None) == (format != "tensorrt-rtx" or torch.cuda.is_available())

@@ -53,39 +53,39 @@ def net() -> nn.Module:
 
 def answer(path: Path, x: torch.Tensor) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": x.numpy()})
-    return found
+    (result,) = session.run(None, {"images": x.numpy()})
+    return result
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_one_file_answers_at_every_batch_size_height_and_width(tmp_path: Path, net, exporter) -> None:
-    found = export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter, dynamic_size=True)
+def test_dynamic_size_outputs_match(tmp_path: Path, net, exporter) -> None:
+    result = export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter=exporter, dynamic_size=True)
     for shape in ((1, 16, 24), (2, 65, 97), (3, 33, 17), (1, 128, 40)):
         x = torch.rand(shape[0], 3, *shape[1:])
         with torch.no_grad():
             np.testing.assert_allclose(answer(tmp_path / "a.onnx", x), net(x).numpy(), rtol=1e-4, atol=1e-5)
-    assert found.dynamic_size
-    assert found.parity.miou == found.parity.top1_agreement == 1.0
+    assert result.dynamic_size
+    assert result.parity.miou == result.parity.top1_agreement == 1.0
     assert load(tmp_path / "a.onnx").input_size is None
 
 
 @pytest.mark.parametrize("size", [(16, 24), (21, 30)])
-def test_labels_of_uint8_come_out_where_argmax_is_baked_in(tmp_path: Path, net, size) -> None:
+def test_argmax_returns_uint8_labels(tmp_path: Path, net, size) -> None:
     example = torch.zeros(1, 3, *size)
-    found = export_onnx(net, example, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
+    result = export_onnx(net, example, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
     x = torch.rand(4, 3, *size)
     labels = answer(tmp_path / "a.onnx", x)
     with torch.no_grad():
         assert (labels == net(x).argmax(1).numpy()).mean() > 0.999
     assert (labels.dtype, labels.shape) == (np.uint8, (4, *size))
-    assert (found.postprocess, found.parity.max_abs, found.parity.max_rel) == ("argmax", None, None)
-    assert found.parity.miou > 0.999
+    assert (result.postprocess, result.parity.max_abs, result.parity.max_rel) == ("argmax", None, None)
+    assert result.parity.miou > 0.999
     runner = load(tmp_path / "a.onnx")
     assert (runner.returns_labels, runner.predicts_maps, runner.classes) == (True, True, None)
     assert [o.name for o in onnx.load(tmp_path / "a.onnx").graph.output] == ["labels"]
 
 
-def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, net, monkeypatch) -> None:
+def test_different_labels_are_rejected(tmp_path: Path, net, monkeypatch) -> None:
     from exporters import torch_exporters as module
 
     right = module.export_torchscript
@@ -95,32 +95,32 @@ def test_labels_that_differ_are_refused_and_nothing_is_written(tmp_path: Path, n
         return right(WithPostprocessing(other, "argmax", 3), *arguments)
 
     monkeypatch.setitem(module.EXPORTERS, "torchscript", wrong)
-    with pytest.raises(ExportError, match="of the labels otherwise"):
+    with pytest.raises(ExportError, match=r"100\.00%"):
         export_onnx(net, EXAMPLE, tmp_path / "a.onnx", exporter="torchscript", postprocess="argmax")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_takes_even_sizes_only_says_so_in_one_sentence(tmp_path: Path) -> None:
+def test_even_sizes_only_raises(tmp_path: Path) -> None:
     export_onnx(Halving(), EXAMPLE, tmp_path / "a.onnx", exporter="torchscript")
-    with pytest.raises(ExportError, match=r"does not take images of 17x37 .*without --input-size dynamic"):
+    with pytest.raises(ExportError, match="17x37"):
         export_onnx(Halving(), EXAMPLE, tmp_path / "b.onnx", dynamic_size=True)
 
 
-def test_more_classes_than_a_byte_holds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="300 classes do not fit"):
+def test_argmax_with_too_many_classes(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="found 300 classes"):
         export_onnx(Strided(300), EXAMPLE, tmp_path / "a.onnx", postprocess="argmax")
 
 
-def test_agreement_and_miou_of_maps_are_those_worked_out_by_hand() -> None:
+def test_agreement_and_miou_of_maps() -> None:
     right = np.array([[[0, 0], [1, 1]]])
-    said = np.array([[[0, 1], [1, 1]]], np.uint8)
+    message = np.array([[[0, 1], [1, 1]]], np.uint8)
     logits = np.eye(3)[right].transpose(0, 3, 1, 2) * 4
     batch = [np.zeros((1, 3, 2, 2), np.float32)]
-    found = compare_outputs(lambda x: logits, lambda x: said, batch)
-    assert (found.max_abs, found.max_rel, found.top1_agreement) == (None, None, 0.75)
-    assert found.miou == pytest.approx((1 / 2 + 2 / 3) / 2)
-    other = np.eye(3)[said].transpose(0, 3, 1, 2) * 4
+    result = compare_outputs(lambda x: logits, lambda x: message, batch)
+    assert (result.max_abs, result.max_rel, result.top1_agreement) == (None, None, 0.75)
+    assert result.miou == pytest.approx((1 / 2 + 2 / 3) / 2)
+    other = np.eye(3)[message].transpose(0, 3, 1, 2) * 4
     again = compare_outputs(lambda x: logits, lambda x: other, batch)
-    assert (again.max_abs, again.max_rel, again.miou) == (4.0, 1.0, found.miou)
-    with pytest.raises(ValueError, match="found label 9 of 3 classes"):
-        compare_outputs(lambda x: logits, lambda x: said + 8, batch)
+    assert (again.max_abs, again.max_rel, again.miou) == (4.0, 1.0, result.miou)
+    with pytest.raises(ValueError, match="found label 9"):
+        compare_outputs(lambda x: logits, lambda x: message + 8, batch)

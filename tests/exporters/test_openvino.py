@@ -16,7 +16,7 @@ from graphs import WEIGHTS, expected, mean, properties, quantised, small, writte
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from exporters.errors import ExportError, MissingFileError, RunnerError
+from exporters.errors import ExportError, MissingFileError, RunnerError, RuntimeUnavailableError
 from exporters.loading import load
 from exporters.onnx_export import export_onnx
 from exporters.openvino_export import convert_to_openvino
@@ -55,7 +55,7 @@ def file(source: Path, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_converted_file_answers_as_its_source_at_every_batch(source: Path, file: Path) -> None:
+def test_converted_file_matches_source(source: Path, file: Path) -> None:
     runner = load(file, threads=1)
     assert runner.runtime == "openvino"
     for n in (1, 2, 5, 1):
@@ -63,38 +63,38 @@ def test_a_converted_file_answers_as_its_source_at_every_batch(source: Path, fil
     np.testing.assert_array_equal(runner(images(2)), runner(torch.from_numpy(images(2))))
 
 
-def test_an_onnx_file_runs_in_openvino_too(source: Path) -> None:
+def test_onnx_file_runs_in_openvino(source: Path) -> None:
     runner = load(source, runtime="openvino", threads=1)
     assert (runner.runtime, runner.precision) == ("openvino", "fp32")
     np.testing.assert_allclose(runner(images(3)), onnx_answer(source, images(3)), rtol=1e-5, atol=1e-6)
 
 
-def test_the_record_says_what_was_written(source: Path, tmp_path: Path) -> None:
-    found = convert_to_openvino(source, tmp_path / "a.xml")
+def test_conversion_result(source: Path, tmp_path: Path) -> None:
+    result = convert_to_openvino(source, tmp_path / "a.xml")
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.xml"]
-    assert found.precision == "fp32"
-    assert openvino.__version__.startswith(found.version)
+    assert result.precision == "fp32"
+    assert openvino.__version__.startswith(result.version)
 
 
-def test_the_metadata_come_along_letter_by_letter(source: Path, file: Path) -> None:
+def test_metadata_survive_conversion(source: Path, file: Path) -> None:
     assert METADATA.items() <= properties(source).items()
     assert load(file, threads=1).metadata == properties(source)
     assert load(source, runtime="openvino", threads=1).metadata == properties(source)
 
 
-def test_the_file_names_no_folder_of_this_machine(source: Path, file: Path) -> None:
+def test_file_contains_no_paths(source: Path, file: Path) -> None:
     text = file.read_text()
     assert str(source.parent) not in text
     assert "site-packages" not in text
 
 
-def test_the_files_can_be_moved_together(file: Path, tmp_path: Path) -> None:
+def test_files_can_be_moved(file: Path, tmp_path: Path) -> None:
     for part in (file, file.with_suffix(".bin")):
         (tmp_path / f"other{part.suffix}").write_bytes(part.read_bytes())
     np.testing.assert_array_equal(load(tmp_path / "other.xml", threads=1)(images(2)), load(file, threads=1)(images(2)))
 
 
-def test_a_runner_knows_what_the_file_says(file: Path) -> None:
+def test_runner_attributes(file: Path) -> None:
     runner = load(file, threads=1)
     assert (runner.input_size, runner.classes, runner.batch_size, runner.channels) == ((8, 10), 6, None, 3)
     assert (runner.provider, runner.threads, runner.expects_uint8) == ("cpu", 1, False)
@@ -102,23 +102,23 @@ def test_a_runner_knows_what_the_file_says(file: Path) -> None:
     assert (runner.inputs, runner.outputs) == ({"images": ["?", 3, 8, 10]}, {"logits": ["?", 6]})
 
 
-def test_a_file_of_one_batch_size_says_so_and_refuses_others(tmp_path: Path) -> None:
+def test_fixed_batch_size_rejects_others(tmp_path: Path) -> None:
     written(tmp_path / "a.onnx", small(shape=(2, 3, 4, 4)))
     convert_to_openvino(tmp_path / "a.onnx", tmp_path / "a.xml")
     runner = load(tmp_path / "a.xml", threads=1)
     assert (runner.batch_size, runner.batch_range) == (2, (2, 2))
     np.testing.assert_allclose(runner(images(2, 4, 4)), expected(images(2, 4, 4)), rtol=1e-5)
-    with pytest.raises(RunnerError, match=r"images \[1, 3, 4, 4\] do not run, expected \[2, 3, 4, 4\]"):
+    with pytest.raises(RunnerError, match=r"\[1, 3, 4, 4\], expected \[2, 3, 4, 4\]"):
         runner(images(1, 4, 4))
 
 
-def test_images_of_another_shape_are_refused_naming_both(file: Path) -> None:
+def test_images_of_other_shape(file: Path) -> None:
     with pytest.raises(RunnerError, match=r"\[1, 3, 9, 9\].*expected \[\"any\", 3, 8, 10\]") as caught:
         load(file, threads=1)(images(1, 9, 9))
     assert "\n" not in str(caught.value)
 
 
-def test_maps_of_any_size_and_labels_come_out_as_they_are(tmp_path: Path) -> None:
+def test_maps_and_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 1))
     for postprocess in ("none", "argmax"):
@@ -130,12 +130,12 @@ def test_maps_of_any_size_and_labels_come_out_as_they_are(tmp_path: Path) -> Non
         runner = load(path.with_suffix(".xml"), threads=1)
         assert (runner.predicts_maps, runner.returns_labels, runner.input_size) == (True, postprocess == "argmax", None)
         for height, width in ((16, 16), (17, 23)):
-            found, right = runner(images(2, height, width)), onnx_answer(path, images(2, height, width))
-            assert found.dtype == right.dtype
-            np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+            result, right = runner(images(2, height, width)), onnx_answer(path, images(2, height, width))
+            assert result.dtype == right.dtype
+            np.testing.assert_allclose(result, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_prepares_bytes_takes_bytes(tmp_path: Path) -> None:
+def test_uint8_input(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["f", "most"], ["s"]),
@@ -154,7 +154,7 @@ def test_a_file_that_prepares_bytes_takes_bytes(tmp_path: Path) -> None:
         runner(images(1))
 
 
-def test_all_outputs_come_by_name_in_the_file_s_order(tmp_path: Path) -> None:
+def test_outputs_in_file_order(tmp_path: Path) -> None:
     model = small([helper.make_node("Conv", ["x", "w"], ["c"]), mean("c"), helper.make_node("Relu", ["c"], ["a"])])
     model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 4, 4, 4]))
     convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
@@ -174,7 +174,7 @@ def claiming(path: Path, precision: str) -> Path:
     return path
 
 
-def test_float32_runs_in_float32_even_where_the_processor_prefers_bfloat16(file: Path, source: Path) -> None:
+def test_float32_is_not_bfloat16(file: Path, source: Path) -> None:
     runner = load(file, threads=1)
     assert isinstance(runner, OpenVINORunner)
     assert runner.precision == "fp32"
@@ -184,9 +184,7 @@ def test_float32_runs_in_float32_even_where_the_processor_prefers_bfloat16(file:
 
 
 @pytest.mark.parametrize(("precision", "capability"), [("bf16", "BF16"), ("fp16", "FP16")])
-def test_half_precision_runs_where_the_processor_has_it_and_else_says_float32(
-    tmp_path: Path, precision: str, capability: str
-) -> None:
+def test_half_precision_if_cpu_supports_it(tmp_path: Path, precision: str, capability: str) -> None:
     runner = OpenVINORunner(claiming(tmp_path / "a.onnx", precision), threads=1)
     has = capability in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert runner.precision == (precision if has else "fp32")
@@ -194,7 +192,7 @@ def test_half_precision_runs_where_the_processor_has_it_and_else_says_float32(
     assert (np.abs(runner(images(5)) - exact).max() > 1e-6) == has
 
 
-def test_weights_of_an_fp16_graph_stay_of_two_bytes(tmp_path: Path) -> None:
+def test_fp16_weights_take_two_bytes(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(WEIGHTS.astype(np.float16), "h")
     nodes = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT16),
@@ -203,15 +201,15 @@ def test_weights_of_an_fp16_graph_stay_of_two_bytes(tmp_path: Path) -> None:
         mean("d"),
     ]
     model = small(nodes, initializers=[weights], metadata={"precision": "fp16"})
-    found = convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
-    assert found.precision == "fp16"
+    result = convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
+    assert result.precision == "fp16"
     assert (tmp_path / "a.bin").stat().st_size < WEIGHTS.nbytes
     np.testing.assert_allclose(
         load(tmp_path / "a.xml", threads=1)(images(2, 4, 4)), expected(images(2, 4, 4)), rtol=1e-2
     )
 
 
-def test_int8_is_seen_in_the_compiled_layers(source: Path, tmp_path: Path) -> None:
+def test_int8_in_compiled_layers(source: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -236,14 +234,14 @@ def test_int8_is_seen_in_the_compiled_layers(source: Path, tmp_path: Path) -> No
     assert np.abs(runner(images(5)) - onnx_answer(path, images(5))).max() < 0.02
 
 
-def test_int8_that_does_not_reach_the_convolutions_is_not_called_int8(tmp_path: Path) -> None:
+def test_unused_int8_is_reported_as_fp32(tmp_path: Path) -> None:
     """Rounded activations before a convolution of float weights: nothing to multiply in 8 bits."""
     rounding, scales = quantised("x")
     nodes = [*rounding, helper.make_node("Conv", ["x_low", "w"], ["c"]), mean("c")]
     path = written(tmp_path / "a.onnx", small(nodes, initializers=scales, metadata={"precision": "int8"}))
     convert_to_openvino(path, tmp_path / "a.xml")
-    for found in (path, tmp_path / "a.xml"):
-        runner = load(found, runtime="openvino", threads=1)
+    for result in (path, tmp_path / "a.xml"):
+        runner = load(result, runtime="openvino", threads=1)
         assert (runner.precision, runner.metadata["precision"]) == ("fp32", "int8")
 
 
@@ -262,76 +260,76 @@ def damaged(file: Path, folder: Path, *, xml: bytes | None = None, weights: byte
 def refused(path: Path) -> str:
     with pytest.raises(RunnerError) as caught:
         load(path, threads=1)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert "\n" not in said
-    assert "src/" not in said
-    return said
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert "src/" not in message
+    return message
 
 
-def test_missing_files_are_named(file: Path, tmp_path: Path) -> None:
+def test_missing_files(file: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such file") as caught:
         load(tmp_path / "nothing.xml")
     assert caught.value.exit_code == 2
     assert "expected broken.bin beside it" in refused(damaged(file, tmp_path, weights=None))
 
 
-def test_truncated_weights_are_refused(file: Path, tmp_path: Path) -> None:
+def test_truncated_weights(file: Path, tmp_path: Path) -> None:
     content = file.with_suffix(".bin").read_bytes()
     for length in (1, len(content) // 2, len(content) - 1):
         assert "weights" in refused(damaged(file, tmp_path, weights=content[:length]))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_description_is_refused(file: Path, tmp_path: Path, share: float) -> None:
+def test_truncated_xml(file: Path, tmp_path: Path, share: float) -> None:
     content = file.read_bytes()
     refused(damaged(file, tmp_path, xml=content[: int(len(content) * share)]))
 
 
-def test_other_kinds_of_files_are_refused(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_kinds_of_files(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for content in (b"\x89PNG" + bytes(100), b"<html></html>", small().SerializeToString()):
-        assert "no description of a network" in refused(damaged(file, tmp_path, xml=content))
+        assert "broken.xml" in refused(damaged(file, tmp_path, xml=content))
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_operator_that_openvino_does_not_know_is_named(file: Path, tmp_path: Path) -> None:
+def test_unknown_layer_is_named(file: Path, tmp_path: Path) -> None:
     content = file.read_bytes().replace(b'type="Convolution"', b'type="Sharpen"')
     assert "Sharpen" in refused(damaged(file, tmp_path, xml=content))
 
 
-def test_a_source_that_openvino_does_not_take_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     answer = helper.make_node("CDist", ["m", "m"], ["y"], domain="com.microsoft", metric="euclidean")
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), mean("c", "m"), answer]
     path = written(tmp_path / "a.onnx", small(nodes, domains=["com.microsoft"]))
-    with pytest.raises(ExportError, match=r"a\.onnx: OpenVINO does not take it \(.*com\.microsoft\.CDist\)"):
+    with pytest.raises(ExportError, match=r"a\.onnx: .*com\.microsoft\.CDist"):
         convert_to_openvino(path, tmp_path / "a.xml")
     assert os.listdir(tmp_path) == ["a.onnx"]
 
 
-def test_a_graph_that_reads_no_images_is_refused(tmp_path: Path) -> None:
+def test_graph_without_images(tmp_path: Path) -> None:
     vector = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [vector], [answer])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     convert_to_openvino(written(tmp_path / "a.onnx", model), tmp_path / "a.xml")
-    assert "expected one float input" in refused(tmp_path / "a.xml")
+    assert "found inputs" in refused(tmp_path / "a.xml")
 
 
-def test_without_the_package_the_extra_is_named(file: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_missing(file: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     for call in (lambda: load(file), lambda: convert_to_openvino(source, file)):
-        with pytest.raises(RunnerError, match=r"pip install 'compress\[openvino\]'"):
+        with pytest.raises(RuntimeUnavailableError, match="pip install openvino"):
             call()
 
 
-def test_another_device_is_not_replaced_by_the_processor(file: Path, source: Path) -> None:
+def test_other_provider_raises(file: Path, source: Path) -> None:
     for path in (file, source):
-        with pytest.raises(RunnerError, match="cuda was asked for, but OpenVINO runs on cpu"):
+        with pytest.raises(RunnerError, match="found provider cuda, expected cpu"):
             load(path, runtime="openvino", provider="cuda")
     assert load(file, provider="cpu", threads=1).provider == "cpu"
 
 
-def test_a_closed_runner_holds_nothing(file: Path) -> None:
+def test_closed_runner_releases_model(file: Path) -> None:
     with load(file, threads=1) as runner:
         runner(images(1))
     assert not {"compiled", "request"} & vars(runner).keys()

@@ -35,7 +35,7 @@ class Seeing(nn.Module):
 @pytest.mark.parametrize(
     ("size", "resize"), [((32, 32), None), ((24, 40), None), ((64, 64), 73), ((256, 200), None)], ids=str
 )
-def test_photographs_are_prepared_as_the_training_data_were(size, resize) -> None:
+def test_preprocessing_matches_training_data(size, resize) -> None:
     images = photo_images("train")
     for i in (0, 3, 6):
         picture = images.read_image(i)
@@ -46,17 +46,17 @@ def test_photographs_are_prepared_as_the_training_data_were(size, resize) -> Non
         assert (apart > 0).mean() < 0.1
 
 
-def test_one_file_takes_pictures_of_every_size_as_bytes(tmp_path: Path) -> None:
+def test_uint8_images_of_every_size(tmp_path: Path) -> None:
     network = net()
     images = torch.rand(20, 3, 32, 32)
-    found = export_onnx(
+    result = export_onnx(
         network,
         torch.zeros(1, 3, 32, 32),
         tmp_path / "a.onnx",
         images=images,
         preprocessing=Preprocessing((32, 32), 36),
     )
-    assert (found.preprocess, found.parity.max_rel < 1e-3) == (True, True)
+    assert (result.preprocess, result.parity.max_rel < 1e-3) == (True, True)
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
     assert [(one.type, one.shape) for one in session.get_inputs()] == [
         ("tensor(uint8)", ["batch", "height", "width", 3])
@@ -71,16 +71,16 @@ def test_one_file_takes_pictures_of_every_size_as_bytes(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer, right.numpy(), atol=2e-3)
 
 
-def test_probabilities_and_the_best_labels_are_those_of_the_logits(tmp_path: Path) -> None:
+def test_softmax_and_topk_match_logits(tmp_path: Path) -> None:
     network, images = net(), torch.rand(9, 3, 32, 32)
     with torch.no_grad():
         logits = network(images).double().numpy()
     right = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     export_onnx(network, images[:1], tmp_path / "soft.onnx", postprocess="softmax", exporter="torchscript")
-    (found,) = onnxruntime.InferenceSession(str(tmp_path / "soft.onnx")).run(
+    (result,) = onnxruntime.InferenceSession(str(tmp_path / "soft.onnx")).run(
         ["probabilities"], {"images": images.numpy()}
     )
-    np.testing.assert_allclose(found, right, atol=1e-5)
+    np.testing.assert_allclose(result, right, atol=1e-5)
     record = export_onnx(network, images[:1], tmp_path / "top.onnx", postprocess="topk", exporter="torchscript")
     session = onnxruntime.InferenceSession(str(tmp_path / "top.onnx"))
     labels, best = session.run(["labels", "probabilities"], {"images": images.numpy()})
@@ -90,18 +90,18 @@ def test_probabilities_and_the_best_labels_are_those_of_the_logits(tmp_path: Pat
     assert record.parity.max_abs is not None
 
 
-def test_the_best_labels_of_few_classes_are_all_of_them_and_maps_have_none(tmp_path: Path) -> None:
+def test_topk_of_few_classes_and_maps(tmp_path: Path) -> None:
     export_onnx(net(3), torch.zeros(1, 3, 32, 32), tmp_path / "a.onnx", postprocess="topk", exporter="torchscript")
     labels, _ = onnxruntime.InferenceSession(str(tmp_path / "a.onnx")).run(
         None, {"images": np.zeros((2, 3, 32, 32), np.float32)}
     )
     assert labels.shape == (2, 3)
-    with pytest.raises(ExportError, match="answers with maps"):
+    with pytest.raises(ExportError, match="topk"):
         export_onnx(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "b.onnx", postprocess="topk")
 
 
-def test_the_tracer_is_not_asked_for_pictures_of_any_size(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="take dynamo"):
+def test_torchscript_with_preprocessing_raises(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="dynamo"):
         export_onnx(
             net(),
             torch.zeros(1, 3, 32, 32),
@@ -112,8 +112,8 @@ def test_the_tracer_is_not_asked_for_pictures_of_any_size(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_of_any_size_and_images_of_any_size_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="choose one"):
+def test_preprocessing_excludes_dynamic_size(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="dynamic_size and preprocessing"):
         export_onnx(
             net(),
             torch.zeros(1, 3, 32, 32),

@@ -31,7 +31,7 @@ def file(tmp_path_factory) -> Path:
     return path
 
 
-def test_both_runtimes_give_the_same_call(file: Path) -> None:
+def test_torch_and_onnxruntime_agree(file: Path) -> None:
     x = np.random.default_rng(0).random((3, 3, 8, 10), dtype=np.float32)
     torch_runner, onnx_runner = load(net()), load(file, threads=1)
     np.testing.assert_allclose(torch_runner(x), onnx_runner(x), rtol=1e-4, atol=1e-6)
@@ -40,7 +40,7 @@ def test_both_runtimes_give_the_same_call(file: Path) -> None:
     assert (torch_runner.runtime, onnx_runner.runtime) == ("torch", "onnxruntime")
 
 
-def test_images_that_are_bound_where_they_lie_have_the_same_answers(file: Path) -> None:
+def test_bound_tensors_give_same_outputs(file: Path) -> None:
     """What images on a GPU take; the processor's memory can be bound as well."""
     runner = load(file, threads=1)
     assert isinstance(runner, OnnxRuntimeRunner)
@@ -48,38 +48,38 @@ def test_images_that_are_bound_where_they_lie_have_the_same_answers(file: Path) 
     (expected,) = runner.run(x).values()
     strided = x.to(memory_format=torch.channels_last)
     for images in (x, strided, x.double()):
-        (found,) = runner.run_on_device(next(iter(runner.inputs)), images)
-        np.testing.assert_array_equal(found, expected)
+        (result,) = runner.run_on_device(next(iter(runner.inputs)), images)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.gpu
-def test_images_on_the_gpu_have_the_answers_of_those_in_the_host_memory(file: Path) -> None:
+def test_gpu_images_give_same_outputs(file: Path) -> None:
     runner = load(file, provider="cuda")
     x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(runner(x.cuda()), runner(x), rtol=1e-5, atol=1e-6)
-    with pytest.raises(RunnerError, match=r"images \[1, 3, 8, 11\] do not run"):
+    with pytest.raises(RunnerError, match=r"\[1, 3, 8, 11\]"):
         runner(torch.rand(1, 3, 8, 11, device="cuda"))
 
 
-def test_a_runner_knows_what_the_file_says(file: Path) -> None:
+def test_runner_attributes(file: Path) -> None:
     runner = load(file, threads=1)
     assert (runner.input_size, runner.classes, runner.batch_size, runner.channels) == ((8, 10), 6, None, 3)
     assert (runner.provider, runner.threads, runner.metadata["classes"]) == ("cpu", 1, "6")
 
 
-def test_a_module_runs_in_eval_mode_without_gradients() -> None:
+def test_module_runs_in_eval_mode() -> None:
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train()
     assert (load(dropping)(np.ones((2, 3, 4, 4), np.float32)) == 1).all()
 
 
-def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.onnx: no such file") as caught:
         load(tmp_path / "nothing.onnx")
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1])
-def test_a_truncated_file_is_refused_in_one_sentence(file: Path, tmp_path: Path, length: int) -> None:
+def test_truncated_file(file: Path, tmp_path: Path, length: int) -> None:
     content = file.read_bytes()
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(content[:length])
@@ -89,30 +89,30 @@ def test_a_truncated_file_is_refused_in_one_sentence(file: Path, tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_other_kind_of_file(tmp_path: Path) -> None:
     path = tmp_path / "picture.onnx"
     path.write_bytes(b"\x89PNG\r\n" + bytes(1000))
     with pytest.raises(RunnerError, match="cannot be loaded as ONNX"):
         load(path)
 
 
-def test_a_graph_that_reads_no_images_is_refused(tmp_path: Path) -> None:
+def test_graph_without_images(tmp_path: Path) -> None:
     vector = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [vector], [answer])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.save(model, tmp_path / "vector.onnx")
-    with pytest.raises(RunnerError, match="expected one float input"):
+    with pytest.raises(RunnerError, match="found inputs"):
         load(tmp_path / "vector.onnx")
 
 
-def test_images_of_another_shape_are_refused_naming_both(file: Path) -> None:
+def test_images_of_other_shape(file: Path) -> None:
     with pytest.raises(RunnerError, match=r"\[1, 3, 9, 9\].*expected \[\"any\", 3, 8, 10\]"):
         load(file)(np.zeros((1, 3, 9, 9), np.float32))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_is_never_replaced_by_the_cpu_in_silence(file: Path) -> None:
+def test_cuda_never_falls_back(file: Path) -> None:
     with pytest.raises(RunnerError, match="CUDA"):
         load(file, provider="cuda")
     with pytest.raises(RunnerError, match="CUDA"):
@@ -120,16 +120,14 @@ def test_cuda_is_never_replaced_by_the_cpu_in_silence(file: Path) -> None:
 
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "cpu"])
-def test_a_provider_that_is_not_installed_is_an_error_that_names_its_package(
-    file: Path, provider: Provider, monkeypatch
-) -> None:
+def test_missing_provider_names_package(file: Path, provider: Provider, monkeypatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RunnerError, match=f"{PROVIDERS[provider]} is not in .* install {PROVIDER_PACKAGES[provider]}"):
+    with pytest.raises(RunnerError, match=f"{PROVIDERS[provider]}.*{PROVIDER_PACKAGES[provider]}"):
         load(file, provider=provider)
 
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "cpu"])
-def test_a_fall_back_of_onnx_runtime_is_an_error(file: Path, provider: Provider, monkeypatch) -> None:
+def test_provider_fallback_raises(file: Path, provider: Provider, monkeypatch) -> None:
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS[provider], "CPUExecutionProvider"])
     monkeypatch.setattr(
@@ -137,11 +135,11 @@ def test_a_fall_back_of_onnx_runtime_is_an_error(file: Path, provider: Provider,
         "InferenceSession",
         lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
     )
-    with pytest.raises(RunnerError, match="fell back to CPUExecutionProvider"):
+    with pytest.raises(RunnerError, match="found ONNX Runtime on CPUExecutionProvider"):
         load(file, provider=provider)
 
 
-def test_a_provider_that_leaves_the_convolutions_to_the_processor_is_an_error(file: Path, monkeypatch) -> None:
+def test_operators_left_to_cpu_raise(file: Path, monkeypatch) -> None:
     """It heads the list of the session's providers, and runs nothing that takes time."""
 
     class Pretending(onnxruntime.InferenceSession):
@@ -157,30 +155,30 @@ def test_a_provider_that_leaves_the_convolutions_to_the_processor_is_an_error(fi
     monkeypatch.setattr(onnxruntime, "InferenceSession", Pretending)
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         pytest.skip("this ONNX Runtime does not tell where operators run")
-    with pytest.raises(RunnerError, match="2 of its convolutions and products on the processor"):
+    with pytest.raises(RunnerError, match="found 2 convolutions"):
         load(file, provider="openvino")
 
 
-def test_a_runtime_that_does_not_read_a_file_is_refused_naming_those_that_do(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunnerError, match="torch does not read it; it runs in onnxruntime or openvino"):
+def test_wrong_runtime_or_provider(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="found runtime torch, expected onnxruntime or openvino"):
         load(file, runtime="torch")
-    with pytest.raises(RunnerError, match="onnxruntime does not read it; it runs in openvino"):
+    with pytest.raises(RunnerError, match="found runtime onnxruntime, expected openvino"):
         load(tmp_path / "a.xml", runtime="onnxruntime")
-    with pytest.raises(RunnerError, match="openvino runs files, found a network"):
+    with pytest.raises(RunnerError, match="openvino runs files"):
         load(net(), runtime="openvino")
-    with pytest.raises(RunnerError, match="cpu was asked for, but an engine runs on cuda"):
+    with pytest.raises(RunnerError, match="found provider cpu, expected cuda"):
         load(tmp_path / "a.engine", provider="cpu")
 
 
 @pytest.mark.slow
-def test_a_compiled_module_answers_as_itself() -> None:
+def test_compiled_module_matches_module() -> None:
     x = np.random.default_rng(0).random((2, 3, 8, 10), dtype=np.float32)
     runner = load(net(), runtime="torch-compile", threads=1)
     assert runner.runtime == "torch-compile"
     np.testing.assert_allclose(runner(x), load(net())(x), rtol=1e-4, atol=1e-6)
 
 
-def test_a_module_that_does_not_compile_is_one_sentence(monkeypatch) -> None:
+def test_compile_failure_names_reason(monkeypatch) -> None:
     def broken(module, **options):
         def answer(images):
             raise RuntimeError("no compiler here\nat length")
@@ -188,14 +186,14 @@ def test_a_module_that_does_not_compile_is_one_sentence(monkeypatch) -> None:
         return answer
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(RunnerError, match=r"torch\.compile does not make this network answer \(no compiler here\)"):
+    with pytest.raises(RunnerError, match="no compiler here"):
         load(net(), runtime="torch-compile")(np.zeros((1, 3, 8, 10), np.float32))
 
 
-def test_a_network_that_answers_with_a_dict_is_refused() -> None:
+def test_dict_output_raises() -> None:
     class Segmenter(nn.Module):
         def forward(self, x):
             return {"out": x}
 
-    with pytest.raises(RunnerError, match="answers with a dict"):
+    with pytest.raises(RunnerError, match="found dict"):
         load(Segmenter())(np.zeros((1, 3, 4, 4), np.float32))

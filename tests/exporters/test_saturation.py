@@ -17,7 +17,6 @@ from exporters.errors import ExportError
 from exporters.loading import load
 from exporters.onnx_export import create_reference
 from exporters.openvino_export import convert_to_openvino
-from exporters.quantization import saturation
 from exporters.quantization.saturation import list_unsafe_weights
 from exporters.quantization.static import Target, quantize_static
 
@@ -44,7 +43,7 @@ def processor(tmp_path: Path, monkeypatch):
     def pretend(flags: str) -> None:
         path = tmp_path / "cpuinfo"
         path.write_text(f"processor : 0\nflags : {flags}\n")
-        monkeypatch.setattr(saturation, "CPUINFO", path)
+        monkeypatch.setattr("exporters.cpu.CPUINFO", path)
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
     return pretend
@@ -82,7 +81,7 @@ def test_unsafe_weights_are_listed(files) -> None:
 def test_vnni_is_recognized(processor, monkeypatch, flags, is_exact) -> None:
     processor(flags)
     assert has_exact_int8() is is_exact
-    monkeypatch.setattr(saturation, "CPUINFO", Path("/nowhere"))
+    monkeypatch.setattr("exporters.cpu.CPUINFO", Path("/nowhere"))
     assert not has_exact_int8()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert has_exact_int8()
@@ -118,13 +117,13 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
 
     processor(flags)
     images = torch.from_numpy(garments("val", 16)[0])
-    question, path = create_reference(teacher(), images[:1], images=images), tmp_path / "a.onnx"
+    reference, path = create_reference(teacher(), images[:1], images=images), tmp_path / "a.onnx"
     if flags == "avx2":
         with pytest.raises(ExportError, match="ort-cpu"):
-            export_artifact(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
+            export_artifact(reference, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
         assert not path.exists()
         return
-    made = export_artifact(question, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
+    made = export_artifact(reference, files["fp32"], path, "onnx", "int8", settings("ort-cpu-vnni"))
     assert made.details["int8"]["target"] == "ort-cpu-vnni"
     assert load(path).metadata["int8.weight_bits"] == "8"
 
@@ -132,10 +131,10 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
 def test_gate_refuses_unsafe_weights(files, tmp_path: Path, monkeypatch) -> None:
     import torch
 
-    monkeypatch.setattr(artifacts, "PORTABLE", ("ort-cpu-vnni",))
-    monkeypatch.setattr(artifacts, "VNNI", {})
+    monkeypatch.setattr(artifacts, "PORTABLE_TARGETS", ("ort-cpu-vnni",))
+    monkeypatch.setattr(artifacts, "VNNI_TARGETS", {})
     images = torch.from_numpy(garments("val", 16)[0])
-    question = create_reference(teacher(), images[:1], images=images)
+    reference = create_reference(teacher(), images[:1], images=images)
     with pytest.raises(ExportError, match=f"17 .* {SAFE_WEIGHT} "):
-        export_artifact(question, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))
+        export_artifact(reference, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))
     assert not (tmp_path / "a.onnx").exists()

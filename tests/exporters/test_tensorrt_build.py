@@ -39,18 +39,18 @@ def made(source: Path) -> tuple[Path, EngineBuildResult]:
 
 def test_build_writes_metadata(source: Path, made) -> None:
     engine, built = made
-    found = read_json(engine)
+    result = read_json(engine)
     content = engine.read_bytes()
     assert built.bytes == len(content) > 1000
-    assert found["sha256"] == built.sha256 == hashlib.sha256(content).hexdigest()
-    assert found["source"] == {"name": "net.onnx", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
-    assert (found["format"], found["kind"], found["version"]) == (2, "tensorrt-rtx", tensorrt_rtx.__version__)
-    assert found["profiles"] == [{"min": [1, 3, 8, 10], "opt": [8, 3, 8, 10], "max": [64, 3, 8, 10]}]
-    assert found["inputs"] == {"images": {"shape": ["batch", 3, 8, 10], "type": "float32"}}
-    assert found["outputs"] == {"logits": {"shape": ["batch", 4], "type": "float32"}}
-    assert found["metadata"] == {"classes": "4", "precision": "fp32"}
-    assert found["compute_capabilities"] == ["8.0+"]
-    assert found["precision"] == built.precision == "fp32"
+    assert result["sha256"] == built.sha256 == hashlib.sha256(content).hexdigest()
+    assert result["source"] == {"name": "net.onnx", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    assert (result["format"], result["kind"], result["version"]) == (2, "tensorrt-rtx", tensorrt_rtx.__version__)
+    assert result["profiles"] == [{"min": [1, 3, 8, 10], "opt": [8, 3, 8, 10], "max": [64, 3, 8, 10]}]
+    assert result["inputs"] == {"images": {"shape": ["batch", 3, 8, 10], "type": "float32"}}
+    assert result["outputs"] == {"logits": {"shape": ["batch", 4], "type": "float32"}}
+    assert result["metadata"] == {"classes": "4", "precision": "fp32"}
+    assert result["compute_capabilities"] == ["8.0+"]
+    assert result["precision"] == built.precision == "fp32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -135,7 +135,7 @@ def test_tf32_changes_engine(source: Path, made, tmp_path: Path) -> None:
 
 def test_workspace_too_small(source: Path, tmp_path: Path) -> None:
     draft = tmp_path / "small.engine"
-    with pytest.raises(ExportError, match="workspace") as caught:
+    with pytest.raises(ExportError, match="workspace"):
         build_engine(source, draft, kind="tensorrt-rtx", shapes=SHAPES, options=BuildOptions(workspace_bytes=1 << 20))
     assert list(tmp_path.iterdir()) == []
 
@@ -229,10 +229,10 @@ def test_unsupported_options(source: Path, option, datum: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_build_needs_gpu(source: Path, monkeypatch) -> None:
-    with pytest.raises(ExportError, match='"current".*NVIDIA GPU'):
+    with pytest.raises(ExportError, match=r'"current".*NVIDIA GPU'):
         engine_of(source, compute_capabilities=("current",))
     cases.install(monkeypatch, cases.fake_tensorrt("10.13.3.9"))
-    with pytest.raises(ExportError, match="TensorRT.*NVIDIA GPU"):
+    with pytest.raises(ExportError, match=r"TensorRT.*NVIDIA GPU"):
         engine_of(source, kind="tensorrt")
 
 
