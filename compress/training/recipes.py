@@ -11,22 +11,17 @@ if TYPE_CHECKING:
     from compress.engine.method import Method
     from compress.training.setup import TrainConfig
 
-#: option -> the key of the recipe that it sets
+#: argument -> key of the recipe
 KEYS = {
     "student": "student.model",
     "classes": "task.classes",
     "image_size": "task.image_size",
-    "grey": "task.grayscale",
-    "ood": "data.unlabeled",
-    "data": "data.labeled",
-    "val": "data.validation",
     "unlabeled": "data.unlabeled",
     "labeled": "data.labeled",
     "validation": "data.validation",
     "unlabeled_subset": "data.subset",
     "grayscale": "task.grayscale",
     "data_root": "data.root",
-    "ood_subset": "data.subset",
     "method": "method.name",
     "patch_size": "method.patch_size",
     "steps": "training.steps",
@@ -37,9 +32,8 @@ KEYS = {
     "device": "training.device",
     "seed": "training.seed",
 }
-
 #: argument -> key of the first teacher
-TEACHER_KEYS = {"teacher": "model", "teacher_arch": "arch", "trust_pickle": "trust_pickle"}
+TEACHER_KEYS = {"teacher": "model", "teacher_arch": "architecture", "trust_pickle": "trust_pickle"}
 LENGTHS = ("steps", "epochs", "time_limit")
 
 
@@ -66,6 +60,9 @@ def build_document(
     """
     from compress import config
 
+    unknown = arguments.keys() - {*KEYS, *TEACHER_KEYS}
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
     empty = config.document_from_mapping({}, source="")
     document = empty if recipe is None else config.load_yaml(find_recipe(recipe))
     given = {KEYS[name]: value for name, value in arguments.items() if name in KEYS and value is not None}

@@ -1,4 +1,4 @@
-"""export, eval, inspect, profile and bench of a segmentation model, as their users see them."""
+"""Commands on segmentation models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from invoking import read_result, run
 from PIL import Image
 
-from compress.cli import main
-from compress.models import network
-from compress.models.card import Card
-from compress.models.folder import save_model
+from compress.models.registry import build_network
+from compress.models.card import ModelCard
+from compress.models.serialization import save_model
 
 NAMES = ["ground", "square", "disc"]
 SIZE = (32, 32)
@@ -24,9 +23,9 @@ SIZE = (32, 32)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    card = Card("deeplab_wrn16_1", 3, SIZE, task="segmentation", class_names=NAMES)
+    card = ModelCard("deeplab_wrn16_1", 3, SIZE, task="segmentation", class_names=NAMES)
     folder = tmp_path_factory.mktemp("models") / "model"
-    save_model(folder, network(card), card)
+    save_model(folder, build_network(card), card)
     return folder
 
 
@@ -45,47 +44,38 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(part) for part in arguments])
-
-
-def answer(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def exported(model: Path, scenes: Path, path: Path, *more: object) -> dict[str, Any]:
     images = ["--images", scenes / "images", "--exporter", "torchscript", "--json"]
-    return answer(run("export", model, "--out", path, *images, *more))
+    return read_result(run("export", model, "--out", path, *images, *more))
 
 
 @pytest.mark.parametrize("postprocess", ["none", "argmax"])
-def test_a_file_of_logits_or_labels_scores_as_its_model(model, scenes, tmp_path, postprocess) -> None:
+def test_exported_segmenter_scores_as_model(model, scenes, tmp_path, postprocess) -> None:
     path = tmp_path / "net.onnx"
     found = exported(model, scenes, path, "--postprocess", postprocess, "--input-size", "dynamic")
     assert found["dynamic_size"]
-    parity = found["artefacts"][0]["parity"]
+    parity = found["artifacts"][0]["parity"]
     assert parity["top1_agreement"] > 0.999
     assert parity["miou"] > 0.999
     assert (parity["max_rel"] is None) == (postprocess == "argmax")
-    expected = answer(run("eval", model, "--val", scenes, "--json"))["metrics"]
-    scored = answer(run("eval", path, "--val", scenes, "--json"))["metrics"]
+    expected = read_result(run("eval", model, "--val", scenes, "--json"))["metrics"]
+    scored = read_result(run("eval", path, "--val", scenes, "--json"))["metrics"]
     assert scored == pytest.approx(expected, abs=1e-3)
     assert {"miou", "pixel_accuracy", "iou/ground", "iou/square"} <= set(scored)
 
 
-def test_the_metadata_say_task_classes_and_that_labels_come_out(model, scenes, tmp_path) -> None:
-    from exporters.runtime import load
+def test_metadata_describe_label_maps(model, scenes, tmp_path) -> None:
+    from exporters.loading import load
 
     exported(model, scenes, tmp_path / "net.onnx", "--postprocess", "argmax")
     found = load(tmp_path / "net.onnx").metadata
     assert found["task"] == "segmentation"
     assert json.loads(found["class_names"]) == NAMES
     assert (found["postprocess"], found["input_size"]) == ("argmax", "image_size")
-    assert found["output"].startswith("labels: uint8 [batch] or [batch, height, width]")
+    assert found["output"].startswith("labels: uint8")
 
 
-def test_eval_prints_a_table_of_all_classes(model, scenes) -> None:
+def test_eval_prints_every_class(model, scenes) -> None:
     found = run("eval", model, "--val", scenes)
     assert found.exit_code == 0, found.stderr
     lines = found.stdout.splitlines()
@@ -96,31 +86,32 @@ def test_eval_prints_a_table_of_all_classes(model, scenes) -> None:
 
 
 def test_inspect_counts_pixels(model, scenes) -> None:
-    found = answer(run("inspect", model, "--ood", scenes / "images", "--ood-samples", 4, "--json"))
-    assert found["task"] == "segmentation"
-    seen = found["ood"]
-    assert seen["decisions"] == seen["crops"] * SIZE[0] * SIZE[1]
-    assert sum(seen["class_shares"].values()) == pytest.approx(1, abs=1e-5)
-    assert set(seen["class_shares"]) == set(NAMES)
-    assert sum(seen["entropy_histogram"]["counts"]) == seen["decisions"]
-    assert 0 <= seen["entropy_mean"] <= np.log(3)
+    found = read_result(run("inspect", model, "--ood", scenes / "images", "--ood-samples", 4, "--json"))
+    assert found["card"]["task"] == "segmentation"
+    shift = found["unlabeled"]
+    facts = shift["predictions"]
+    assert facts["decisions"] == facts["images"] * SIZE[0] * SIZE[1]
+    assert sum(shift["class_shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert set(shift["class_shares"]) == set(NAMES)
+    assert sum(facts["entropy_histogram"]["counts"]) == facts["decisions"]
+    assert 0 <= facts["entropy_mean"] <= np.log(3)
 
 
-def test_profile_and_bench_take_names_of_segmenters() -> None:
-    found = answer(run("profile", "deeplab_wrn16_1", "--classes", 3, "--input-size", "32x32", "--json"))
+def test_profile_and_bench_name_segmenters() -> None:
+    found = read_result(run("profile", "deeplab_wrn16_1", "--classes", 3, "--input-size", "32x32", "--json"))
     assert found["macs"] > 0
-    rows = answer(
+    rows = read_result(
         run("bench", "deeplab_wrn16_1", "--input-size", "32x32", "--duration", "0.05s", "--json", "--runtimes", "torch")
     )["results"]
     assert [row["runtime"] for row in rows] == ["torch"]
 
 
-def test_a_deeplab_of_stride_8_is_exported_for_sizes_that_8_does_not_divide(tmp_path) -> None:
-    from exporters.onnx import export
-    from exporters.runtime import load
+def test_deeplab_export_handles_odd_sizes(tmp_path) -> None:
+    from exporters.onnx_export import export_onnx
+    from exporters.loading import load
 
-    net = network(Card("deeplabv3_mobilenet_v2", 3, (33, 41), task="segmentation")).eval()
-    export(net, torch.zeros(1, 3, 33, 41), tmp_path / "a.onnx", exporter="torchscript", dynamic_size=True)
+    net = build_network(ModelCard("deeplabv3_mobilenet_v2", 3, (33, 41), task="segmentation")).eval()
+    export_onnx(net, torch.zeros(1, 3, 33, 41), tmp_path / "a.onnx", exporter="torchscript", dynamic_size=True)
     images = torch.rand(1, 3, 65, 97)
     with torch.no_grad():
         expected = net(images).numpy()
