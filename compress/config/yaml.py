@@ -1,7 +1,7 @@
 """YAML recipes: values with the line they were written on, `--set` overrides, and a writer that reads back equal.
 
-The schema is the core of YAML 1.2: `1e-3` is a number, `no` and `2024-01-01` are text. Tags and anchors are refused: tags
-can run code, and a few lines of anchors can expand to gigabytes.
+The schema is the core of YAML 1.2: `1e-3` is a number, `no` and `2024-01-01` are text. Tags and anchors are refused:
+tags can run code, and a few lines of anchors can expand to gigabytes.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class CachedDataset:
         """Return the batches of one order; batch i is a pure function of (seed, i, rank)."""
         counts = None if repeats is None else repeats.numpy()
         return Batches(
-            self.cache, batch_size, seed=seed, rank=rank, world_size=world_size, augment=augment, repeats=counts
+            self.cache, batch_size, seed=seed, rank=rank, world=world_size, augment=augment, times=counts
         )
 
     def predict_all(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:

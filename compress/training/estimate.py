@@ -172,9 +172,9 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
 def stage_shares(method: Method) -> tuple[list[float], list[float]]:
     """Return where in the run each stage of a method starts, and its share of the run.
 
-    A method with several stages has `stages`: the shares of the run at which the later ones start.
+    A method with several stages has `stage_starts`: the shares of the run at which the later ones start.
     """
-    starts = [0.0, *getattr(method, "stages", ())]
+    starts = [0.0, *getattr(method, "stage_starts", ())]
     return starts, [end - start for start, end in itertools.pairwise([*starts, 1.0])]
 
 

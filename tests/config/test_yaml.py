@@ -92,6 +92,12 @@ def test_invalid_override_is_named(item: str):
     assert item != "steps=1" or "'training.steps'" in str(caught.value)
 
 
+ODD_TEXT = [
+    "", " ", "~", "null", "1e3", "1.", "0x1F", "no", "y", "on", "010", "1_0", "12:30", "2024-01-01", "a: b", "# x", "- x",
+    "&a", "*a", "!t", "%", "@", "`", "<<", "=", "a\nb\n", "\t", "é漢😀", "\x07", "\x85", "'", '"', "{", "-.inf",
+]  # fmt: skip
+
+
 def random_value(rng: random.Random, depth: int = 0) -> Any:
     """Return a value of any writable kind, biased to text that looks like something else."""
     kind = rng.randrange(8 if depth < 3 else 6)
@@ -102,9 +108,7 @@ def random_value(rng: random.Random, depth: int = 0) -> Any:
     if kind == 2:
         return rng.choice([rng.gauss(0, 1) * 10 ** rng.randrange(-300, 300), 0.1 + 0.2, -0.0, 1e22, 5e-324, math.inf])
     if kind <= 5:
-        odd = ["", " ", "~", "null", "1e3", "1.", "0x1F", "no", "y", "on", "010", "1_0", "12:30", "2024-01-01", "a: b", "# x",
-               "- x", "&a", "*a", "!t", "%", "@", "`", "<<", "=", "a\nb\n", "\t", "é漢😀", "\x07", "\x85", "'", '"', "{", "-.inf"]  # fmt: skip  # noqa: E501
-        return rng.choice(odd) if kind < 5 else "".join(rng.choice(odd) for _ in range(3))
+        return rng.choice(ODD_TEXT) if kind < 5 else "".join(rng.choice(ODD_TEXT) for _ in range(3))
     if kind == 6:
         return [random_value(rng, depth + 1) for _ in range(rng.randrange(4))]
     return {str(random_value(rng, 9)): random_value(rng, depth + 1) for _ in range(rng.randrange(4))}
