@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from contract import read_metrics
 from killable_runs import SAVE, STEPS
 
 TESTS = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""What the tests of methods that relate images share: batches without repetitions, networks that tell images apart."""
+"""For methods that relate images: batches without repeated images, and networks that distinguish images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from compress.engine.run import Run
 
 
-class Once(tiny.InMemoryImages):
-    """Images of which a batch holds none twice: those that coincide have neither an angle nor an order."""
+class DistinctImages(tiny.InMemoryImages):
+    """Images that occur at most once per batch, because equal images have no angle and no order."""
 
     def batches(self, batch_size: int, **_: Any) -> Any:
-        return OnceBatches(self, batch_size)
+        return DistinctBatches(self, batch_size)
 
 
-class OnceBatches:
-    def __init__(self, source: Once, n: int) -> None:
+class DistinctBatches:
+    def __init__(self, source: DistinctImages, n: int) -> None:
         self.source, self.n = source, n
 
     def batch_at(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,10 +28,8 @@ class OnceBatches:
         return self.source.pixels[chosen], self.source.labels[chosen], chosen
 
 
-def awake(run: Run) -> None:
-    """Give T and S features that are 0 on average, and statistics of their own: those of random networks with a ReLU
-    at the end are next to the same for all images.
-    """
+def center_features(run: Run) -> None:
+    """Give T and S features with zero mean and own statistics; those of random networks hardly differ by image."""
     for net in (run.teacher.net, run.student):
         net.get_submodule("body")[5] = nn.Identity()  # pyright: ignore[reportIndexIssue]
         net.train()
@@ -41,8 +39,8 @@ def awake(run: Run) -> None:
     run.teacher.net.eval()
 
 
-def halves(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(what enters the last layer of the tiny classifier, its answer), layer by layer, without hooks."""
+def features_and_logits(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inputs of the last layer and the logits of the tiny classifier, without hooks."""
     *layers, last = net.get_submodule("body").children()
     x = net.get_submodule("normalize")(x)
     for layer in layers:

@@ -1,4 +1,4 @@
-"""What the tests of data-free methods share: twins in float64 that take the published step, and players watched."""
+"""References for methods with a generator: the published step in float64."""
 
 from __future__ import annotations
 
@@ -57,21 +57,23 @@ def kl(s: Tensor, t: Tensor, T: float = 1.0) -> Tensor:
 
 
 def create_method(folder: Path, name: str, *, task: str = "classification", **settings: Any) -> tuple[Any, Run]:
-    """A method set up on a run, with the random state of its beginning."""
+    """Set up a method on a run, with the initial random state."""
     method, run = tiny.tiny_method(name, **settings), tiny.tiny_run(folder, name, steps=STEPS, task=task)
     run.seed_all()
     method.setup(run)
     return method, run
 
 
-def same_steps(
+def assert_same_steps(
     method: Any, run: Run, twins: Twins, step: Callable[[Twins], Losses], *, falling: str,
     noisy: tuple[str, ...] = (), remembered: bool = True,
 ) -> None:  # fmt: skip
-    """STEPS steps of `method` and of `step` on the same noise have the same losses and end in the same weights.
+    """Compare losses and final weights of STEPS steps of `method` and of `step` on the same noise.
 
-    `falling`: the players whose learning rate is a cosine. `noisy`: weights of S without a gradient but rounding.
-    `remembered`: G's BatchNorm statistics are to be the same too.
+    Args:
+        falling: Models with a cosine learning rate.
+        noisy: Weights of S whose gradient is only rounding noise.
+        remembered: Compare G's BatchNorm statistics too.
     """
     for i in range(STEPS):
         state = torch.get_rng_state()
@@ -81,7 +83,7 @@ def same_steps(
         twins.fall(i / STEPS, falling)
         for name, his in step(twins).items():
             assert mine[name].item() == pytest.approx(his.item(), rel=5e-5, abs=1e-6), (i, name)
-    # As in test_mosaic: Adam can turn rounding into a whole step where a gradient is near 0. Nearly all weights agree.
+    # Adam can turn the rounding of a gradient near 0 into a whole step, so compare most weights, and the norm.
     for name in "GS":
         mine, his = run.trainables[name].net.state_dict(), getattr(twins, name).state_dict()
         left_out = noisy if name == "S" else () if remembered else tuple(dict(twins.G.named_buffers()))
@@ -90,8 +92,10 @@ def same_steps(
         assert float((a - b).norm() / b.norm()) < 2e-4, name
 
 
-def trained(method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: int = 12) -> tuple[float, float]:
-    """`measure` of what G makes of fixed noise, before and after a few steps in which S stands still."""
+def measure_training(
+    method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: int = 12
+) -> tuple[float, float]:
+    """Return `measure` of G's images of fixed noise, before and after some steps without student updates."""
     monkeypatch = pytest.MonkeyPatch()
     z = run.fixed_noise(64, method.z_dim)
 
@@ -109,7 +113,7 @@ def trained(method: Any, run: Run, measure: Callable[[Tensor], Tensor], steps: i
 
 
 def inputs_of(net: nn.Module) -> list[Tensor]:
-    """Filled with what enters `net` at each of its forwards from now on."""
+    """Return a list that receives the inputs of every later forward pass of `net`."""
     seen: list[Tensor] = []
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen

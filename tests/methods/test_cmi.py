@@ -1,4 +1,4 @@
-"""CMI against the published step, written again in float64."""
+"""CMI against the published step in float64."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from compress.methods import cmi
 from compress.models.generators import DeepGenerator, SmallGenerator
 
 
-class Twin(pool_reference.Pupil):
-    """With the projection, its Adam, and the bank, a table written round and round."""
+class Reference(pool_reference.PoolReference):
+    """With the projection, its optimizer, and the bank as a circular list."""
 
     def __init__(self, method, run) -> None:
         super().__init__(method, run)
@@ -53,11 +53,13 @@ class Twin(pool_reference.Pupil):
         for _ in range(m.iterations):
             x = G(z)
             whole, part = random_crop_flip(x).double(), random_resized_crop(x).double()
-            t, inside = pool_reference.looked_into(self.T, whole)
-            loss = m.cross_entropy * F.cross_entropy(t, y) - m.adv * pool_reference.agreeing(self.rests(whole), t)
-            loss = loss + m.bn * pool_reference.bn_distance(self.T, pool_reference.statistics(inside))
+            t, inside = pool_reference.forward_with_bn_inputs(self.T, whole)
+            loss = m.cross_entropy * F.cross_entropy(t, y) - m.adv * pool_reference.agreement_kl(
+                self.forward_eval(whole), t
+            )
+            loss = loss + m.bn * pool_reference.bn_distance(self.T, pool_reference.bn_statistics(inside))
             of_whole = torch.cat([one.mean((2, 3)) for one in inside], 1)
-            of_part = torch.cat([one.mean((2, 3)) for one in pool_reference.looked_into(self.T, part)[1]], 1)
+            of_part = torch.cat([one.mean((2, 3)) for one in pool_reference.forward_with_bn_inputs(self.T, part)[1]], 1)
             drawn = [self.bank[i] for i in torch.randperm(len(self.bank))[: m.negatives].tolist()]
             old = torch.stack(drawn) if drawn else torch.zeros(0, 2 * of_part.shape[1], dtype=torch.float64)
             old_part, old_whole = old.chunk(2, dim=1)
@@ -81,7 +83,7 @@ class Twin(pool_reference.Pupil):
         pytest.param({}, id="published"),
         pytest.param(
             {"bank_size": 13, "negatives": 100, "student_steps": 1, "images_per_synthesis": 5},
-            id="a bank that no batch divides",
+            id="odd bank size",
         ),
         pytest.param(
             {"adv": 3.0, "bn": 0.1, "contrast": 2.0, "contrast_temperature": 0.5, "iterations": 4}, id="others"
@@ -90,28 +92,28 @@ class Twin(pool_reference.Pupil):
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "cmi", **settings)
-    twin = Twin(method, run)
-    pool_reference.same_steps(method, run, twin, Twin.synthesize)
-    pool_reference.near(method.H.net, twin.H)
+    reference = Reference(method, run)
+    pool_reference.assert_same_steps(method, run, reference, Reference.synthesize)
+    pool_reference.assert_near(method.H.net, reference.H)
     table = method.bank.table[: len(method.bank)]
-    assert torch.allclose(table.double(), torch.stack(twin.bank), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(table.double(), torch.stack(reference.bank), rtol=1e-3, atol=1e-4)
 
 
 def test_reference_detects_changed_weight(tmp_path):
     method, run = create_method(tmp_path, "cmi")
-    twin = Twin(method, run)
+    reference = Reference(method, run)
     state = torch.get_rng_state()
     mine = method.step()["G"].item()
     method.contrast *= 1.01
     torch.set_rng_state(state)
-    assert twin.synthesize()[0] != pytest.approx(mine, rel=2e-4)
+    assert reference.synthesize()[0] != pytest.approx(mine, rel=2e-4)
 
 
 ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "contrast": 0.0, "lr_G": 0.01, "iterations": 40}
 
 
 def test_contrast_gradient_reaches_crop_only(tmp_path, monkeypatch):
-    """The published code throws the anchors' gradient away: with the whole image as the only view there is none."""
+    """The published code discards the anchors' gradient, so the whole image gets none."""
     method, _ = create_method(tmp_path, "cmi", cross_entropy=0.0, bn=0.0, adv=0.0)
     y = torch.zeros(8, dtype=torch.int64)
     reached = []
@@ -158,14 +160,14 @@ def test_bank_is_checkpointed_and_bounded(tmp_path):
 
 
 def test_features_are_crop_then_whole(tmp_path, monkeypatch):
-    """What is remembered of an image is of its part first and of its whole second."""
+    """The bank contains features of the crop first, then of the whole image."""
     method, _ = create_method(tmp_path, "cmi")
     bright, dark = torch.full((8, 3, 16, 16), 0.9), torch.full((8, 3, 16, 16), 0.1)
     monkeypatch.setattr(cmi, "random_crop_flip", lambda x: bright)
     monkeypatch.setattr(cmi, "random_resized_crop", lambda x: dark)
     _, known = method.synthesis_loss(torch.rand(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
     for x, found in ((dark, known[:, :16]), (bright, known[:, 16:])):
-        inside = pool_reference.looked_into(method.T.net, x)[1]
+        inside = pool_reference.forward_with_bn_inputs(method.T.net, x)[1]
         assert torch.allclose(found, torch.cat([one.mean((2, 3)) for one in inside], 1), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Every method under the same contract."""
+"""Every method fulfills the same contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ each = pytest.mark.parametrize("name", METHODS)
 each_task = pytest.mark.parametrize(("name", "task"), PAIRS)
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, "16"])  # "16" is for GPUs, but its scaler can be tried here
+@pytest.mark.parametrize("precision", [*PRECISIONS, "16"])  # "16" is for GPUs, but tests its scaler
 @each_task
 def test_run_resumes_bit_exactly(tmp_path, name, precision, task):
     contract.assert_resumes_exactly(tmp_path, name, precision, task=task)
@@ -53,7 +53,7 @@ def test_run_with_color_jitter_resumes_bit_exactly(tmp_path, name, task):
 
 @each
 def test_saturated_teacher_gives_no_nan(tmp_path, name):
-    """Where a class's probability underflows, p log p is NaN: the published code of several methods breaks there."""
+    """p log p is NaN if a probability underflows, as in the published code of several methods."""
     if METHODS[name].teachers:
         contract.assert_survives_saturated_teacher(tmp_path, name)
 

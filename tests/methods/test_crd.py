@@ -1,4 +1,4 @@
-"""CRD against the published step, written again in float64 with the authors' quotients, gathered rows and loops."""
+"""CRD against a float64 reference with the authors' quotients, gathered rows and loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.methods.crd import CRD, EmbeddingBank
 STEPS = 4
 
 
-def begun(folder, **settings) -> tuple[CRD, Run]:
+def create_method(folder, **settings) -> tuple[CRD, Run]:
     method, run = tiny_method("crd", **settings), tiny_run(folder, "crd", steps=STEPS)
     assert isinstance(method, CRD)
     run.seed_all()
@@ -32,7 +32,7 @@ def begun(folder, **settings) -> tuple[CRD, Run]:
 
 
 class Reference:
-    """The authors' step: rows of the banks gathered for each image, Z from the first batch, banks updated last."""
+    """The authors' step: gathered rows of the banks, Z from the first batch, banks updated last."""
 
     def __init__(self, method: CRD, run: Run) -> None:
         self.m, self.T = method, copy.deepcopy(run.teacher.net).double()
@@ -55,7 +55,10 @@ class Reference:
     def step(self, x: Tensor, indices: Tensor, progress: float) -> dict[str, Tensor]:
         m = self.m
         self.optim.param_groups[0]["lr"] = m.lr * (1 + math.cos(math.pi * progress)) / 2
-        (f_t, t), (f_s, s) = distinct_images.halves(self.T, x), distinct_images.halves(self.S, x)
+        (f_t, t), (f_s, s) = (
+            distinct_images.features_and_logits(self.T, x),
+            distinct_images.features_and_logits(self.S, x),
+        )
         e_t, e_s = (e / e.norm(dim=1, keepdim=True) for e in (self.E_T(f_t.detach()), self.E_S(f_s)))
         drawn = m.draw_negatives(indices)
         loss_E = self.contrast("T", e_s, drawn) + self.contrast("S", e_t, drawn)
@@ -83,7 +86,7 @@ class Reference:
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
-    method, run = begun(tmp_path, **{"lr": 0.02} | settings)
+    method, run = create_method(tmp_path, **{"lr": 0.02} | settings)
     reference = Reference(method, run)
     batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
@@ -110,7 +113,7 @@ def test_step_matches_reference(tmp_path, settings):
 
 @pytest.mark.parametrize("negatives", [5, 24])
 def test_negatives_are_distinct_others(tmp_path, negatives):
-    method, _ = begun(tmp_path, negatives=negatives)
+    method, _ = create_method(tmp_path, negatives=negatives)
     i = torch.arange(48).repeat(20)
     drawn = method.draw_negatives(i)
     assert torch.equal(drawn[:, 0], i)
@@ -121,7 +124,7 @@ def test_negatives_are_distinct_others(tmp_path, negatives):
 
 @pytest.mark.parametrize("negatives", [25, 500])
 def test_negatives_of_small_set_exclude_self(tmp_path, negatives):
-    method, _ = begun(tmp_path, negatives=negatives)
+    method, _ = create_method(tmp_path, negatives=negatives)
     i = torch.arange(48).repeat(20)
     drawn = method.draw_negatives(i)
     assert drawn.shape == (len(i), 1 + negatives)
@@ -130,7 +133,7 @@ def test_negatives_of_small_set_exclude_self(tmp_path, negatives):
 
 @pytest.mark.parametrize("negatives", [10, 40])
 def test_negatives_are_uniform(tmp_path, negatives):
-    method, _ = begun(tmp_path, negatives=negatives)
+    method, _ = create_method(tmp_path, negatives=negatives)
     drawn = method.draw_negatives(torch.full((4000,), 17))[:, 1:]
     counts = torch.bincount(drawn.reshape(-1), minlength=48).double()
     expected = 4000 * negatives / 47
@@ -143,7 +146,7 @@ def test_negatives_are_uniform(tmp_path, negatives):
 
 
 def test_bank_starts_with_small_rows(tmp_path):
-    method, _ = begun(tmp_path, embedding_dim=27)
+    method, _ = create_method(tmp_path, embedding_dim=27)
     for bank in (method.M_T, method.M_S):
         assert bank.rows.shape == (48, 27)
         assert bank.rows.abs().max() <= 1 / 3
@@ -152,7 +155,7 @@ def test_bank_starts_with_small_rows(tmp_path):
 
 
 def test_step_updates_rows_of_its_images(tmp_path):
-    method, _ = begun(tmp_path)
+    method, _ = create_method(tmp_path)
     before = method.M_S.rows.clone()
     method.step()
     seen = torch.zeros(48, dtype=torch.bool)
@@ -171,7 +174,7 @@ def test_repeated_image_updates_bank_once():
 
 
 def test_z_is_set_by_first_batch(tmp_path):
-    method, run = begun(tmp_path)
+    method, run = create_method(tmp_path)
     method.step()
     first = [bank.Z for bank in (method.M_T, method.M_S)]
     method.step()
@@ -182,8 +185,8 @@ def test_z_is_set_by_first_batch(tmp_path):
 
 
 def test_first_scores_average_to_noise_odds(tmp_path):
-    """Z makes h a probability: over all images it sums to 1, so its mean over the first draw is 1/N."""
-    method, _ = begun(tmp_path)
+    """Z normalizes h over all images, so its mean over the first draw is 1/N."""
+    method, _ = create_method(tmp_path)
     e = F.normalize(torch.randn(8, 8))
     log_h = method.M_T.log_h(e, method.draw_negatives(torch.arange(8)), method.tau)
     assert log_h.exp().mean().item() == pytest.approx(1 / 48, rel=1e-5)
@@ -201,10 +204,10 @@ def test_heads_train_with_student(tmp_path):
 
 
 def test_embeddings_identify_their_image(tmp_path):
-    """Both networks' embeddings of one image come to be nearer than those of two."""
+    """Embeddings of the same image become more similar than those of different ones."""
     method, run = tiny_method("crd", augment=False, lr=0.02), tiny_run(tmp_path, "crd", steps=150, batch_size=16)
     assert isinstance(method, CRD)
-    distinct_images.awake(run)
+    distinct_images.center_features(run)
     train(method, run)
     alike = method.M_S.rows @ method.M_T.rows.mT
     nearer = (alike > alike.diagonal()[:, None]).sum(1).double()

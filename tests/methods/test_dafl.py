@@ -1,4 +1,4 @@
-"""DAFL against the published step, written again in float64."""
+"""DAFL against the published step in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.methods.dafl import DAFL
 
 
 def published(twins: Twins) -> generator_reference.Losses:
-    """One batch for both: G's loss from the answers and the features that enter the last layer, S's by KL / N."""
+    """One batch for both: G's loss from logits and penultimate features, S's loss KL / N."""
     m, T = twins.m, twins.T
     x = twins.G(twins.noise())
     phi = T.body[:-1](T.normalize(x))
@@ -49,13 +49,13 @@ def optimizers(m: DAFL):
     [
         pytest.param({}, id="published"),
         pytest.param({"one_hot": 2.0, "activation": 3.0, "balance": 0.5, "temperature": 4.0}, id="others"),
-        pytest.param({"activation": 0.0, "lr": 0.02}, id="answers only"),
+        pytest.param({"activation": 0.0, "lr": 0.02}, id="logits only"),
         pytest.param({"standardize_output": False, "lr_G": 0.001}, id="a sigmoid"),
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "dafl", **settings)
-    generator_reference.same_steps(method, run, Twins(method, run, optimizers(method)), published, falling="S")
+    generator_reference.assert_same_steps(method, run, Twins(method, run, optimizers(method)), published, falling="S")
 
 
 @pytest.mark.parametrize("weight", ["one_hot", "activation", "balance", "temperature"])
@@ -65,7 +65,7 @@ def test_reference_detects_changed_weight(tmp_path, weight):
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
     with pytest.raises(AssertionError):
-        generator_reference.same_steps(method, run, twins, published, falling="S")
+        generator_reference.assert_same_steps(method, run, twins, published, falling="S")
 
 
 def test_student_uses_generator_images(tmp_path):
@@ -94,7 +94,7 @@ def spread(T, x: Tensor) -> Tensor:
 def test_generator_improves_each_term(tmp_path, weight, measure, sign):
     alone = dict.fromkeys(("one_hot", "activation", "balance"), 0.0) | {weight: 1.0}
     method, run = create_method(tmp_path, "dafl", lr_G=0.01, **alone)
-    before, after = generator_reference.trained(method, run, partial(measure, run.teacher.net))
+    before, after = generator_reference.measure_training(method, run, partial(measure, run.teacher.net))
     assert sign * (after - before) > 0.01 * before
 
 

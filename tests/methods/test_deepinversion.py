@@ -1,4 +1,4 @@
-"""DeepInversion against the published step, written again in float64."""
+"""DeepInversion against the published step in float64."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def divergence(s: Tensor, t: Tensor) -> Tensor:
     return ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)).mean() / 2
 
 
-def synthesize(pupil: pool_reference.Pupil) -> tuple[float, Tensor, Tensor]:
-    """Pixels are optimised in the teacher's own units and cut to what an image can be after every iteration."""
-    m, normalize = pupil.m, pupil.T.normalize
+def synthesize(reference: pool_reference.PoolReference) -> tuple[float, Tensor, Tensor]:
+    """Pixels are optimized in the teacher's units and clamped to valid images after every iteration."""
+    m, normalize = reference.m, reference.T.normalize
     x = torch.randn(m.images_per_synthesis, 3, tiny.SIZE, tiny.SIZE).double().requires_grad_()
     y = torch.randint(tiny.CLASSES, (m.images_per_synthesis,))
     optimizer = Adam([x], lr=m.lr_x, betas=(0.5, 0.99))
@@ -36,17 +36,17 @@ def synthesize(pupil: pool_reference.Pupil) -> tuple[float, Tensor, Tensor]:
         down, right = torch.randint(-most, most + 1, (2,)).tolist()
         seen = x.roll((down, right), (2, 3))
         seen = seen.flip(3) if torch.rand(()) < 0.5 else seen
-        t, inside = pool_reference.looked_into(pupil.T.body, seen)
-        pupil.S.eval()
-        s = pupil.S.body(seen)
-        pupil.S.train()
+        t, inside = pool_reference.forward_with_bn_inputs(reference.T.body, seen)
+        reference.S.eval()
+        s = reference.S.body(seen)
+        reference.S.train()
         four = [
             x[:, :, :, :-1] - x[:, :, :, 1:], x[:, :, :-1] - x[:, :, 1:],
             x[:, :, 1:, :-1] - x[:, :, :-1, 1:], x[:, :, :-1, :-1] - x[:, :, 1:, 1:],
         ]  # fmt: skip
         loss = (
             m.cross_entropy * F.cross_entropy(t, y)
-            + m.bn * pool_reference.bn_distance(pupil.T, pool_reference.statistics(inside))
+            + m.bn * pool_reference.bn_distance(reference.T, pool_reference.bn_statistics(inside))
             + m.adv * (1 - divergence(s, t))
             + m.tv * sum(d.norm() for d in four)
             + m.tv_l1 * sum(d.abs().mean() for d in four)
@@ -72,7 +72,7 @@ def synthesize(pupil: pool_reference.Pupil) -> tuple[float, Tensor, Tensor]:
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "deepinversion", **settings)
-    pool_reference.same_steps(method, run, pool_reference.Pupil(method, run), synthesize)
+    pool_reference.assert_same_steps(method, run, pool_reference.PoolReference(method, run), synthesize)
 
 
 def test_reference_detects_changed_weight(tmp_path):
@@ -81,7 +81,7 @@ def test_reference_detects_changed_weight(tmp_path):
     mine = method.step()["G"].item()
     method.bn *= 1.01
     torch.set_rng_state(state)
-    assert synthesize(pool_reference.Pupil(method, run))[0] != pytest.approx(mine, rel=2e-3)
+    assert synthesize(pool_reference.PoolReference(method, run))[0] != pytest.approx(mine, rel=2e-3)
 
 
 ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "tv": 0.0, "iterations": 25, "jitter": 0.0}
@@ -89,7 +89,7 @@ ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "tv": 0.0, "iterations": 2
 
 @pytest.mark.parametrize("term", ["cross_entropy", "bn", "adv", "tv", "tv_l1", "l2"])
 def test_each_term_descends(tmp_path, term, monkeypatch):
-    """Alone, what a term is to lower goes down; the competition's divergence between T and S goes up."""
+    """Alone, each term goes down; the divergence between T and S goes up."""
     method, _ = create_method(tmp_path, "deepinversion", **{**ALONE, term: 1.0})
     costs, apart = [], []
     cost, js = method.synthesis_loss, inversion.jensen_shannon
@@ -100,7 +100,7 @@ def test_each_term_descends(tmp_path, term, monkeypatch):
     if term == "adv":
         assert apart[-1] > apart[0]
     else:
-        assert not apart, "the student is asked for nothing"
+        assert not apart, "the student is not used"
 
 
 @pytest.mark.parametrize("moves", [1, 2, 4])
@@ -132,7 +132,7 @@ def test_pixels_stay_in_range(tmp_path, monkeypatch):
         method, "synthesis_loss", lambda v, y: seen.append(method.to_images(v.detach()).clone()) or cost(v, y)
     )
     method.synthesize()
-    assert seen[0].min() < 0, "it begins with noise"
+    assert seen[0].min() < 0, "noise"
     for x in seen[1:]:
         assert x.min() >= -1e-6
         assert x.max() <= 1 + 1e-6
@@ -141,7 +141,11 @@ def test_pixels_stay_in_range(tmp_path, monkeypatch):
 def test_grayscale_teacher_gets_gray_images(tmp_path):
     run = tiny_run(tmp_path, "deepinversion")
     normalize = run.teacher.net.normalize
-    normalize.grayscale, normalize.mean, normalize.std = True, torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.2)
+    normalize.grayscale, normalize.mean, normalize.std = (
+        True,
+        torch.full((1, 1, 1, 1), 0.3),
+        torch.full((1, 1, 1, 1), 0.2),
+    )
     run.teacher.net.body[0] = nn.Conv2d(1, 8, 3, 2, 1, bias=False)
     run.student.normalize = normalize
     run.student.body[0] = nn.Conv2d(1, 8, 3, 2, 1, bias=False)

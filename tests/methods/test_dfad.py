@@ -1,4 +1,4 @@
-"""DFAD against the published step, written again in float64."""
+"""DFAD against the published step in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASKS = ("classification", "segmentation")
 
 
 def published(twins: Twins, *, log_gap: bool) -> generator_reference.Losses:
-    """Five steps of S, each on fresh noise, then one of G; the mean of |t − s| over all there is, also over pixels."""
+    """Steps of S on new noise, then one of G; |t − s| is a mean over everything, including pixels."""
     loss_S = torch.zeros(())
     for _ in range(twins.m.student_steps):
         x = twins.G(twins.noise()).detach()
@@ -57,14 +57,14 @@ def twins_of(method: DFAD, run) -> Twins:
 def test_step_matches_reference(tmp_path, task, settings, log_gap):
     method, run = create_method(tmp_path, "dfad", task=task, **settings)
     step = partial(published, log_gap=log_gap)
-    generator_reference.same_steps(method, run, twins_of(method, run), step, falling="GS")
+    generator_reference.assert_same_steps(method, run, twins_of(method, run), step, falling="GS")
 
 
 def test_reference_detects_log_gap(tmp_path):
     method, run = create_method(tmp_path, "dfad", task="segmentation", generator="dcgan", log_gap=False)
     step = partial(published, log_gap=True)
     with pytest.raises(AssertionError):
-        generator_reference.same_steps(method, run, twins_of(method, run), step, falling="GS")
+        generator_reference.assert_same_steps(method, run, twins_of(method, run), step, falling="GS")
 
 
 @pytest.mark.parametrize("log_gap", [False, True])
@@ -72,7 +72,7 @@ def test_reference_detects_log_gap(tmp_path):
 def test_generator_widens_gap(tmp_path, task, log_gap):
     method, run = create_method(tmp_path, "dfad", task=task, log_gap=log_gap, lr_G=0.01, student_steps=1)
     T, S = run.teacher.net, copy.deepcopy(run.student).train()
-    before, after = generator_reference.trained(method, run, lambda x: (S(x) - T(x)).abs().mean())
+    before, after = generator_reference.measure_training(method, run, lambda x: (S(x) - T(x)).abs().mean())
     assert after > 1.02 * before
 
 
@@ -90,8 +90,8 @@ def test_student_closes_gap(tmp_path, task):
     assert gap(copy.deepcopy(run.student).train()) < 0.5 * before
 
 
-class Off:
-    """A student whose first logit is the teacher's and 1."""
+class OffsetStudent:
+    """A student whose first logit is the teacher's plus 1."""
 
     def __init__(self, T) -> None:
         self.T = T
@@ -110,7 +110,7 @@ class Off:
 @pytest.mark.parametrize("images", [4, 8])
 def test_gap_is_mean_over_everything(tmp_path, task, images):
     method, _ = create_method(tmp_path, "dfad", task=task, log_gap=False)
-    method.n, method.S = images, Off(method.T)
+    method.n, method.S = images, OffsetStudent(method.T)
     losses = method.step()
     assert losses["S"].item() == pytest.approx(1 / tiny.CLASSES, rel=1e-4)
     assert losses["G"].item() == pytest.approx(-1 / tiny.CLASSES, rel=1e-4)

@@ -1,4 +1,4 @@
-"""DFND against its step written again in float64: the choice, the softened answers, the labels through Q."""
+"""DFND against a float64 reference: selection, softened predictions, labels through Q."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS, ACCURACY = 4, 0.8
 
 
 def full_Q(free: Tensor, accuracy: float) -> Tensor:
-    """The matrix as the authors keep it: what is learned has no column for the diagonal, which is put between."""
+    """Q from learned rows without the diagonal, as in the authors' code."""
     off = free.softmax(1) * (1 - accuracy)
     rows = [torch.cat([row[:i], row.new_tensor([accuracy]), row[i:]]) for i, row in enumerate(off)]
     return torch.stack(rows)
@@ -95,7 +95,7 @@ def test_noise_matrix_diagonal_is_fixed():
 
 
 def test_noise_matrix_learns_confusion():
-    """A student that is right, and a teacher that calls a fifth of class 0 class 2: row 0 of Q points there."""
+    """The student is right; the teacher calls a fifth of class 0 class 2."""
     Q = NoiseAdaptation(4, ACCURACY)
     true = torch.arange(40) % 4
     said = torch.where((true == 0) & (torch.arange(40) % 5 == 0), 2, true)
@@ -114,7 +114,7 @@ def test_ruled_out_label_costs_its_noise():
     assert loss.item() == pytest.approx(-math.log(0.1), rel=1e-5)
 
 
-# The choice.
+# Selection.
 
 
 def test_most_confident_images_are_sampled(tmp_path):
@@ -136,7 +136,7 @@ def test_most_confident_images_are_sampled(tmp_path):
 
 @pytest.mark.parametrize(("keep", "chosen"), [(0.5, [1, 3]), (1.0, [0, 1, 2, 3]), (3.0, [0, 1, 3]), (0.01, [1])])
 def test_keep_images_is_share_or_count(keep, chosen):
-    """Of equals the first."""
+    """Ties are resolved by order."""
     found = select_confident(torch.tensor([0.5, 0.9, 0.5, 0.7]).double(), keep)
     assert found.nonzero()[:, 0].tolist() == chosen
 

@@ -1,4 +1,4 @@
-"""DFQ against the step of the code that compares with it, written again in float64."""
+"""DFQ against the step of CMI's code in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.training.setup import incompatibility_reason
 
 
 def distance(T: nn.Module, x: Tensor) -> Tensor:
-    """The sum over T's BatchNorm layers of the norms of what comes in less what is remembered."""
+    """Sum over T's BatchNorm layers of the norms between batch and running statistics."""
     total, values = torch.zeros((), dtype=x.dtype), T.normalize(x)
     for layer in T.body:
         if isinstance(layer, nn.BatchNorm2d):
@@ -31,7 +31,7 @@ def distance(T: nn.Module, x: Tensor) -> Tensor:
 
 
 def published(twins: Twins) -> generator_reference.Losses:
-    """S at rest while G moves, G at rest, if it is to, while it makes what S learns from."""
+    """S is in eval mode in G's step; G, optionally, in S's steps."""
     m = twins.m
     twins.S.eval()
     twins.G.train()
@@ -67,13 +67,13 @@ def twins_of(method: DFQ, run) -> Twins:
     [
         pytest.param({}, id="published"),
         pytest.param({"adv": 3.0, "bn": 0.1, "one_hot": 0.2, "balance": 1.0, "temperature": 4.0}, id="others"),
-        pytest.param({"bn": 0.0, "student_steps": 4, "lr": 0.02}, id="answers only"),
+        pytest.param({"bn": 0.0, "student_steps": 4, "lr": 0.02}, id="logits only"),
         pytest.param({"eval_mode_G": False}, id="G normalizes by the batch"),
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "dfq", **settings)
-    generator_reference.same_steps(method, run, twins_of(method, run), published, falling="S")
+    generator_reference.assert_same_steps(method, run, twins_of(method, run), published, falling="S")
 
 
 @pytest.mark.parametrize("weight", ["adv", "bn", "one_hot", "balance", "temperature"])
@@ -83,7 +83,7 @@ def test_reference_detects_changed_weight(tmp_path, weight):
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
     with pytest.raises(AssertionError):
-        generator_reference.same_steps(method, run, twins, published, falling="S")
+        generator_reference.assert_same_steps(method, run, twins, published, falling="S")
 
 
 @pytest.mark.parametrize(("eval_mode_G", "seen_by_G"), [(True, 2), (False, 8)])
@@ -111,19 +111,19 @@ def spread(S, T, x: Tensor) -> Tensor:
     return torch.special.entr(T(x).softmax(1).mean(0)).sum()
 
 
-def strangeness(S, T, x: Tensor) -> Tensor:
+def bn_gap(S, T, x: Tensor) -> Tensor:
     return distance(T, x)
 
 
 @pytest.mark.parametrize(
     ("weight", "measure", "sign"),
-    [("adv", contradiction, 1), ("one_hot", doubt, -1), ("balance", spread, 1), ("bn", strangeness, -1)],
+    [("adv", contradiction, 1), ("one_hot", doubt, -1), ("balance", spread, 1), ("bn", bn_gap, -1)],
 )
 def test_generator_improves_each_term(tmp_path, weight, measure, sign):
     alone = dict.fromkeys(("adv", "bn", "one_hot", "balance"), 0.0) | {weight: 1.0}
     method, run = create_method(tmp_path, "dfq", lr_G=0.01, student_steps=1, **alone)
     S = copy.deepcopy(run.student).eval()
-    before, after = generator_reference.trained(method, run, partial(measure, S, run.teacher.net))
+    before, after = generator_reference.measure_training(method, run, partial(measure, S, run.teacher.net))
     assert sign * (after - before) > 0.01 * before
 
 
@@ -139,7 +139,7 @@ def test_batchnorm_required_by_weight_only(tmp_path):
 
 
 def test_adversarial_term_uses_student(tmp_path):
-    """The published fault: with the teacher in the student's place nothing is left of the adversarial term."""
+    """The published code passes the teacher as the student, so its adversarial term is 0."""
     alone = {"adv": 1.0, "bn": 0.0, "one_hot": 0.0, "balance": 0.0}
     method, run = create_method(tmp_path / "S", "dfq", **alone)
     assert method.step()["G"].item() < -1e-3

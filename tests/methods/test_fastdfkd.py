@@ -1,4 +1,4 @@
-"""FastDFKD against the published step, written again in float64."""
+"""FastDFKD against the published step in float64."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from compress.engine.augmentation import random_crop_flip
 from compress.engine.trainer import train
 
 
-class Twin(pool_reference.Pupil):
-    """With the meta generator, its Adam, and the running averages of statistics."""
+class Reference(pool_reference.PoolReference):
+    """With the meta generator, its optimizer, and running averages of statistics."""
 
     def __init__(self, method, run) -> None:
         super().__init__(method, run)
@@ -54,13 +54,13 @@ class Twin(pool_reference.Pupil):
         for _ in range(m.iterations):
             x = fast(z)
             seen = random_crop_flip(x).double()
-            t, inside = pool_reference.looked_into(self.T, seen)
-            found = pool_reference.statistics(inside)
+            t, inside = pool_reference.forward_with_bn_inputs(self.T, seen)
+            found = pool_reference.bn_statistics(inside)
             loss = m.bn * pool_reference.bn_distance(self.T, self.smooth(found)) + m.cross_entropy * F.cross_entropy(
                 t, y
             )
             if self.run.step >= m.warmup:
-                loss = loss - m.adv * pool_reference.agreeing(self.rests(seen), t)
+                loss = loss - m.adv * pool_reference.agreement_kl(self.forward_eval(seen), t)
             if loss.item() < lowest:
                 lowest, best = loss.item(), x.detach()
             optimizer.zero_grad()
@@ -81,29 +81,29 @@ class Twin(pool_reference.Pupil):
     [
         pytest.param({}, id="published"),
         pytest.param({"reptile": True, "reset": 0}, id="Reptile"),
-        pytest.param(
-            {"bn_momentum": 0.0, "warmup": 0, "reset": 0, "student_steps": 1}, id="without momentum and warm-up"
-        ),
+        pytest.param({"bn_momentum": 0.0, "warmup": 0, "reset": 0, "student_steps": 1}, id="no momentum, no warm-up"),
         pytest.param({"warmup": 3, "adv": 4.0, "bn": 0.5, "cross_entropy": 2.0, "iterations": 5}, id="others"),
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "fastdfkd", **settings)
-    twin = Twin(method, run)
-    pool_reference.same_steps(method, run, twin, Twin.synthesize)
-    mine, his = (torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (method.G.net, twin.G))
+    reference = Reference(method, run)
+    pool_reference.assert_same_steps(method, run, reference, Reference.synthesize)
+    mine, his = (
+        torch.cat([p.detach().double().flatten() for p in net.parameters()]) for net in (method.G.net, reference.G)
+    )
     assert torch.isclose(mine, his, rtol=1e-3, atol=1e-4).double().mean() > 0.98
     assert float((mine - his).norm() / his.norm()) < 5e-3
 
 
 def test_reference_detects_changed_weight(tmp_path):
     method, run = create_method(tmp_path, "fastdfkd")
-    twin = Twin(method, run)
+    reference = Reference(method, run)
     state = torch.get_rng_state()
     mine = method.step()["G"].item()
     method.cross_entropy *= 1.02
     torch.set_rng_state(state)
-    assert twin.synthesize()[0] != pytest.approx(mine, rel=2e-4)
+    assert reference.synthesize()[0] != pytest.approx(mine, rel=2e-4)
 
 
 ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "warmup": 0, "reset": 0, "lr_G": 0.01, "iterations": 30}
@@ -111,7 +111,7 @@ ALONE = {"cross_entropy": 0.0, "bn": 0.0, "adv": 0.0, "warmup": 0, "reset": 0, "
 
 @pytest.mark.parametrize("reptile", [False, True])
 def test_meta_learning_improves_start(tmp_path, reptile):
-    """The point of the method: the first images of a synthesis, before any iteration, cost less and less."""
+    """The initial loss of each synthesis decreases."""
     method, _ = create_method(
         tmp_path, "fastdfkd", warmup=100, reset=0, bn_momentum=0.0, iterations=4, lr_G=1e-3, reptile=reptile
     )
@@ -137,7 +137,7 @@ def test_meta_step_scales_learning_rate(tmp_path, monkeypatch):
     assert len(moved) == 1
     assert method.G.optimizer.param_groups[0]["lr"] == pytest.approx(3 * method.lr_G)
     run.set_progress(0.9)
-    assert method.G.optimizer.param_groups[0]["lr"] == pytest.approx(3 * method.lr_G), "it does not fall"
+    assert method.G.optimizer.param_groups[0]["lr"] == pytest.approx(3 * method.lr_G), "constant"
 
 
 def test_warmup_trains_no_student(tmp_path):

@@ -1,4 +1,4 @@
-"""FitNet against its step written again in float64: where the hint is read, how it is compared, who moves."""
+"""FitNet against a float64 reference, its regressor, and the stages it reads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from compress.methods.fitnet import FitNet, build_regressor
 STEPS = 3
 
 
-def halves(net: nn.Module, x: Tensor, *, after: int) -> tuple[Tensor, Tensor]:
-    """(the map after layer `after` of the tiny classifier, its answer), layer by layer, without hooks."""
+def map_and_logits(net: nn.Module, x: Tensor, *, after: int) -> tuple[Tensor, Tensor]:
+    """Return the map after layer `after` of the tiny classifier and its logits, without hooks."""
     body = net.get_submodule("body")
     x = net.get_submodule("normalize")(x)
     found = x
@@ -54,8 +54,8 @@ def test_step_matches_reference(tmp_path, settings, after):
         optim.param_groups[0]["lr"] = method.lr * (1 + math.cos(math.pi * i / STEPS)) / 2
         x, k = batches.batch_at(i)[0].double() / 255, method.temperature
         with torch.no_grad():
-            at_T, t = halves(T, x, after=after)
-        at_S, s = halves(S, x, after=after)
+            at_T, t = map_and_logits(T, x, after=after)
+        at_S, s = map_and_logits(S, x, after=after)
         p = (t / k).softmax(1)
         loss_S = k**2 * (p * (p.log() - (s / k).log_softmax(1))).sum(1).mean()
         loss_R = (R(at_S) - at_T).square().mean()
@@ -70,7 +70,7 @@ def test_step_matches_reference(tmp_path, settings, after):
 
 
 def test_hint_trains_layers_before_it(tmp_path):
-    """Its gradient reaches the layers before; where the answers weigh next to nothing, the others hardly move."""
+    """With a negligible weight of the predictions, later layers hardly move."""
     run = tiny_run(tmp_path, "fitnet", steps=1)
     before = {key: value.clone() for key, value in run.student.state_dict().items()}
     train(tiny_method("fitnet", stage=1, temperature=1e-3, weight_decay=0.0), run)
@@ -82,7 +82,7 @@ def test_regressor_trains_with_student(tmp_path):
     run = tiny_run(tmp_path, "fitnet", steps=2)
     train(tiny_method("fitnet"), run)
     state = tiny.final_state(run)["shared"]["trainables"]["R"]
-    assert state["optimizer"]["state"], "it has a momentum of its own"
+    assert state["optimizer"]["state"]
     assert {key.split(".")[0] for key in state["net"]} == {"0", "1"}
 
 
@@ -109,18 +109,18 @@ def test_regressor_maps_shapes(inside, outside, kernel, stride):
 
 
 def test_regressor_output_can_be_negative():
-    """The hint is read before a ReLU where the network, as a wide ResNet, has it there."""
+    """A wide ResNet's hint is read before a ReLU."""
     answer = build_regressor((4, 8, 8), (3, 8, 8))(torch.randn(16, 4, 8, 8)).detach()
     assert answer.mean((0, 2, 3)).abs().max() < 1e-5
     assert float(answer.min()) < -1
 
 
 def test_regressor_of_other_ratio_raises():
-    with pytest.raises(UsageError, match="5x5.*16x16"):
+    with pytest.raises(UsageError, match=r"5x5.*16x16"):
         build_regressor((8, 5, 5), (4, 16, 16))
 
 
-# Where the hint is read.
+# Stages.
 
 
 def test_missing_stage_raises(tmp_path):
@@ -130,7 +130,7 @@ def test_missing_stage_raises(tmp_path):
 
 @pytest.mark.parametrize("name", ["wrn16_1", "resnet18"])
 def test_stage_of_paper_networks(name):
-    """Index 2 of RepDistiller's list, which begins with the stem: 16x16 of 32x32, as many channels as that has."""
+    """Index 2 of RepDistiller's list, which starts with the stem: 16x16 of 32x32."""
     from compress.models.card import ModelCard
     from compress.models.registry import build_network
 

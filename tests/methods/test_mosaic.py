@@ -1,4 +1,4 @@
-"""MosaicKD against the published step, written again in float64 from the paper."""
+"""MosaicKD against Algorithm 1 in float64."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Losses = list[dict[str, float]]
 
 
 class Reference:
-    """Algorithm 1 as its authors run it: nothing is frozen, every gradient is computed, and the wrong ones thrown away.
+    """Algorithm 1 as in the authors' code: nothing is frozen, and unused gradients are discarded.
 
-    Same nets as the run's, in double precision; the same images, and the same noise through the same seed.
+    Uses copies of the run's networks in float64, the same images, and the same noise.
     """
 
     def __init__(self, method: MosaicKD, run: Run) -> None:
@@ -102,8 +102,8 @@ def plain(losses: dict[str, Tensor]) -> dict[str, float]:
     return {name: loss.item() for name, loss in losses.items()}
 
 
-def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
-    """STEPS iterations of ours and of the reference from the same beginning."""
+def run_both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
+    """Run STEPS iterations of ours and of the reference from the same state."""
     method, run = tiny_method("mosaic", **settings), tiny_run(folder, steps=STEPS)
     assert isinstance(method, MosaicKD)
     run.seed_all()
@@ -128,16 +128,16 @@ def both(folder, **settings) -> tuple[MosaicKD, Run, Reference, Losses, Losses]:
             id="others",
         ),
         pytest.param({"patch_size": 16, "balance": 0.0}, id="whole image"),
-        pytest.param({"augment": False, "cache_teacher_logits": True, "student_steps": 12}, id="answers kept"),
+        pytest.param({"augment": False, "cache_teacher_logits": True, "student_steps": 12}, id="cached logits"),
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
-    _, run, reference, ours, theirs = both(tmp_path, **settings)
+    _, run, reference, ours, theirs = run_both(tmp_path, **settings)
     for mine, his in zip(ours, theirs, strict=True):
         for name in mine:
             assert mine[name] == pytest.approx(his[name], rel=2e-5, abs=1e-6)
-    # Adam divides by the root of the squared gradient, so where a gradient is near 0 float32 noise of 1e-7 can decide
-    # the direction of a whole step of 1e-3. Hence: nearly all weights agree to float32, and no net as a whole is off.
+    # Adam divides by the root of the squared gradient, so float32 noise of 1e-7 can decide the direction of a step of
+    # 1e-3 if a gradient is near 0. So nearly all weights agree to float32, and the norms of all networks.
     for name, net in (("G", reference.G), ("D", reference.D), ("S", reference.S)):
         mine = torch.cat([v.reshape(-1).double() for v in run.trainables[name].net.state_dict().values()])
         his = torch.cat([v.reshape(-1).double() for v in net.state_dict().values()])
@@ -147,7 +147,7 @@ def test_step_matches_reference(tmp_path, settings):
 
 
 def test_reference_detects_changed_weight(tmp_path):
-    """The tolerances above are worth something: a weight of the balance term off by 1 % is far outside of them."""
+    """A change of 1 % in the weight of the balance term exceeds the tolerances."""
     method, run = tiny_method("mosaic"), tiny_run(tmp_path, steps=STEPS)
     assert isinstance(method, MosaicKD)
     run.seed_all()
@@ -196,7 +196,7 @@ def test_ood_fraction_sets_batch(tmp_path, share, images):
 
 
 def test_logit_cache_skips_ood_images(tmp_path):
-    """Once every image is known, a lesson asks about mosaics only, and the losses stay those of the plain step."""
+    """With a full cache the teacher predicts mosaics only, with equal losses."""
     losses, asked = [], []
     for keep in (False, True):
         method, run = (
@@ -265,8 +265,8 @@ def test_unknown_patch_or_shape_raises(tmp_path):
         tiny_method("mosaic").setup(run)
 
 
-def moved(folder, **settings) -> tuple[MosaicKD, Run, dict[str, float]]:
-    """A step of a method whose images and noise are the same whatever the settings."""
+def run_step(folder, **settings) -> tuple[MosaicKD, Run, dict[str, float]]:
+    """Run a step whose images and noise do not depend on the settings."""
     method, run = tiny_method("mosaic", ood_fraction=0.0, **settings), tiny_run(folder)
     assert isinstance(method, MosaicKD)
     run.seed_all()
@@ -275,9 +275,9 @@ def moved(folder, **settings) -> tuple[MosaicKD, Run, dict[str, float]]:
 
 
 def test_single_meta_step_equals_plain_step(tmp_path):
-    """The copy's one gradient is G's own, and the copy after its step is G after it: the same lessons, the same end."""
-    _, one, losses = moved(tmp_path / "one", meta_steps=1)
-    _, other, same = moved(tmp_path / "other")
+    """With one step, the copy's gradient and result are G's own."""
+    _, one, losses = run_step(tmp_path / "one", meta_steps=1)
+    _, other, same = run_step(tmp_path / "other")
     assert losses == same
     for name in "GDS":
         pairs = zip(one.trainables[name].net.parameters(), other.trainables[name].net.parameters(), strict=True)
@@ -285,7 +285,7 @@ def test_single_meta_step_equals_plain_step(tmp_path):
 
 
 def test_meta_step_matches_reference(tmp_path):
-    """First-order MAML, written again in float64: three steps of a copy and its noise by Adam, then one of G."""
+    """First-order MAML in float64: three Adam steps of a copy and its noise, then one of G."""
     method, run = tiny_method("mosaic", meta_steps=3, lr_z=0.02, local=0.0, ood_fraction=0.0), tiny_run(tmp_path)
     assert isinstance(method, MosaicKD)
     run.seed_all()
@@ -319,7 +319,7 @@ def test_meta_step_matches_reference(tmp_path):
 
 
 def test_ema_generator_makes_half(tmp_path):
-    method, run, _ = moved(tmp_path, ema_G=0.9)
+    method, run, _ = run_step(tmp_path, ema_G=0.9)
     assert method.ema is not None
     before = copy.deepcopy(method.ema.net.state_dict())
     method.ema.update(method.G.net)
@@ -338,8 +338,8 @@ def test_ema_generator_makes_half(tmp_path):
 
 
 def test_ema_generator_normalizes_by_batch(tmp_path):
-    """In eval mode its images are of other contrast than those that D and T judge: 25 points were lost by it."""
-    method, _, _ = moved(tmp_path, ema_G=0.5)
+    """In eval mode its images have another contrast, which cost 25 points of accuracy."""
+    method, _, _ = run_step(tmp_path, ema_G=0.5)
     assert method.ema is not None
     method.ema.load_state_dict(method.G.net.state_dict())
     z = method.sample_noise(method.n)

@@ -1,4 +1,4 @@
-"""RKD against the published loss, written again in float64."""
+"""RKD against the published loss in float64."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from compress.methods.rkd import RKD
 STEPS = 3
 
 
-def related(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(L_RKD-D, L_RKD-A) as the paper has them: potentials of pairs and of triples, Huber between."""
+def relation_losses(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (L_RKD-D, L_RKD-A) from potentials of pairs and triples, as in the paper."""
     pairs, cosines = [], []
     for e in (s, t):
         d = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist")
@@ -45,7 +45,7 @@ def related(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def test_step_matches_reference(tmp_path, settings):
     method, run = tiny_method("rkd", **settings), tiny_run(tmp_path, "rkd", steps=STEPS)
     assert isinstance(method, RKD)
-    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
+    run.sources = {"unlabeled": distinct_images.DistinctImages(seed=5)}
     S, T = copy.deepcopy(run.student).double().train(), copy.deepcopy(run.teacher.net).double()
     optim = SGD(S.parameters(), lr=method.lr, momentum=0.9, weight_decay=1e-4)
     train(method, run)
@@ -53,8 +53,8 @@ def test_step_matches_reference(tmp_path, settings):
     for i in range(STEPS):
         optim.param_groups[0]["lr"] = method.lr * (1 + math.cos(math.pi * i / STEPS)) / 2
         x = batches.batch_at(i)[0].double() / 255
-        (f_s, s), (f_t, t) = distinct_images.halves(S, x), distinct_images.halves(T, x)
-        d, a = related(s, t) if method.relate == "logits" else related(f_s, f_t)
+        (f_s, s), (f_t, t) = distinct_images.features_and_logits(S, x), distinct_images.features_and_logits(T, x)
+        d, a = relation_losses(s, t) if method.relate == "logits" else relation_losses(f_s, f_t)
         K = method.temperature
         kl = F.kl_div((s / K).log_softmax(1), (t / K).softmax(1), reduction="batchmean") * K * K
         optim.zero_grad()
@@ -71,7 +71,10 @@ def test_relations_approach_teacher(tmp_path):
     for moment in ("before", "after"):
         run.student.eval()
         with torch.no_grad():
-            (f_s, _), (f_t, _) = distinct_images.halves(run.student, x), distinct_images.halves(run.teacher.net, x)
+            (f_s, _), (f_t, _) = (
+                distinct_images.features_and_logits(run.student, x),
+                distinct_images.features_and_logits(run.teacher.net, x),
+            )
         found.append((relations.distance(f_s, f_t), relations.angle(f_s, f_t)))
         if moment == "before":
             train(tiny_method("rkd", lr=0.02), run)
@@ -106,7 +109,7 @@ def test_single_image_batch_raises(tmp_path):
 
 
 def test_angles_use_image_subset(tmp_path, monkeypatch):
-    """512 images have 134 million of them, which is as many as a batch should hold."""
+    """512 images have 134 million angles."""
     seen = []
     angle = relations.angle
     monkeypatch.setattr("compress.methods.rkd.MAX_ANGLE_IMAGES", 5)

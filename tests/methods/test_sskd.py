@@ -1,4 +1,4 @@
-"""SSKD against its two published stages, written again in float64 with the authors' order of views and their sorts."""
+"""SSKD against its two published stages in float64, with the authors' order of views and sorting."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from compress.methods.sskd import SSKD
 STEPS = 5
 
 
-def begun(folder, **settings) -> tuple[SSKD, Run]:
+def create_method(folder, **settings) -> tuple[SSKD, Run]:
     method, run = tiny_method("sskd", **settings), tiny_run(folder, "sskd", steps=STEPS)
     assert isinstance(method, SSKD)
-    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
+    run.sources = {"unlabeled": distinct_images.DistinctImages(seed=5)}
     run.seed_all()
     method.setup(run)
     return method, run
 
 
 class Reference:
-    """The authors' steps: the four views of an image stand together, [4n], and rows are sorted and cut to be chosen."""
+    """The authors' steps: the four views of an image are adjacent, and rows are selected by sorting."""
 
     def __init__(self, method: SSKD, run: Run) -> None:
         self.m, self.T = method, copy.deepcopy(run.teacher.net).double()
@@ -43,9 +43,9 @@ class Reference:
         self.first = SGD(self.H_T.parameters(), lr=1, **own)
         self.second = SGD([*self.S.parameters(), *self.H_S.parameters()], lr=1, **own)
 
-    def answers(self, net, head, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits, similarity of each turned view to each plain one)"""
-        features, rows = distinct_images.halves(net, x)
+    def predict(self, net, head, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits, and the similarity of each rotated view to each original."""
+        features, rows = distinct_images.features_and_logits(net, x)
         e = head(features)
         plain = torch.arange(len(x)) % 4 == 0
         return rows, F.cosine_similarity(e[~plain][:, None], e[plain][None], dim=2)
@@ -54,20 +54,20 @@ class Reference:
         m, n = self.m, len(x)
         x = torch.stack([x.rot90(k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
         plain, truth = torch.arange(4 * n) % 4 == 0, torch.arange(n)[:, None].expand(n, 3).reshape(-1)
-        t, alike_t = self.answers(self.T, self.H_T, x)
+        t, similarity_t = self.predict(self.T, self.H_T, x)
         if progress < m.head_fraction:
             self.first.param_groups[0]["lr"] = m.lr_head * (1 + math.cos(math.pi * progress / m.head_fraction)) / 2
-            return self.update(self.first, {"H_T": F.cross_entropy(alike_t, truth)})
+            return self.update(self.first, {"H_T": F.cross_entropy(similarity_t, truth)})
         past = (progress - m.head_fraction) / (1 - m.head_fraction)
         self.second.param_groups[0]["lr"] = m.lr * (1 + math.cos(math.pi * past)) / 2
-        s, alike_s = self.answers(self.S, self.H_S, x)
+        s, similarity_s = self.predict(self.S, self.H_S, x)
         label = t[plain].argmax(1)[:, None].expand(n, 3).reshape(-1)
         known = self.chosen(t[~plain], label, m.wrong_rotated_fraction)
-        found = self.chosen(alike_t, truth, m.wrong_similarity_fraction)
+        found = self.chosen(similarity_t, truth, m.wrong_similarity_fraction)
         loss_S = (
             m.kl * self.kl(s[plain], t[plain], m.temperature)
             + m.rotated * self.kl(s[~plain][known], t[~plain][known], m.temperature)
-            + m.similarity * self.kl(alike_s[found], alike_t[found], m.similarity_temperature)
+            + m.similarity * self.kl(similarity_s[found], similarity_t[found], m.similarity_temperature)
         )
         return self.update(self.second, {"S": loss_S})
 
@@ -101,7 +101,7 @@ class Reference:
     ],
 )  # fmt: skip
 def test_step_matches_reference(tmp_path, settings):
-    method, run = begun(tmp_path, augment=False, **settings)
+    method, run = create_method(tmp_path, augment=False, **settings)
     reference = Reference(method, run)
     batches = run.registered["stream unlabeled"][0].batches
     for i in range(STEPS):
@@ -121,7 +121,7 @@ def test_step_matches_reference(tmp_path, settings):
 
 
 def test_stages_move_their_models(tmp_path):
-    method, run = begun(tmp_path, head_fraction=0.4)
+    method, run = create_method(tmp_path, head_fraction=0.4)
     moved = []
     for i in range(STEPS):
         before = {name: copy.deepcopy(player.net.state_dict()) for name, player in run.trainables.items()}
@@ -135,7 +135,7 @@ def test_stages_move_their_models(tmp_path):
 
 
 def test_learning_rates_fall_per_stage(tmp_path):
-    method, _ = begun(tmp_path, head_fraction=0.2)
+    method, _ = create_method(tmp_path, head_fraction=0.2)
     assert (method.stage_1(0.0), method.stage_2(0.2)) == (1, 1)
     assert method.stage_1(0.1) == pytest.approx(0.5)
     assert method.stage_2(0.6) == pytest.approx(0.5)
@@ -144,7 +144,7 @@ def test_learning_rates_fall_per_stage(tmp_path):
 
 
 def test_stage_is_kept_with_time_limit(tmp_path, monkeypatch):
-    """It begins by the clock, once; a run that goes on is in the stage that it was in, whatever a clock says."""
+    """With a time limit, stage 2 starts once; a resumed run stays in its stage."""
     run = tiny_run(tmp_path, "sskd", steps=None, time_limit=100.0)
     clock = iter([0.0, 0.1, 0.3, 0.1])
     monkeypatch.setattr(Run, "progress", property(lambda _: next(clock)))
@@ -165,14 +165,14 @@ def test_stage_is_kept_with_time_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("head_fraction", [0.25, 0.5, 0.75])
 def test_run_resumes_in_either_stage(tmp_path, head_fraction):
-    """The contract has its checkpoint in the second stage; here it also stands in the first, and on the border."""
+    """Checkpoints in either stage, and at the transition."""
     contract.assert_resumes_exactly(tmp_path, "sskd", "32", {"head_fraction": head_fraction})
 
 
 def test_head_learns_rotations(tmp_path):
     run = tiny_run(tmp_path, "sskd", steps=100, batch_size=16)
-    distinct_images.awake(run)
-    run.sources = {"unlabeled": distinct_images.Once(seed=5)}
+    distinct_images.center_features(run)
+    run.sources = {"unlabeled": distinct_images.DistinctImages(seed=5)}
     method = tiny_method("sskd", head_fraction=0.99, lr_head=0.2, augment=False)
     assert isinstance(method, SSKD)
     run.seed_all()
@@ -189,7 +189,7 @@ def test_head_learns_rotations(tmp_path):
 
 
 def test_rotated_views_order(tmp_path):
-    method, _ = begun(tmp_path, augment=False)
+    method, _ = create_method(tmp_path, augment=False)
     x = torch.rand(5, 3, 16, 16)
     views = method.rotated_views(x)
     assert torch.equal(views[:5], x)
@@ -214,7 +214,7 @@ def test_random_shift_within_border():
 
 
 def test_views_flip_consistently(tmp_path, monkeypatch):
-    method, _ = begun(tmp_path)
+    method, _ = create_method(tmp_path)
     monkeypatch.setattr(sskd, "random_shift", lambda x: x)
     x = torch.rand(200, 3, 16, 16)
     views = method.rotated_views(x)

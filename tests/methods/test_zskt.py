@@ -1,4 +1,4 @@
-"""ZSKT against Algorithm 1 and its code's losses, written again in float64."""
+"""ZSKT against Algorithm 1 with its code's losses in float64."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NOISY = ("body.3.bias", "body.4.running_mean")
 
 
 def divergence(s: Tensor, t: Tensor) -> Tensor:
-    """The mean over images and classes, as torch's kl_div reduces by default."""
+    """Mean over images and classes, as torch's kl_div reduces by default."""
     p = t.softmax(1)
     return (p * (p.log() - s.log_softmax(1))).mean()
 
 
 def maps(net, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The maps at which the tiny net finishes 8x8 and 4x4, and its logits."""
+    """Return the last maps of 8x8 and 4x4 of the tiny network, and its logits."""
     at_8 = net.body[:3](net.normalize(x))
     at_4 = net.body[3:6](at_8)
     return [at_8, at_4], net.body[6:](at_4)
@@ -42,7 +42,7 @@ def attended(maps: Tensor) -> Tensor:
 
 
 def published(twins: Twins) -> generator_reference.Losses:
-    """One z for a step of G and n_S steps of S; G is asked again each time, and its wrong gradients thrown away."""
+    """One z for a step of G and n_S steps of S; G runs each time, and its unused gradients are discarded."""
     m, z = twins.m, twins.noise()
     x = twins.G(z)
     loss_G = -divergence(twins.S(x), twins.T(x))
@@ -67,25 +67,27 @@ def twins_of(method: ZSKT, run) -> Twins:
     [
         pytest.param({}, id="published"),
         pytest.param({"attention": 3.0, "student_steps": 4, "max_grad_norm": 0.01}, id="clipped"),
-        pytest.param({"attention": 0.0}, id="answers only"),
+        pytest.param({"attention": 0.0}, id="logits only"),
         pytest.param({"standardize_output": False}, id="a sigmoid"),
     ],
 )
 def test_step_matches_reference(tmp_path, settings):
     method, run = create_method(tmp_path, "zskt", **settings)
-    twins = twins_of(method, run)  # its G is asked n_S times for the same images, so it remembers other statistics
-    generator_reference.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
+    twins = twins_of(method, run)  # its G runs n_S times, so its statistics differ
+    generator_reference.assert_same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
 
 
 @pytest.mark.parametrize("weight", ["attention", "max_grad_norm"])
 def test_reference_detects_changed_weight(tmp_path, weight):
-    # Adam forgets the length of a gradient, and so the clip, but for its epsilon: here a gradient is as short as that.
+    # Adam is invariant to the gradient norm, and so to the clip, except for its epsilon: use a tiny norm.
     method, run = create_method(tmp_path, "zskt", **({"max_grad_norm": 1e-7} if weight == "max_grad_norm" else {}))
     twins = twins_of(method, run)
     twins.m = copy.copy(method)
     setattr(twins.m, weight, getattr(method, weight) * 1.02)
     with pytest.raises(AssertionError):
-        generator_reference.same_steps(method, run, twins, published, falling="GS", noisy=NOISY, remembered=False)
+        generator_reference.assert_same_steps(
+            method, run, twins, published, falling="GS", noisy=NOISY, remembered=False
+        )
 
 
 def test_student_steps_reuse_generator_images(tmp_path):
@@ -105,12 +107,12 @@ def test_student_steps_reuse_generator_images(tmp_path):
 def test_generator_raises_disagreement(tmp_path):
     method, run = create_method(tmp_path, "zskt", lr_G=0.01, student_steps=1)
     T, S = run.teacher.net, copy.deepcopy(run.student).train()
-    before, after = generator_reference.trained(method, run, lambda x: kl(S(x), T(x)))
+    before, after = generator_reference.measure_training(method, run, lambda x: kl(S(x), T(x)))
     assert after > 1.05 * before
 
 
 def test_adversarial_term_uses_student(tmp_path):
-    """A student that is the teacher, in train mode with the same statistics, leaves nothing to look for; ours does."""
+    """Equal logits have no divergence; those of the student have."""
     method, _ = create_method(tmp_path, "zskt")
     x = method.G(torch.randn(method.n, method.z_dim))
     t = method.T(x)
@@ -136,7 +138,7 @@ def test_features_required_by_weight_only(tmp_path):
 
 
 def test_stages_match_by_resolution(tmp_path):
-    """A student that halves once more, and has other channels, agrees with the teacher at two resolutions of three."""
+    """A student with one more stage and other channels has two resolutions in common."""
     run = tiny.tiny_run(tmp_path, "zskt")
     layers = [nn.Conv2d(3, 5, 3, 1, 1), *(nn.Conv2d(5, 5, 3, 2, 1) for _ in range(2))]
     run.student.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, tiny.CLASSES))
@@ -148,13 +150,13 @@ def test_stages_match_by_resolution(tmp_path):
 def test_no_common_resolution_raises(tmp_path):
     run = tiny.tiny_run(tmp_path, "zskt")
     run.student.body = nn.Sequential(nn.Conv2d(3, 4, 3, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    with pytest.raises(UsageError, match="8x8, 4x4.*3x3"):
+    with pytest.raises(UsageError, match=r"8x8, 4x4.*3x3"):
         tiny.tiny_method("zskt").setup(run)
     train(tiny.tiny_method("zskt", attention=0.0), run)
 
 
 def test_kl_div_default_is_class_mean():
-    """What the published code calls, and warns about today."""
+    """The published code relies on this default."""
     s, t = torch.randn(6, 10), torch.randn(6, 10)
     by_torch = F.kl_div(s.log_softmax(1), t.softmax(1), reduction="none").mean()
     assert divergence(s, t).item() == pytest.approx(by_torch.item(), rel=1e-5)
