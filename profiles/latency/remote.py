@@ -44,7 +44,7 @@ from profiles.latency.remote_worker import (
     encode_request,
 )
 from profiles.latency.scenarios import ScenarioSettings
-from profiles.latency.ssh import Address, RemoteOutput, describe_failure, remove_control_characters, run_python
+from profiles.latency.ssh import Address, RemoteOutput, describe_failure, run_python
 
 #: runtimes with a single possible provider
 FIXED_PROVIDERS: dict[str, Provider] = {"openvino": "cpu", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
@@ -270,9 +270,9 @@ def parse_reply(address: Address, output: RemoteOutput) -> dict[str, Any]:
 def clean_strings(value: Any) -> Any:
     """Remove control characters from all strings of a JSON value."""
     if isinstance(value, str):
-        return remove_control_characters(value)
+        return sanitize(value, " ")
     if isinstance(value, dict):
-        return {remove_control_characters(key): clean_strings(one) for key, one in value.items()}
+        return {sanitize(key, " "): clean_strings(one) for key, one in value.items()}
     return [clean_strings(one) for one in value] if isinstance(value, list) else value
 
 

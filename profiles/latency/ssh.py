@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from compress.errors import CompressError
+from compress.files import sanitize
 
 #: no questions, no forwarded port or agent, no shared connection; all else as in ~/.ssh/config
 OPTIONS = (
@@ -141,7 +142,7 @@ class SshProcess:
 
     def read_messages(self, stream: IO[bytes]) -> None:
         while line := stream.readline(MAX_LINE):
-            text = remove_control_characters(line.decode(errors="replace")).strip()
+            text = sanitize(line.decode(errors="replace"), " ").strip()
             if text and not self.on_message(text):
                 self.messages.append(text)
 
@@ -190,8 +191,3 @@ def format_ssh_arguments(address: Address) -> str:
     """Format the arguments for calling ssh by hand."""
     port = "" if address.port is None else f"-p {address.port} "
     return port + (f"{address.user}@" if address.user else "") + address.host
-
-
-def remove_control_characters(text: str) -> str:
-    """Replace everything that could affect a terminal by spaces."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from compress.files import sanitize
+
 #: placeholders for the page's colors, and plain colors for standalone files
 INK, FAINT, PAPER = ("#010101", "#222222"), ("#020202", "#8a8a8a"), ("#030303", "#ffffff")
 LEGEND_WIDTH = 84  #: characters in a line of the legend
@@ -219,7 +221,7 @@ def label_offsets() -> Iterator[tuple[float, float, str, str]]:
 
 def clean_label(text: str, longest: int = 48) -> str:
     """Return `text` on one line, without characters that SVG cannot hold, shortened."""
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = sanitize(text, " ")
     line = line.encode("utf-8", "replace").decode()
     return line if len(line) <= longest else line[: longest - 1] + "…"
 

@@ -336,7 +336,7 @@ def test_other_setting_shows_its_latencies(open_page):
         wanted = [i for i, row in enumerate(ROWS) if str(place) in row["times"]]
         tab.wait_for_function("(n) => document.querySelectorAll('#chart-latency .point').length === n", arg=len(wanted))
         assert points(tab, "chart-latency") == wanted
-    tab.select_option("#place", label="Made-up CPU, 2 cores, CPU, 2 threads, batch 1, any runtime")
+    tab.select_option("#place", label="Synthetic CPU, 2 cores, CPU, 2 threads, batch 1, any runtime")
     tab.wait_for_function("() => document.querySelectorAll('#chart-latency .point').length === 33")
 
 
