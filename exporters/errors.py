@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from compress.errors import CompressError
-
-#: terminal color sequences in error messages of PyTorch's exporter
-ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ExportError(CompressError):
@@ -35,13 +31,6 @@ class MissingFileError(RunnerError):
     """The model file does not exist."""
 
     exit_code = 2
-
-
-def first_line(error: BaseException, length: int = 200) -> str:
-    """Return the first line of an error, or of its cause, cut to `length` characters."""
-    text = ANSI_COLOR.sub("", str(error.__cause__ or error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:length]
 
 
 def damaged_file_error(path: Path, reason: str) -> RunnerError:

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress.errors import first_line
 from compress.files import sha256
-from exporters.errors import ExportError, RunnerError, first_line
+from exporters.errors import ExportError, RunnerError
 from exporters.output import commit_output, temporary_output, total_size
 from exporters.parity import (
     TOLERANCES,

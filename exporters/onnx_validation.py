@@ -15,7 +15,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from exporters.errors import RunnerError, damaged_file_error, first_line, require_file
+from compress.errors import first_line
+from compress.files import sanitize
+from exporters.errors import RunnerError, damaged_file_error, require_file
 
 #: domains of operators that ONNX defines -> canonical name
 ONNX_DOMAINS = {"": "", "ai.onnx": "", "ai.onnx.ml": "ai.onnx.ml"}
@@ -51,15 +53,10 @@ def read_model(path: Path) -> ModelProto:
     try:
         validate_model(path, model)
     except (ValueError, TypeError, OverflowError, OSError) as error:  # names that are no text, numbers out of range
-        raise damaged_file_error(path, replace_unprintable(first_line(error))) from error
+        raise damaged_file_error(path, sanitize(first_line(error))) from error
     except RunnerError as error:
-        raise RunnerError(replace_unprintable(str(error))) from error
+        raise RunnerError(sanitize(str(error))) from error
     return model
-
-
-def replace_unprintable(text: str) -> str:
-    """Replace characters that could control a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def validate_model(path: Path, model: ModelProto) -> None:

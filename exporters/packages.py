@@ -7,7 +7,8 @@ import re
 import sys
 from typing import Any
 
-from exporters.errors import RuntimeUnavailableError, first_line
+from compress.errors import first_line
+from exporters.errors import RuntimeUnavailableError
 
 #: errors that an import, or a call into a runtime's library, may raise
 LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, OSError, ImportError)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporters.errors import ExportError, RejectedError, first_line
+from compress.errors import first_line
+from exporters.errors import ExportError, RejectedError
 from exporters.runtimes.base import to_uint8_images
 
 #: images -> outputs

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import calibrate as ort
 
-from exporters.errors import ExportError, first_line
+from compress.errors import first_line
+from exporters.errors import ExportError
 from exporters.runtimes.onnxruntime import create_session, runtime_errors
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]

@@ -46,7 +46,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from exporters.errors import ExportError, first_line
+from compress.errors import first_line
+from exporters.errors import ExportError
 from exporters.onnx_validation import model_metadata, model_opset, read_model
 from exporters.quantization.calibration import (
     AUTO_METHODS,

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.errors import first_line
 from exporters.cuda import gpu_uuid
-from exporters.errors import RuntimeUnavailableError, damaged_file_error, first_line, require_file
+from exporters.errors import RuntimeUnavailableError, damaged_file_error, require_file
 from exporters.packages import import_package
 from exporters.runtimes.base import (
     Images,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exporters.errors import RunnerError, RuntimeUnavailableError, first_line
+from compress.errors import first_line
+from exporters.errors import RunnerError, RuntimeUnavailableError
 from exporters.runtimes.base import Images, OutputArray, Provider, Runner
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import onnx
 
+from compress.errors import first_line
 from compress.files import sha256
 from exporters.cuda import Gpu, detect_gpu
-from exporters.errors import ExportError, MissingFileError, RunnerError, first_line
+from exporters.errors import ExportError, MissingFileError, RunnerError
 from exporters.onnx_validation import decode_model, iter_tensors, model_metadata, validate_location
 from exporters.output import unwritable_error
 from exporters.packages import LIBRARY_ERRORS

@@ -23,7 +23,7 @@ import compress
 import exporters
 import profiles
 from compress.errors import CompressError, UsageError
-from compress.files import sha256
+from compress.files import sanitize, sha256
 from exporters.model_info import read_model_info
 from exporters.runtimes import SUFFIXES, Provider
 from profiles.latency.benchmark import InterleavedTimings, Latency
