@@ -1,4 +1,4 @@
-"""Ranges are those of the values that really ran through the network, and cost no memory an image."""
+"""Calibration: ranges of the activations, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = ("minmax", "percentile", "entropy")
 
 
 def network(path: Path, *, gain: float = 1.0, labels: bool = False) -> Path:
-    """images [n, 3, h, w] -> "mixed" by a 1x1 convolution -> "positive" -> answer."""
+    """images [n, 3, h, w] -> "mixed" by a 1x1 convolution -> "positive" -> output."""
     weight = gain * np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["images", "weight"], ["mixed"]),
@@ -82,7 +82,7 @@ def test_dark_first_batch_does_not_matter(file: Path) -> None:
 
 
 def test_percentile_contains_its_share(file: Path) -> None:
-    """One pixel a thousand times as bright as all others: all of them lie in the bin at zero."""
+    """With one pixel a thousand times as bright as the others, all others lie in the bin at zero."""
     images = pictures(40, 32)
     images[0, :, 0, 0] = 3000
     low, high = calibrate(file, lambda: np.split(images, 8), "percentile").ranges["images"]
@@ -123,7 +123,7 @@ def test_memory_independent_of_image_count(file: Path, method) -> None:
         finally:
             tracemalloc.stop()
 
-    peak(2)  # what is loaded once
+    peak(2)  # loads the libraries
     few, many = peak(8), peak(64)
     assert max(most) == 1, "a batch was still held when the next was made"
     assert many < few + pictures(2, 64, 0).nbytes, "56 more batches cost less than one"

@@ -1,4 +1,4 @@
-"""Graphs in fp16 and bf16, against PyTorch's own half networks, and where they depart."""
+"""Graphs in fp16 and bf16 against PyTorch's half-precision networks, and where they diverge."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def answer(path: Path, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def types(path: Path) -> dict[str, int]:
-    """Type of each operator's first output."""
+    """Return the type of each operator's first output."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     known = {one.name: one.type.tensor_type.elem_type for one in (*model.graph.value_info, *model.graph.output)}
     return {node.op_type: known[node.output[0]] for node in model.graph.node if node.output[0] in known}
@@ -68,7 +68,7 @@ def test_outputs_match_pytorch_in_precision(source: Path, tmp_path: Path, precis
         half = Small().to(kind)(IMAGES.to(kind)).float().numpy()
     ours = np.abs(answer(tmp_path / "low.onnx") - exact).max()
     theirs = np.abs(half - exact).max()
-    assert 0 < ours < 2 * theirs  # rounds, and no worse than PyTorch, which has its inputs and sums rounded too
+    assert 0 < ours < 2 * theirs  # it rounds, but no worse than PyTorch, which also rounds inputs and sums
     assert result.converted >= 5
 
 
@@ -106,7 +106,7 @@ def test_preprocessing_stays_float32(tmp_path: Path) -> None:
     producers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
     known = onnx.shape_inference.infer_shapes(model).graph.value_info
     low = [one.name for one in known if one.type.tensor_type.elem_type == TensorProto.FLOAT16]
-    assert all(producers[name] >= begun - 1 for name in low if name in producers)  # the cast before it is the first
+    assert all(producers[name] >= begun - 1 for name in low if name in producers)  # the first one is the cast before it
     pictures = np.random.default_rng(0).integers(0, 256, (2, 900, 700, 3), dtype=np.uint8)
     apart = np.abs(answer(tmp_path / "low.onnx", pictures) - answer(tmp_path / "bytes.onnx", pictures)).max()
     assert apart < 5e-3

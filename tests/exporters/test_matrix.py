@@ -1,7 +1,7 @@
 """Every kind of network in every format and precision, at batch sizes 1, 2 and 5 and, for maps, at odd sizes too.
 
-The networks are trained for a few steps on real images: a random network decides by a hair, and then nothing could be
-said of whether an artefact decides alike.
+The networks are trained for a few steps on real images, because predictions of a random network are near ties, which flip
+at any rounding.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ ARTEFACTS = [
     (format, precision)
     for format in ("onnx", "tensorrt-rtx", "openvino")
     for precision in ("fp32", "fp16", "int8")
-    if (format, precision)
-    != ("openvino", "fp16")  # it computes in fp32 where the processor has no fp16: not of the matrix
+    if (format, precision) != ("openvino", "fp16")  # computes in fp32 on CPUs without fp16
 ]
 IMAGES, COMPARED = 320, 24
 #: of training; fewer leave networks that decide by a hair
@@ -38,7 +37,7 @@ STEPS = 80
 
 @dataclass(frozen=True)
 class Case:
-    """A network of the matrix: name, size of its images, whether it answers with maps."""
+    """A network of the matrix."""
 
     name: str
     size: int
@@ -56,7 +55,7 @@ CASES = [
 
 
 def images_of(case: Case) -> tuple[Tensor, Tensor]:
-    """Real images [n, 3, h, w] in [0, 1] and what is right."""
+    """Return real images [n, 3, h, w] in [0, 1] and their targets."""
     result = fashion_scene_images("train") if case.dense else fashion_images("train")
     chosen = range(IMAGES // 4 if case.dense else IMAGES)
     pixels = np.stack([np.asarray(result.read_image(i).resize((case.size, case.size))) for i in chosen])
@@ -69,7 +68,7 @@ def images_of(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def trained(case: Case) -> tuple[nn.Module, Tensor]:
-    """The network after STEPS steps, and the images."""
+    """Return the network after STEPS training steps, and the images."""
     torch.manual_seed(0)
     images, right = images_of(case)
     classes = int(right.max()) + 1
@@ -78,7 +77,7 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
     ).network.train()
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.momentum = 0.1  # some remember a hundred steps, of which there are not so many
+            part.momentum = 0.1  # some average over a hundred steps, more than are trained
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
     for step in range(STEPS):
         chosen = torch.randperm(len(images))[: 8 if case.dense else 32]
@@ -90,7 +89,7 @@ def trained(case: Case) -> tuple[nn.Module, Tensor]:
         optimizer.step()
     with torch.no_grad():
         message = net.eval()(images[-COMPARED:]).argmax(1)
-    assert len(message.unique()) >= 3  # it decides by what it sees
+    assert len(message.unique()) >= 3  # the prediction depends on the image
     assert (message == right[-COMPARED:]).float().mean() > 0.4
     return net, images
 

@@ -1,4 +1,4 @@
-"""An accuracy budget leaves in fp32 the layers that hurt, and no more of them."""
+"""Accuracy budget: sensitive layers stay in fp32, and only as many as necessary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from garments import accuracy, answers, exported, garments, in_batches, teacher
+from fashion_teacher import accuracy, answers, batch_function, export_fashion, fashion_images, teacher
 from numpy.typing import NDArray
 from torch import nn
 
@@ -27,7 +27,7 @@ DEPTH = 17  #: layers of `stack`
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """The teacher with one channel before one convolution so loud that one step for all its channels drowns the rest.
+    """The teacher with one channel so large before a convolution that one scale for all channels loses the others.
 
     What the convolution makes of it is as soft as before: in fp32 nothing has changed.
     """
@@ -37,7 +37,7 @@ def source(tmp_path_factory) -> Path:
         for value in (block.bn2.weight, block.bn2.bias):
             value[3] *= 3000
         block.conv2.weight[:, 3] /= 3000
-    return exported(net, tmp_path_factory.mktemp("budget") / "sore.onnx")
+    return export_fashion(net, tmp_path_factory.mktemp("budget") / "sore.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +51,19 @@ def score(path: Path) -> float:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory) -> Path:
-    """Many small layers in a row."""
+    """A chain of many small layers."""
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 12, 12, 3, padding=1), nn.ReLU()) for i in range(DEPTH - 1)]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)).eval()
     for layer in layers:
-        nn.init.kaiming_normal_(layer[0].weight)  # so that values do not fade on their way
+        nn.init.kaiming_normal_(layer[0].weight)  # keeps the scale of activations
     path = tmp_path_factory.mktemp("budget") / "stack.onnx"
     save_model(export_torchscript(net, torch.zeros(2, 3, 8, 8), 18, GraphSignature()), path)
     return path
 
 
 class Passes:
-    """Calibration images, and how often they were gone through."""
+    """Calibration images that count the passes."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -80,7 +80,7 @@ def bytes_within(source: Path, draft: Path, batches, *budget, target="ort-cpu") 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
 def test_only_sensitive_layer_stays_fp32(source: Path, fp32: float, tmp_path: Path, target) -> None:
-    batches = in_batches(garments("train", 32)[0])
+    batches = batch_function(fashion_images("train", 32)[0])
     found = bytes_within(source, tmp_path / "a.onnx", batches, score, fp32, 1.0, target=target)
     assert found.result.kept_fp32 == (SORE,)
     assert found.result.layers == 16
@@ -105,7 +105,7 @@ def layers_in_int8(path: Path) -> int:
 
 @pytest.mark.parametrize("most", [16, 15, 12, 10, 5, 1])
 def test_search_keeps_fewest_layers(stack: Path, tmp_path: Path, most) -> None:
-    """A score that holds with at most so many layers in int8."""
+    """The score is sufficient with at most `most` layers in int8."""
     passes = Passes()
     found = bytes_within(stack, tmp_path / "a.onnx", passes, lambda path: float(layers_in_int8(path) <= most), 1.0, 0.5)
     assert found.result.layers == layers_in_int8(tmp_path / "a.onnx") == most
@@ -118,7 +118,7 @@ def test_search_keeps_fewest_layers(stack: Path, tmp_path: Path, most) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("most", [17, 14, 1])
 def test_float16_search_keeps_fewest_layers(stack: Path, tmp_path: Path, precision, most) -> None:
-    """A score that holds with at most so many layers in the precision."""
+    """The score is sufficient with at most `most` layers in the precision."""
 
     def low(path: Path) -> int:
         nodes = onnx.load(path).graph.node

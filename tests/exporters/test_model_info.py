@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import engine_cases as cases
+import engine_files as cases
 import onnx
 import pytest
-from engine_cases import engine_of, read_json
+from engine_files import engine_of, read_json
 
 from exporters.errors import MissingFileError, RunnerError
 from exporters.loading import load

@@ -1,4 +1,4 @@
-"""NVIDIA's Model Optimizer in the place of ONNX Runtime's quantiser."""
+"""int8 by NVIDIA's Model Optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from garments import exported, garments, in_batches, teacher
+from fashion_teacher import batch_function, export_fashion, fashion_images, teacher
 from onnx import numpy_helper
 
 from exporters.errors import ExportError
@@ -24,12 +24,12 @@ HEAD = "/body/fc/Gemm"  #: which it leaves alone, as all products as small as th
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return exported(teacher(), tmp_path_factory.mktemp("modelopt") / "fp32.onnx")
+    return export_fashion(teacher(), tmp_path_factory.mktemp("modelopt") / "fp32.onnx")
 
 
 @pytest.fixture(scope="module")
 def batches():
-    return in_batches(garments("train", 64)[0])
+    return batch_function(fashion_images("train", 64)[0])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_modelopt_quantizes_every_convolution(source: Path, made) -> None:
     path, result = made
     assert (result.quantizer, result.layers, result.kept_fp32, result.images) == ("modelopt", CONVOLUTIONS, (HEAD,), 64)
     assert result.scheme.startswith("Model Optimizer 0.")
-    tests = garments("val", 200)[0]
+    tests = fashion_images("val", 200)[0]
     assert 0 < ReferenceOutputs(source, lambda: [tests], 200).relative_error(path) < 0.1
     props = model_metadata(onnx.load(path))
     assert props.items() >= {
@@ -120,6 +120,6 @@ def test_modelopt_failure_names_reason(source: Path, batches, tmp_path: Path) ->
 
 
 def test_modelopt_leaves_onnx_runtime_unpatched(made, source: Path, batches, tmp_path: Path) -> None:
-    """Model Optimizer replaces parts of it where it is imported."""
+    """Model Optimizer patches ONNX Runtime's quantizer on import."""
     result = static.quantize_static(source, tmp_path / "a.onnx", batches, target="tensorrt", calibrator="minmax")
     assert result.layers == CONVOLUTIONS + 1

@@ -1,4 +1,4 @@
-"""The export proves itself: at several batch sizes, on the images given, or there is no file."""
+"""ONNX export: verified at several batch sizes on the given images, or no file is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporters.parity import BATCH_SIZES
 
 
 class Small(nn.Module):
-    """Convolution, BatchNorm with statistics that matter, dropout: everything that train mode would betray."""
+    """Convolution, BatchNorm with trained statistics, dropout: train mode would change the output."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """A module whose own `.training` differs from that of what it wraps."""
+    """A module whose `.training` differs from that of the module it wraps."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Wrapper(nn.Module):
 
 
 class Baked(nn.Module):
-    """Answers rightly only at the batch size it was traced with: it adds the batch size as a number."""
+    """Correct only at the traced batch size, because it adds the batch size as a constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Baked(nn.Module):
 
 
 class Sampling(nn.Module):
-    """Random at every call, so that no export can agree."""
+    """Random at every call, so that no export can match."""
 
     def forward(self, x):
         return x.mean((2, 3)) + torch.rand(x.shape[0], 3)
@@ -226,7 +226,7 @@ def test_exported_programs_are_exported(tmp_path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(net, (torch.rand(2, 3, 16, 16),), dynamic_shapes=shapes).module(check_guards=False)
     wrapped = Wrapper(program)
-    wrapped.train = lambda mode=True: wrapped  # exported programs refuse a change of mode
+    wrapped.train = lambda mode=True: wrapped  # exported programs do not change modes
     assert export_onnx(wrapped, EXAMPLE, tmp_path / "b.onnx", exporter="dynamo").parity.max_rel < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""Networks that answer with maps: logits or labels, any height and width, compared pixel by pixel."""
+"""Segmentation networks: logits or labels, any height and width, compared per pixel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = torch.zeros(1, 3, 16, 24)
 
 
 class Strided(nn.Module):
-    """Output stride 8, an image-wide branch, logits enlarged to the input's size: what a DeepLab is made of."""
+    """Output stride 8, image pooling, logits resized to the input's size, as in DeepLab."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Strided(nn.Module):
 
 
 class Halving(nn.Module):
-    """Adds a map to itself after halving and doubling: only even sizes pass."""
+    """Adds a map to itself after halving and doubling, which needs even sizes."""
 
     def forward(self, x):
         return x + F.interpolate(F.max_pool2d(x, 8), scale_factor=8)

@@ -1,4 +1,4 @@
-"""Hostile and broken ONNX files: each gets its one sentence, in every runtime, and nothing outside is opened."""
+"""Hostile and damaged ONNX files: the same error from every reader, and no file outside is opened."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import WEIGHTS, expected, mean, small, written
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import WEIGHTS, expected, mean, small, written
 
 from exporters.errors import MissingFileError, RunnerError
 from exporters.loading import load
@@ -26,7 +26,7 @@ def load_in_openvino(path: Path) -> None:
 
 
 def refusal(path: Path) -> str:
-    """The one sentence, the same from all that read ONNX files; the first runtime is never reached."""
+    """Return the error message, which is the same from all readers of ONNX files."""
     with pytest.raises(RunnerError) as caught:
         read_model(path)
     message = str(caught.value)
@@ -42,7 +42,7 @@ def refusal(path: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder for the file; beside it what it must not read."""
+    """A directory for the file; beside it lies a file that must not be read."""
     (tmp_path / "secret.bin").write_bytes(WEIGHTS.tobytes())
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -102,13 +102,13 @@ def test_weights_with_absolute_path(folder: Path) -> None:
 
 
 def test_weights_at_memory_address(folder: Path) -> None:
-    """A tag of ONNX Runtime's own; OpenVINO would read from that address and end the process."""
+    """A tag of ONNX Runtime; OpenVINO would read from that address and crash."""
     outside = {"location": "*/_ORT_MEM_ADDR_/*", "offset": 4096, "length": SIZE}
     assert "weights are missing" in refusal(written(folder / "a.onnx", small(outside=outside)))
 
 
 def test_hidden_weights_are_validated(folder: Path) -> None:
-    """In a constant inside a branch inside an operator."""
+    """The weights are a constant inside a branch of an operator."""
     hidden = numpy_helper.from_array(WEIGHTS, "hidden")
     hidden.ClearField("raw_data")
     hidden.data_location = TensorProto.EXTERNAL
@@ -249,7 +249,7 @@ def refusal_of_bytes(folder: Path, content: bytes) -> str:
 
 
 def test_random_damage_raises_runner_error(tmp_path: Path) -> None:
-    """Files with a byte changed: they run, or are refused; nothing else comes out."""
+    """Files with one changed byte run or raise RunnerError."""
     noise, whole = np.random.default_rng(0), small(metadata={"note": "plain"}).SerializeToString()
     path, message = tmp_path / "a.onnx", []
     for _ in range(400):

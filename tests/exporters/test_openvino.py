@@ -1,4 +1,4 @@
-"""OpenVINO: the file answers as the ONNX file does, in a precision that is read back and not believed."""
+"""OpenVINO: files match their ONNX source, and the precision is read back from the compiled network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from graphs import WEIGHTS, expected, mean, properties, quantised, small, written
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import WEIGHTS, expected, mean, properties, qdq_pair, small, written
 from torch import nn
 
 from exporters.errors import ExportError, MissingFileError, RunnerError, RuntimeUnavailableError
@@ -168,7 +168,7 @@ def test_outputs_in_file_order(tmp_path: Path) -> None:
 
 
 def claiming(path: Path, precision: str) -> Path:
-    """A graph of float32 that says it is of another precision."""
+    """A float32 graph with metadata of another precision."""
     torch.manual_seed(0)
     export_onnx(net(), torch.zeros(1, 3, 8, 10), path, metadata={"precision": precision}, exporter="torchscript")
     return path
@@ -235,8 +235,8 @@ def test_int8_in_compiled_layers(source: Path, tmp_path: Path) -> None:
 
 
 def test_unused_int8_is_reported_as_fp32(tmp_path: Path) -> None:
-    """Rounded activations before a convolution of float weights: nothing to multiply in 8 bits."""
-    rounding, scales = quantised("x")
+    """Rounded activations before a convolution with float weights: no int8 product is possible."""
+    rounding, scales = qdq_pair("x")
     nodes = [*rounding, helper.make_node("Conv", ["x_low", "w"], ["c"]), mean("c")]
     path = written(tmp_path / "a.onnx", small(nodes, initializers=scales, metadata={"precision": "int8"}))
     convert_to_openvino(path, tmp_path / "a.xml")
@@ -249,7 +249,7 @@ def test_unused_int8_is_reported_as_fp32(tmp_path: Path) -> None:
 
 
 def damaged(file: Path, folder: Path, *, xml: bytes | None = None, weights: bytes | None = b"") -> Path:
-    """A copy of the file with other content; of no weights where they are None."""
+    """Copy the file with other content; None: without weights."""
     copy = folder / "broken.xml"
     copy.write_bytes(file.read_bytes() if xml is None else xml)
     if weights is not None:

@@ -1,4 +1,4 @@
-"""How far two networks are apart, against numbers worked out by hand."""
+"""Parity of two networks against numbers computed by hand."""
 
 from __future__ import annotations
 

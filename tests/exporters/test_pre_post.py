@@ -1,4 +1,4 @@
-"""Preparation and decision as part of the file: the pixels are Pillow's, the decisions NumPy's."""
+"""Preprocessing and postprocessing in the file, against Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def net(classes: int = 7) -> nn.Module:
 
 
 class Seeing(nn.Module):
-    """Answers with the pixels that it was given."""
+    """Returns its input pixels."""
 
     def forward(self, x):
         return x * 255
@@ -42,7 +42,7 @@ def test_preprocessing_matches_training_data(size, resize) -> None:
         rows, _ = View(size, resize).make_rows(picture, 0, range(1))
         seen = WithPreprocessing(Seeing(), Preprocessing(size, resize))(torch.from_numpy(np.array(picture))[None])
         apart = np.abs(seen[0].permute(1, 2, 0).numpy() - rows[0].astype(float))
-        assert apart.max() <= 2, images.name_of(i)  # Pillow rounds its weights too
+        assert apart.max() <= 2, images.name_of(i)  # Pillow rounds its weights as well
         assert (apart > 0).mean() < 0.1
 
 

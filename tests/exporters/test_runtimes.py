@@ -1,4 +1,4 @@
-"""One call for every runtime, and one sentence for every file that is none."""
+"""`exporters.load`: one interface for every runtime, and one error for every invalid file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_torch_and_onnxruntime_agree(file: Path) -> None:
 
 
 def test_bound_tensors_give_same_outputs(file: Path) -> None:
-    """What images on a GPU take; the processor's memory can be bound as well."""
+    """The code path of GPU images works for CPU memory as well."""
     runner = load(file, threads=1)
     assert isinstance(runner, OnnxRuntimeRunner)
     x = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
@@ -140,7 +140,7 @@ def test_provider_fallback_raises(file: Path, provider: Provider, monkeypatch) -
 
 
 def test_operators_left_to_cpu_raise(file: Path, monkeypatch) -> None:
-    """It heads the list of the session's providers, and runs nothing that takes time."""
+    """The provider is first in the session's list, but runs no compute operator."""
 
     class Pretending(onnxruntime.InferenceSession):
         def __init__(self, path, options, providers) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from garments import exported, garments, in_batches, teacher
-from saturating import count_saturated_sums, dot_in_pairs
+from fashion_teacher import batch_function, export_fashion, fashion_images, teacher
+from int8_saturation import count_saturated_sums, dot_in_pairs
 
 from exporters import artifacts
 from exporters.artifacts import ExportSettings, Int8Options, export_artifact
@@ -28,8 +28,8 @@ EIGHT_BITS: tuple[Target, ...] = ("ort-cpu-vnni", "openvino-vnni", "tensorrt")
 def files(tmp_path_factory) -> dict[str, Path]:
     """The teacher in fp32, and in int8 for each kind of target."""
     folder = tmp_path_factory.mktemp("saturation")
-    made = {"fp32": exported(teacher(), folder / "fp32.onnx")}
-    batches = in_batches(garments("train", 32)[0])
+    made = {"fp32": export_fashion(teacher(), folder / "fp32.onnx")}
+    batches = batch_function(fashion_images("train", 32)[0])
     for target in (*PORTABLE, *EIGHT_BITS):
         made[target] = folder / f"{target}.onnx"
         quantize_static(made["fp32"], made[target], batches, target=target, calibrator="minmax")
@@ -38,7 +38,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def processor(tmp_path: Path, monkeypatch):
-    """Pretend that the processor is x86 with these instruction sets."""
+    """Simulate an x86 CPU with these instruction sets."""
 
     def pretend(flags: str) -> None:
         path = tmp_path / "cpuinfo"
@@ -58,7 +58,7 @@ def test_safe_weight_is_the_largest(sign: int) -> None:
 
 
 def test_only_eight_bit_files_saturate(files) -> None:
-    images = garments("val", 4)[0]
+    images = fashion_images("val", 4)[0]
     assert count_saturated_sums(files["ort-cpu-vnni"], images) > 1000
     for target in PORTABLE:
         assert count_saturated_sums(files[target], images) == 0
@@ -108,7 +108,7 @@ def test_openvino_file_warns_too(files, tmp_path: Path, processor) -> None:
 
 
 def settings(target: Target) -> ExportSettings:
-    return ExportSettings(int8=Int8Options(in_batches(garments("train", 16)[0]), target, "minmax"))
+    return ExportSettings(int8=Int8Options(batch_function(fashion_images("train", 16)[0]), target, "minmax"))
 
 
 @pytest.mark.parametrize("flags", ["avx2", "avx2 avx512_vnni"])
@@ -116,7 +116,7 @@ def test_vnni_target_needs_vnni(files, tmp_path: Path, processor, flags) -> None
     import torch
 
     processor(flags)
-    images = torch.from_numpy(garments("val", 16)[0])
+    images = torch.from_numpy(fashion_images("val", 16)[0])
     reference, path = create_reference(teacher(), images[:1], images=images), tmp_path / "a.onnx"
     if flags == "avx2":
         with pytest.raises(ExportError, match="ort-cpu"):
@@ -133,7 +133,7 @@ def test_gate_refuses_unsafe_weights(files, tmp_path: Path, monkeypatch) -> None
 
     monkeypatch.setattr(artifacts, "PORTABLE_TARGETS", ("ort-cpu-vnni",))
     monkeypatch.setattr(artifacts, "VNNI_TARGETS", {})
-    images = torch.from_numpy(garments("val", 16)[0])
+    images = torch.from_numpy(fashion_images("val", 16)[0])
     reference = create_reference(teacher(), images[:1], images=images)
     with pytest.raises(ExportError, match=f"17 .* {SAFE_WEIGHT} "):
         export_artifact(reference, files["fp32"], tmp_path / "a.onnx", "onnx", "int8", settings("ort-cpu-vnni"))

@@ -1,4 +1,4 @@
-"""int8 is made of the right numbers, in the pattern that each runtime wants, and answers as fp32 does."""
+"""Static int8: correct numbers, the Q/DQ pattern of each runtime, and outputs close to fp32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from garments import accuracy, answers, exported, garments, in_batches, session, teacher
+from fashion_teacher import accuracy, answers, batch_function, export_fashion, fashion_images, session, teacher
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
 
@@ -25,23 +25,23 @@ LAYERS = 17  #: of WRN-16-2: 16 convolutions and the head
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return exported(teacher(), tmp_path_factory.mktemp("int8") / "fp32.onnx")
+    return export_fashion(teacher(), tmp_path_factory.mktemp("int8") / "fp32.onnx")
 
 
 @pytest.fixture(scope="module")
 def made(source: Path) -> dict[str, tuple[Path, QuantizationResult]]:
     """The teacher for two kinds of targets, calibrated on 64 images."""
-    images, _ = garments("train", 64)
+    images, _ = fashion_images("train", 64)
     targets: tuple[Target, Target] = ("ort-cpu", "tensorrt")
     paths = {target: source.with_name(f"{target}.onnx") for target in targets}
     return {
-        target: (paths[target], quantize_static(source, paths[target], in_batches(images), target=target))
+        target: (paths[target], quantize_static(source, paths[target], batch_function(images), target=target))
         for target in targets
     }
 
 
 class Wired:
-    """A graph to look into."""
+    """A graph with its nodes by name."""
 
     def __init__(self, path: Path) -> None:
         self.model: ModelProto = onnx.load(path)
@@ -56,13 +56,13 @@ class Wired:
         return [node for node in self.nodes if node.op_type in kinds]
 
     def source(self, name: str) -> str:
-        """Kind of the node that a tensor comes from."""
+        """Return the operator that produces a tensor."""
         return self.producer[name].op_type if name in self.producer else "constant" if name in self.values else "input"
 
 
-def optimised(path: Path) -> Counter[str]:
-    """Kinds of the nodes that ONNX Runtime makes of a file on this machine."""
-    target = path.with_suffix(".optimised")
+def optimized_operators(path: Path) -> Counter[str]:
+    """Count the operators of the graph that ONNX Runtime optimizes for this CPU."""
+    target = path.with_suffix(".optimized")
     session(path, optimized_model_filepath=str(target))
     return Wired(target).kinds()
 
@@ -88,18 +88,18 @@ def test_int8_accuracy_on_real_images(source: Path, made) -> None:
 
 
 def test_auto_takes_closest_calibrator(source: Path, made) -> None:
-    images, _ = garments("train", 64)
+    images, _ = fashion_images("train", 64)
     for path, record in made.values():
         assert set(record.calibrator_errors) == {"minmax", "percentile"}
         assert record.calibrator == min(record.calibrator_errors, key=record.calibrator_errors.__getitem__)
-        again = ReferenceOutputs(source, in_batches(images), 32).relative_error(path)
+        again = ReferenceOutputs(source, batch_function(images), 32).relative_error(path)
         assert again == pytest.approx(record.calibrator_errors[record.calibrator], rel=0.05)
 
 
 @pytest.mark.parametrize(("target", "largest"), [("ort-cpu", 64), ("tensorrt", 127)])
 def test_weights_have_scale_per_channel(made, target, largest) -> None:
     wired, body = Wired(made[target][0]), teacher().body
-    # no BatchNorm is folded into these, so that their weights are the network's
+    # no BatchNorm is folded into these, so their weights are unchanged
     expected = {"/body/fc/Gemm": body.fc.weight, "/body/block1/block1.0/conv2/Conv": body.block1[0].conv2.weight}
     expected["/body/block3/block3.1/conv2/Conv"] = body.block3[1].conv2.weight
     for name, weight in expected.items():
@@ -139,7 +139,7 @@ def test_tensorrt_quantizes_layer_inputs(made) -> None:
 
 
 def test_onnx_runtime_fuses_int8_kernels(made) -> None:
-    kinds = optimised(made["ort-cpu"][0])
+    kinds = optimized_operators(made["ort-cpu"][0])
     assert (kinds["QLinearConv"], kinds["QLinearAdd"], kinds["QGemm"]) == (16, 6, 1)
     assert not {"Conv", "FusedConv", "Gemm", "Add"} & set(kinds)
 
@@ -185,11 +185,11 @@ def test_every_target_has_scheme() -> None:
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
 def test_any_kept_layers_preserve_network(source: Path, tmp_path: Path, target) -> None:
-    """A ReLU lost between int8 and fp32, or a layer fed with another's values, would be an error of tens of percent."""
-    images, _ = garments("train", 16)
+    """A lost ReLU or a wrong connection would cause an error of tens of percent."""
+    images, _ = fashion_images("train", 16)
     rng = np.random.default_rng(0)
-    with calibrated_session(source, in_batches(images), target=target, calibrator="minmax") as subject:
-        reference = ReferenceOutputs(source, in_batches(images), 16)
+    with calibrated_session(source, batch_function(images), target=target, calibrator="minmax") as subject:
+        reference = ReferenceOutputs(source, batch_function(images), 16)
         for share in (0.1, 0.3, 0.5, 0.7, 0.9):
             keep = [name for name in subject.layers[1:] if rng.random() < share]
             record = subject.write(tmp_path / "some.onnx", keep)
@@ -198,11 +198,11 @@ def test_any_kept_layers_preserve_network(source: Path, tmp_path: Path, target) 
 
 
 def test_kept_layer_is_fp32(source: Path, tmp_path: Path) -> None:
-    images, _ = garments("train", 8)
+    images, _ = fashion_images("train", 8)
     for target in ("ort-cpu", "tensorrt"):
         name = "/body/block2/block2.1/conv1/Conv"
         record = quantize_static(
-            source, tmp_path / "a.onnx", in_batches(images), target=target, calibrator="minmax", keep=[name]
+            source, tmp_path / "a.onnx", batch_function(images), target=target, calibrator="minmax", keep=[name]
         )
         wired = Wired(tmp_path / "a.onnx")
         node = next(node for node in wired.nodes if node.name == name)
@@ -212,7 +212,7 @@ def test_kept_layer_is_fp32(source: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_kept_layer_suggests_nearest(source: Path, tmp_path: Path) -> None:
-    batches = in_batches(garments("train", 4)[0])
+    batches = batch_function(fashion_images("train", 4)[0])
     with pytest.raises(ExportError, match=r"/body/fc/Gemm\."):
         quantize_static(source, tmp_path / "a.onnx", batches, calibrator="minmax", keep=["/body/fc/Gem"])
     with (
@@ -224,7 +224,7 @@ def test_unknown_kept_layer_suggests_nearest(source: Path, tmp_path: Path) -> No
 
 
 class Camera(nn.Module):
-    """Bytes in, best labels out, and a network of a convolution and a product between."""
+    """uint8 input, top-k output, and a network of one convolution and one product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def test_pre_and_postprocessing_stay_fp32(tmp_path: Path, target) -> None:
 
 
 class Maps(nn.Module):
-    """A residual block, two branches, joined, enlarged to the input's size: maps of images of any size."""
+    """A residual block and two joined branches, resized to the input's size: maps of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,14 +296,14 @@ def test_dynamic_size_is_preserved(tmp_path: Path) -> None:
 def test_joins_stay_int8_for_onnx_runtime(tmp_path: Path) -> None:
     source = small(Maps(), tmp_path / "a.onnx")
     quantize_static(source, tmp_path / "b.onnx", noise(2, 3, 12, 12), calibrator="minmax")
-    kinds = optimised(tmp_path / "b.onnx")
+    kinds = optimized_operators(tmp_path / "b.onnx")
     assert kinds["QLinearConv"] == 4
     assert kinds["QLinearAdd"] == kinds["QLinearMul"] == kinds["QLinearConcat"] == 1
     assert not {"Conv", "Add", "Mul"} & set(kinds)
 
 
 class Tokens(nn.Module):
-    """A transformer's products: of patches with weights, and of activations with each other."""
+    """Products of a transformer: patches with weights, and activations with activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ def test_only_weighted_products_are_layers(tmp_path: Path) -> None:
         assert len(weighted) == 3
         assert all(wired.values[wired.producer[node.input[1]].input[1]].shape[0] in (5, 16) for node in weighted)
         if target == "ort-cpu":
-            kinds = optimised(tmp_path / "b.onnx")
+            kinds = optimized_operators(tmp_path / "b.onnx")
             assert kinds["QLinearMatMul"] + kinds["MatMulIntegerToFloat"] >= 3
             assert kinds["MatMul"] + kinds["FusedMatMul"] <= 1, "the one that softmax feeds"
 
@@ -359,7 +359,7 @@ def test_unsuitable_sources_raise(source: Path, made, tmp_path: Path) -> None:
 def test_external_weights_are_merged(source: Path, tmp_path: Path) -> None:
     onnx.save_model(onnx.load(source), tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data")
     (tmp_path / "out").mkdir()
-    batches = in_batches(garments("train", 16)[0])
+    batches = batch_function(fashion_images("train", 16)[0])
     whole = quantize_static(source, tmp_path / "c.onnx", batches, calibrator="minmax")
     parts = quantize_static(tmp_path / "a.onnx", tmp_path / "out" / "b.onnx", batches, calibrator="minmax")
     assert replace(parts) == replace(whole)
@@ -387,8 +387,8 @@ def test_tensorrt_rtx_builds_only_its_scheme(made) -> None:
 
 def test_openvino_runs_all_layers_int8(source: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
-    images, _ = garments("train", 32)
-    quantize_static(source, tmp_path / "a.onnx", in_batches(images), target="openvino", calibrator="minmax")
+    images, _ = fashion_images("train", 32)
+    quantize_static(source, tmp_path / "a.onnx", batch_function(images), target="openvino", calibrator="minmax")
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(str(tmp_path / "a.onnx"), "CPU", hints)
     ran = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]

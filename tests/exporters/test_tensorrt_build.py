@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import engine_cases as cases
+import engine_files as cases
 import onnx
 import pytest
 import tensorrt_rtx
 import torch
-from engine_cases import SHAPES, engine_of, read_json
+from engine_files import SHAPES, engine_of, read_json
 from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
@@ -124,7 +124,7 @@ def test_build_for_compute_capabilities(source: Path, made, tmp_path: Path) -> N
     assert (
         built.compute_capabilities == tuple(read_json(tmp_path / "all.engine")["compute_capabilities"]) == capabilities
     )
-    assert built.bytes > made[1].bytes  # Turing needs code of its own
+    assert built.bytes > made[1].bytes  # Turing needs separate code
 
 
 def test_tf32_changes_engine(source: Path, made, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_build_reports_warnings(tmp_path: Path) -> None:
 
 
 def test_errors_captured_while_builder_lives(source: Path, tmp_path: Path) -> None:
-    """The library goes on with the first logger it was given, as long as anything made with it is there."""
+    """The library keeps its first logger while any of its objects lives."""
     with capture_messages(tensorrt_rtx) as (logger, _):
         alive = tensorrt_rtx.Builder(logger)
     with pytest.raises(ExportError, match="workspace"):

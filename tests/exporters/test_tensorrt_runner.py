@@ -11,12 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import engine_cases as cases
+import engine_files as cases
 import numpy as np
 import pytest
 import tensorrt_rtx
 import torch
-from engine_cases import SHAPES, engine_of, read_json
+from engine_files import SHAPES, engine_of, read_json
 
 from exporters import cuda
 from exporters.cuda import Gpu

@@ -1,13 +1,13 @@
-"""Ranges that an engine is asked for, against what the file leaves open."""
+"""Shape ranges of an engine combined with the open axes of the file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import engine_cases as cases
+import engine_files as cases
 import pytest
-from engine_cases import engine_of
+from engine_files import engine_of
 
 from exporters.errors import ExportError
 from exporters.tensorrt.metadata import ShapeProfile, TensorSpec

@@ -1,4 +1,4 @@
-"""The shipped teacher of garments as ONNX, and its images: small and real, for the tests of int8."""
+"""The shipped Fashion-MNIST teacher as ONNX, with its images: small and real, for the tests of int8."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
 @cache
-def garments(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images [n, 3, 32, 32] in [0, 1] and their labels."""
+def fashion_images(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return images [n, 3, 32, 32] in [0, 1] and their labels."""
     result = open_images("embedded/fashion", split=split)
     with tempfile.TemporaryDirectory() as folder:
         cached = build_cache(result, image_size=(32, 32), resize=32, folder=Path(folder), limit=count)
@@ -35,13 +35,13 @@ def teacher() -> torch.nn.Module:
     return load_model("embedded/fashion_wrn16_2")[0].eval()
 
 
-def exported(net: torch.nn.Module, path: Path, **options) -> Path:
+def export_fashion(net: torch.nn.Module, path: Path, **options) -> Path:
     options = {"metadata": {"task": "classification"}, "exporter": "torchscript", **options}
     export_onnx(net, EXAMPLE, path, **options)
     return path
 
 
-def in_batches(images: NDArray, size: int = 16) -> Callable[[], Iterator[NDArray]]:
+def batch_function(images: NDArray, size: int = 16) -> Callable[[], Iterator[NDArray]]:
     return lambda: (images[i : i + size] for i in range(0, len(images), size))
 
 
@@ -54,8 +54,8 @@ def session(path: Path, **options) -> onnxruntime.InferenceSession:
 
 
 def accuracy(path: Path, count: int = 500) -> float:
-    """Percent of the first test images that ONNX Runtime gives the right label."""
-    images, labels = garments("val", count)
+    """Return the accuracy in ONNX Runtime on the first validation images, in percent."""
+    images, labels = fashion_images("val", count)
     return 100.0 * float((answers(path, images).argmax(1) == labels).mean())
 
 

@@ -1,4 +1,4 @@
-"""Small ONNX files written by hand, sound ones and hostile ones."""
+"""Small handwritten ONNX files, valid and hostile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def small(
     metadata: dict[str, str] | None = None,
     kind: int = TensorProto.FLOAT,
 ) -> ModelProto:
-    """Images x -> `w` convolved with them, mean -> y [n, 4]. `outside`: where the weights w are said to lie."""
+    """Return a graph: images x -> convolution with w, mean -> y [n, 4]. `outside`: external location of w."""
     weights = numpy_helper.from_array(WEIGHTS, "w")
     if outside is not None:
         weights.ClearField("raw_data")
@@ -45,7 +45,7 @@ def mean(name: str, answer: str = "y") -> NodeProto:
 
 
 def expected(x: np.ndarray) -> np.ndarray:
-    """What the small network answers, by NumPy."""
+    """Return the output of the small network, computed by NumPy."""
     return np.einsum("oc,nchw->nohw", WEIGHTS[:, :, 0, 0], x).mean((2, 3))
 
 
@@ -54,8 +54,8 @@ def written(path: Path, model: ModelProto) -> Path:
     return path
 
 
-def quantised(name: str, low: str = "") -> tuple[list[NodeProto], list[TensorProto]]:
-    """The operators and scales that round `name` to 8 bits and give `low`."""
+def qdq_pair(name: str, low: str = "") -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return operators and scales that round `name` to 8 bits as `low`."""
     scale = numpy_helper.from_array(np.float32(1 / 255), f"{name}_scale")
     zero = numpy_helper.from_array(np.uint8(0), f"{name}_zero")
     names = [scale.name, zero.name]

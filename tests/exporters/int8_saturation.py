@@ -40,7 +40,7 @@ def count_saturated_sums(path: Path, images: NDArray) -> int:
 
 
 def activations_of(model: ModelProto, names: list[str], images: NDArray) -> list[NDArray]:
-    """The codes that convolutions read."""
+    """Return the uint8 inputs of the convolutions."""
     kinds = [helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in dict.fromkeys(names)]
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
