@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("compress", "exporters", "profiles")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-FLOOR_0 = {"compress.errors", "compress.files", "compress.own", "compress.units"}
+FLOOR_0 = {"compress.errors", "compress.files", "compress.plugins", "compress.units"}
 #: part of the house -> the parts that it may import, besides itself and floor 0
 MAY = {
     # floor 0
     "compress.errors": set(),
     "compress.files": set(),
-    "compress.own": set(),
+    "compress.plugins": set(),
     "compress.units": set(),
     # floor 1
     "compress.config": set(),
@@ -40,14 +40,14 @@ FLOOR_1_AND_2 = set(MAY)
 IN_HOUSE = {part for part in FLOOR_1_AND_2 if part.startswith("compress")}
 # floor 3, and 4: the only place where compress, exporters and profiles meet
 MAY |= {
-    "compress.sources": IN_HOUSE,
-    "compress.requirements": IN_HOUSE,
-    "compress.plan": IN_HOUSE | {"compress.sources", "compress.requirements"},
-    "compress.sweep": IN_HOUSE,
-    "compress.rehearsal": IN_HOUSE | {"compress.sources", "compress.plan"},
-    "compress.generated": IN_HOUSE | {"compress.plan", "compress.rehearsal"},
-    "compress.discrepancy": IN_HOUSE,
-    "compress.patch_size": IN_HOUSE | {"compress.sources", "compress.plan", "compress.discrepancy"},
+    "compress.training.data": IN_HOUSE,
+    "compress.training.setup": IN_HOUSE,
+    "compress.training.setup": IN_HOUSE | {"compress.training.data", "compress.training.setup"},
+    "compress.experiments.config": IN_HOUSE,
+    "compress.training.estimate": IN_HOUSE | {"compress.training.data", "compress.training.setup"},
+    "compress.analysis.generator_samples": IN_HOUSE | {"compress.training.setup", "compress.training.estimate"},
+    "compress.analysis.fid": IN_HOUSE,
+    "compress.analysis.patch_size": IN_HOUSE | {"compress.training.data", "compress.training.setup", "compress.analysis.fid"},
 }
 MAY |= {
     "compress.cli": FLOOR_1_AND_2 | {part for part in MAY if part.startswith("compress.")},
@@ -57,19 +57,18 @@ MAY |= {
 OPTIONAL = {
     "timm": "compress/models",
     "datasets": "compress/data/hub.py",
-    "webdataset": "compress/data/shards.py",
-    "tensorboard": "compress/engine/journal.py",
+    "tensorboard": "compress/engine/logging.py",
     "segmentation_models_pytorch": "compress/models",
     "h5py": "compress/data/nyu.py",
-    "openvino": "exporters/openvino.py",
-    "tensorrt": "exporters/nvidia.py",
-    "tensorrt_rtx": "exporters/nvidia.py",
-    "modelopt": "exporters/modelopt_job.py",
+    "openvino": "exporters/runtimes/openvino.py",
+    "tensorrt": "exporters/tensorrt/libraries.py",
+    "tensorrt_rtx": "exporters/tensorrt/libraries.py",
+    "modelopt": "exporters/quantization/modelopt_worker.py",
     "optuna": "compress/cli/scheduling.py",
-    "mlperf_loadgen": "profiles/loadgen.py",
-    "pynvml": "profiles/nvml.py",
+    "mlperf_loadgen": "profiles/latency/loadgen.py",
+    "pynvml": "profiles/latency/gpu.py",
 }
-BARE_LOAD = "compress/models/weights.py"  #: where --trust-pickle is honoured, and nowhere else
+BARE_LOAD = "compress/models/checkpoints.py"  #: where --trust-pickle is honoured, and nowhere else
 
 
 def name(path: Path) -> str:
@@ -179,7 +178,7 @@ def test_the_table_catches_an_import_that_climbs(tmp_path):
     path.write_text(
         "def f():\n    from compress import plan\n    import compress.cli.output as o\n    from torch import nn\n"
     )
-    assert [part(module) for module in imports(path)] == ["compress.plan", "compress.cli", ""]
+    assert [part(module) for module in imports(path)] == ["compress.training.setup", "compress.cli", ""]
 
 
 def test_an_optional_package_is_imported_in_one_place_and_inside_functions():

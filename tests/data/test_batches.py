@@ -23,7 +23,7 @@ def indices(batches: Batches, positions) -> list[list[int]]:
     return [batches.batch_at(position)[2].tolist() for position in positions]
 
 
-def test_a_batch_is_images_labels_and_indices_that_belong_together():
+def test_batch_fields_belong_together():
     images, labels, chosen = Batches(numbered(50), 16, seed=(3, 1)).batch_at(7)
     assert (images.shape, images.dtype) == ((16, 3, 6, 8), torch.uint8)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -33,7 +33,7 @@ def test_a_batch_is_images_labels_and_indices_that_belong_together():
     assert Batches(numbered(50, labels=False), 16, seed=(0,)).batch_at(0)[1] is None
 
 
-def test_a_batch_does_not_depend_on_what_was_asked_before_nor_on_the_state_of_the_world():
+def test_batch_depends_on_position_only():
     positions = list(range(40))
     first = indices(Batches(numbered(50), 16, seed=(3,)), positions)
     shuffled = positions.copy()
@@ -47,7 +47,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_before_nor_on_the_state_of_th
     assert [found[position] for position in positions] == first
 
 
-def test_threads_that_share_an_order_see_the_same_batches():
+def test_batches_are_equal_across_threads():
     batches = Batches(numbered(50), 16, seed=(3,), augment=True)
     alone = [batches.batch_at(position)[0] for position in range(60)]
     with ThreadPoolExecutor(4) as pool:
@@ -55,7 +55,7 @@ def test_threads_that_share_an_order_see_the_same_batches():
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_an_epoch_shows_no_image_twice_and_epochs_differ():
+def test_epochs_are_permutations():
     batches = Batches(numbered(50), 16, seed=(0,))
     epochs = [[i for batch in indices(batches, range(3 * e, 3 * e + 3)) for i in batch] for e in range(5)]
     assert all(len(set(epoch)) == 48 for epoch in epochs)
@@ -63,13 +63,13 @@ def test_an_epoch_shows_no_image_twice_and_epochs_differ():
     assert set().union(*epochs) == set(range(50))  # what one epoch drops, another shows
 
 
-def test_seeds_give_orders_of_their_own():
+def test_seeds_change_the_order():
     orders = [indices(Batches(numbered(50), 50, seed=seed), [0])[0] for seed in ((0,), (1,), (0, 0), (0, 1), (1, 0))]
     assert len({tuple(order) for order in orders}) == 5
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_share_an_epoch_without_overlap(world):
+def test_ranks_do_not_overlap(world):
     ranks = [Batches(numbered(64), 4, seed=(1,), rank=rank, world=world) for rank in range(world)]
     for epoch in range(2):
         positions = range(epoch * ranks[0].batches_per_epoch, (epoch + 1) * ranks[0].batches_per_epoch)
@@ -77,27 +77,27 @@ def test_ranks_share_an_epoch_without_overlap(world):
         assert len(shown) == len(set(shown)) == 64 // (4 * world) * 4 * world
 
 
-def test_ranks_together_show_what_one_process_shows_with_the_whole_batch():
+def test_ranks_form_the_global_batch():
     whole = indices(Batches(numbered(64), 8, seed=(1,)), range(20))
     halves = [indices(Batches(numbered(64), 4, seed=(1,), rank=rank, world=2), range(20)) for rank in range(2)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
-def test_a_batch_larger_than_the_set_repeats_it():
+def test_small_set_fills_a_batch():
     batches = Batches(numbered(5), 12, seed=(1,))
     for batch in indices(batches, range(3)):
         assert sorted(np.bincount(batch).tolist()) == [2, 2, 2, 3, 3]
     assert indices(batches, [0]) != indices(batches, [1])
 
 
-def test_a_subset_is_all_that_is_shown():
+def test_subset_limits_the_batches():
     chosen = np.array([40, 3, 17, 8])
     batches = Batches(numbered(50).subset(chosen), 2, seed=(0,))
     images = torch.cat([batches.batch_at(position)[0] for position in range(2)])
     assert sorted(images[:, 0, 0, 0].tolist()) == sorted(chosen.tolist())
 
 
-def test_the_order_is_the_one_of_today():
+def test_order_is_stable_across_versions():
     """Recorded once: an order that changed would make old checkpoints resume differently."""
     assert indices(Batches(numbered(10), 5, seed=(0, 1)), [0, 1, 2]) == [
         [5, 8, 9, 2, 7],
@@ -115,7 +115,7 @@ def shown(batches: Batches, epoch: int) -> np.ndarray:
     return np.bincount(np.concatenate(indices(batches, positions)), minlength=len(batches.cached))
 
 
-def test_an_epoch_shows_each_image_its_number_of_times_rounded_up_or_down():
+def test_repeats_are_rounded_counts():
     times = np.random.default_rng(0).random(50) * 4
     times *= 96 / times.sum()
     batches = Batches(numbered(50), 4, seed=(2,), times=times)
@@ -127,7 +127,7 @@ def test_an_epoch_shows_each_image_its_number_of_times_rounded_up_or_down():
     assert np.abs(counts.mean(0) - times).max() < 0.12  # a standard error is at most 0.036
 
 
-def test_whole_numbers_are_kept_and_zero_leaves_an_image_out():
+def test_repeats_of_zero_drop_images():
     times = np.array([0.0, 1, 3, 0, 2, 2, 0])
     batches = Batches(numbered(7), 2, seed=(0,), times=times)
     for epoch in range(20):
@@ -135,7 +135,7 @@ def test_whole_numbers_are_kept_and_zero_leaves_an_image_out():
     assert indices(batches, range(4)) != indices(batches, range(4, 8))
 
 
-def test_a_sum_that_is_not_whole_is_rounded_and_nothing_left_out_comes_in():
+def test_repeats_with_fractional_sum():
     times = np.array([0.0, 0.3, 0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0])  # 2.4
     batches = Batches(numbered(11), 1, seed=(0,), times=times)
     assert batches.batches_per_epoch == 2
@@ -144,7 +144,7 @@ def test_a_sum_that_is_not_whole_is_rounded_and_nothing_left_out_comes_in():
     assert (found[times > 0] > 40).all()
 
 
-def test_ranks_share_an_epoch_of_repeated_images():
+def test_ranks_share_repeated_images():
     times = np.random.default_rng(1).random(40) * 2
     times *= 48 / times.sum()
     whole = indices(Batches(numbered(40), 8, seed=(1,), times=times), range(20))
@@ -152,7 +152,7 @@ def test_ranks_share_an_epoch_of_repeated_images():
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
-def test_fewer_images_than_a_batch_are_repeated_within_it():
+def test_repeats_fill_a_large_batch():
     batches = Batches(numbered(50), 12, seed=(1,), times=np.eye(50)[[3, 9, 40]].sum(0))
     assert {i for batch in indices(batches, range(5)) for i in batch} == {3, 9, 40}
 
@@ -161,14 +161,14 @@ def test_fewer_images_than_a_batch_are_repeated_within_it():
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
-def test_measuring_shows_every_image_once_in_order(n, size):
+def test_iter_batches_yields_all_in_order(n, size):
     batches = list(iter_batches(numbered(n), size))
     assert [i for images, _ in batches for i in images[:, 0, 0, 0].tolist()] == list(range(n))
     assert [y for _, labels in batches for y in labels.tolist()] == [i % 5 for i in range(n)]
     assert all(len(images) == size for images, _ in batches[:-1])
 
 
-def test_measuring_without_labels_says_minus_one():
+def test_iter_batches_without_labels():
     ((_, labels),) = iter_batches(numbered(3, labels=False), 4)
     assert labels.tolist() == [-1, -1, -1]
 
@@ -191,7 +191,7 @@ def reflected(at: np.ndarray, size: int) -> np.ndarray:
     return np.where(at >= size, 2 * (size - 1) - at, at)
 
 
-def test_a_crop_is_a_shift_of_the_reflected_image_perhaps_mirrored():
+def test_random_crop_flip_shifts_reflected_images():
     pixels = ramp()
     shifts, mirrors = set(), []
     for number, image in enumerate(random_crop_flip(pixels, (1, 2), pad=4)):
@@ -211,7 +211,7 @@ def test_a_crop_is_a_shift_of_the_reflected_image_perhaps_mirrored():
     assert 0.4 < np.mean(mirrors) < 0.6
 
 
-def test_augmentation_depends_on_its_seed_alone_and_leaves_its_input():
+def test_random_crop_flip_depends_on_seed():
     pixels = ramp(20)
     before = pixels.copy()
     first = random_crop_flip(pixels, (5, 6))
@@ -221,11 +221,11 @@ def test_augmentation_depends_on_its_seed_alone_and_leaves_its_input():
     assert np.array_equal(pixels, before)
 
 
-def test_images_smaller_than_the_margin_are_augmented_too():
+def test_random_crop_flip_of_tiny_images():
     assert random_crop_flip(ramp(3, 2, 3), (0,), pad=4).shape == (3, 2, 3, 3)
 
 
-def test_augmented_batches_differ_by_position_and_rank():
+def test_augmented_batches_differ():
     cached = ImageCache("same", ramp(1).repeat(64, 0), None, None, np.arange(64), [], "same")
     ranks = [Batches(cached, 8, seed=(0,), rank=rank, world=2, augment=True) for rank in range(2)]
     made = [batches.batch_at(position)[0].numpy().tobytes() for batches in ranks for position in range(8)]

@@ -41,19 +41,19 @@ def noise() -> Image.Image:
 # What can be read.
 
 
-def test_a_grey_image_has_three_equal_channels():
+def test_grayscale_image_becomes_rgb():
     read = of(Image.new("L", (3, 2), 77)).read_image(0)
     assert (read.mode, read.size, pixel(read)) == ("RGB", (3, 2), (77, 77, 77))
 
 
-def test_a_palette_image_has_the_colours_of_its_palette(tmp_path):
+def test_palette_image_becomes_rgb(tmp_path):
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.save(tmp_path / "p.png")
     assert pixel(of(tmp_path / "p.png").read_image(0)) == (10, 200, 30)
 
 
-def test_what_is_transparent_lies_on_white(tmp_path):
+def test_transparency_becomes_white(tmp_path):
     image = Image.new("RGBA", (3, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (200, 0, 0, 255))
     image.putpixel((2, 0), (0, 0, 0, 51))
@@ -62,7 +62,7 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     assert [pixel(read, (x, 0)) for x in range(3)] == [(255, 255, 255), (200, 0, 0), (204, 204, 204)]
 
 
-def test_a_transparent_palette_entry_and_grey_with_alpha_lie_on_white(tmp_path):
+def test_palette_transparency_becomes_white(tmp_path):
     palette = Image.new("P", (1, 1), 1)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     palette.save(tmp_path / "p.png", transparency=1)
@@ -71,7 +71,7 @@ def test_a_transparent_palette_entry_and_grey_with_alpha_lie_on_white(tmp_path):
     assert pixel(images.read_image(0)) == pixel(images.read_image(1)) == (255, 255, 255)
 
 
-def test_sixteen_bits_keep_their_high_byte(tmp_path):
+def test_sixteen_bit_image_keeps_high_byte(tmp_path):
     values = np.array([[0, 255, 256, 0x8000, 65535]], dtype=np.uint16)
     for name in ("d.png", "d.tif"):
         Image.fromarray(values).save(tmp_path / name)
@@ -89,17 +89,17 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path):
         ([-5.0, 0.0, 1.0], [0, 0, 255]),
     ],
 )
-def test_floats_fill_the_range_of_a_byte(values, expected):
+def test_float_image_fills_byte_range(values, expected):
     assert to_uint8(np.array(values, dtype=np.float32)).tolist() == expected
 
 
-def test_whole_numbers_are_taken_by_their_depth():
+def test_integer_image_uses_its_depth():
     assert to_uint8(np.array([0, 7, 255], dtype=np.int32)).tolist() == [0, 7, 255]
     assert to_uint8(np.array([0, 256, 65535], dtype=np.int32)).tolist() == [0, 1, 255]
     assert to_uint8(np.array([0, 100, 255], dtype=np.uint16)).tolist() == [0, 0, 0]
 
 
-def test_cmyk_is_read_as_colour(tmp_path):
+def test_cmyk_image_becomes_rgb(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=95)
     red, green, blue = pixel(of(tmp_path / "c.jpg").read_image(0), (8, 8))
     assert red > 240
@@ -107,7 +107,7 @@ def test_cmyk_is_read_as_colour(tmp_path):
     assert blue < 15
 
 
-def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (30, 20), "black")
     image.paste("white", (0, 0, 30, 8))
     exif = Image.Exif()
@@ -119,7 +119,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(tmp_path):
     assert pixel(read, (2, 15))[0] < 15
 
 
-def test_broken_exif_says_nothing_and_costs_no_picture(noise):
+def test_broken_exif_is_ignored(noise):
     whole = encoded(noise, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\xff" * 40)
     assert of(io.BytesIO(whole)).read_image(0).size == noise.size
 
@@ -130,7 +130,7 @@ def test_extreme_shapes_are_read(tmp_path, size):
     assert of(tmp_path / "x.png").read_image(0).size == size
 
 
-def test_content_decides_not_the_ending(tmp_path, noise):
+def test_content_decides_the_format(tmp_path, noise):
     (tmp_path / "really_png.jpg").write_bytes(encoded(noise, "PNG"))
     assert np.array_equal(np.asarray(of(tmp_path / "really_png.jpg").read_image(0)), np.asarray(noise))
 
@@ -149,12 +149,12 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_500, 20_000, 65_000])
-def test_a_decompression_bomb_is_refused_before_it_unfolds(side):
+def test_decompression_bomb_is_refused(side):
     with pytest.raises(UnreadableImageError, match=r"bomb|limit"):
         of(io.BytesIO(png_of(side, side))).read_image(0)
 
 
-def test_a_bomb_that_was_opened_elsewhere_is_refused_too():
+def test_opened_bomb_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(png_of(9_500, 9_500)))
@@ -166,13 +166,13 @@ def test_a_bomb_that_was_opened_elsewhere_is_refused_too():
     "content",
     [b"", b"\x00" * 500, b"hello", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"%!PS-Adobe-3.0 EPSF-3.0\n"],
 )
-def test_what_is_no_image_is_refused(content):
+def test_other_files_are_refused(content):
     with pytest.raises(UnreadableImageError):
         of(io.BytesIO(content)).read_image(0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_a_truncated_image_is_refused_wherever_it_was_cut(noise, kind):
+def test_truncated_image_is_refused(noise, kind):
     whole = encoded(noise, kind)
     cuts = np.random.default_rng(1).integers(1, len(whole) * 9 // 10, 15)
     for cut in cuts:
@@ -181,7 +181,7 @@ def test_a_truncated_image_is_refused_wherever_it_was_cut(noise, kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000"])
-def test_a_damaged_image_is_read_or_refused_and_nothing_else(noise, kind):
+def test_damaged_image_is_read_or_refused(noise, kind):
     whole = bytearray(encoded(noise, kind))
     rng = np.random.default_rng(2)
     for _ in range(60):
@@ -192,7 +192,7 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(noise, kind):
             assert of(io.BytesIO(bytes(damaged))).read_image(0).mode == "RGB"
 
 
-def test_a_flipped_bit_in_a_png_is_noticed(noise):
+def test_png_bit_flip_is_detected(noise):
     whole = bytearray(encoded(noise, "PNG"))
     for place in np.random.default_rng(3).integers(60, len(whole) - 20, 20):
         damaged = bytearray(whole)
@@ -201,16 +201,16 @@ def test_a_flipped_bit_in_a_png_is_noticed(noise):
             of(io.BytesIO(bytes(damaged))).read_image(0)
 
 
-def test_postscript_is_never_handed_to_another_program(tmp_path, noise, monkeypatch):
+def test_postscript_is_never_executed(tmp_path, noise, monkeypatch):
     noise.save(tmp_path / "x.eps")
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("ran a program"))
-    with pytest.raises(UnreadableImageError, match="not an image that Pillow reads"):
+    with pytest.raises(UnreadableImageError):
         of(tmp_path / "x.eps").read_image(0)
     assert not {".eps", ".ps", ".pdf", ".wmf", ".mpg", ".h5"} & module.readable_extensions()
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif"} <= module.readable_extensions()
 
 
-def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
+def test_special_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     images = of(tmp_path / "none.png", tmp_path, tmp_path / "pipe.png")
     for i in range(3):
@@ -221,7 +221,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
 # Warnings.
 
 
-def test_threads_leave_the_warning_filters_as_they_were(noise):
+def test_warning_filters_survive_threads(noise):
     before = list(warnings.filters)
     content = encoded(noise, "PNG")
     images = ImageSet("many", ["x"] * 200, lambda i: io.BytesIO(content), "many")
@@ -240,7 +240,7 @@ def test_threads_leave_the_warning_filters_as_they_were(noise):
 # The set.
 
 
-def test_a_part_is_evenly_spread_and_keeps_its_labels(tmp_path):
+def test_subsample_is_evenly_spaced(tmp_path):
     pictures = [Image.new("L", (1, 1), i) for i in range(10)]
     images = ImageSet("ten", [f"{i}" for i in range(10)], lambda i: pictures[i], "ten", np.arange(10), ["a"] * 10)
     part = images.subsample(4)

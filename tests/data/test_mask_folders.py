@@ -36,7 +36,7 @@ VALUES = np.array([[0, 1, 2, 3, 255, 0]] * 4, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_grey_values_and_palette_indices_are_the_classes(tmp_path, mode):
+def test_masks_from_gray_and_palette(tmp_path, mode):
     write(tmp_path, "img10", mode=mode)
     write(tmp_path, "img2", mask=VALUES, mode=mode)
     (tmp_path / "classes.txt").write_text("\ufefffloor\nwall \n bed\nlamp\n\n", encoding="utf-8")
@@ -66,14 +66,14 @@ def png(values: list[list[int]], bits: int, colour: int = 0) -> bytes:
 
 @pytest.mark.parametrize("colour", [0, 3])
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_masks_of_few_bits_hold_their_numbers_unstretched(tmp_path, bits, colour):
+def test_masks_of_few_bits(tmp_path, bits, colour):
     values = [[(x + 3 * y) % (1 << bits) for x in range(6)] for y in range(4)]
     write(tmp_path)
     (tmp_path / "masks" / "a.png").write_bytes(png(values, bits, colour))
     assert opened(tmp_path).read_mask(0).tolist() == values
 
 
-def test_masks_are_found_at_any_depth_by_the_same_name(tmp_path):
+def test_masks_match_by_relative_name(tmp_path):
     for k, name in enumerate(["room/1", "room/2.left", "hall/1"]):
         write(tmp_path, name, mask=np.full((4, 6), k, dtype=np.uint8))
     images = opened(tmp_path)
@@ -83,7 +83,7 @@ def test_masks_are_found_at_any_depth_by_the_same_name(tmp_path):
 
 @pytest.mark.parametrize("layout", ["{split}/images", "images/{split}"])
 @pytest.mark.parametrize("held_out", ["val", "test"])
-def test_parts_are_taken_by_their_split(tmp_path, layout, held_out):
+def test_mask_folder_splits(tmp_path, layout, held_out):
     for k, split in enumerate(["train", held_out]):
         write(tmp_path / "made", split, mask=np.full((4, 6), k, dtype=np.uint8))
         for kind in ("images", "masks"):
@@ -95,7 +95,7 @@ def test_parts_are_taken_by_their_split(tmp_path, layout, held_out):
 
 
 @pytest.mark.parametrize("part", ["train", ""])
-def test_as_strange_images_only_the_pictures_count(tmp_path, part):
+def test_unlabeled_mask_folder_ignores_masks(tmp_path, part):
     write(tmp_path, part=part)
     (tmp_path / part / "masks" / "a.png").write_text("whatever")
     (tmp_path / part / "masks" / "b.png").write_text("whatever")
@@ -105,20 +105,20 @@ def test_as_strange_images_only_the_pictures_count(tmp_path, part):
         assert images.open_mask is None
 
 
-def test_nothing_is_measured_on_what_was_trained_on(tmp_path):
+def test_missing_validation_split_is_refused(tmp_path):
     write(tmp_path, part="train")
-    with pytest.raises(UsageError, match="has a folder train, but none to measure on"):
+    with pytest.raises(UsageError, match="val"):
         opened(tmp_path, "val")
 
 
-def test_a_mask_that_changed_is_other_data(tmp_path):
+def test_mask_change_changes_fingerprint(tmp_path):
     write(tmp_path)
     first = opened(tmp_path).fingerprint()
     Image.new("L", (6, 4), 3).save(tmp_path / "masks" / "a.png", compress_level=0)
     assert opened(tmp_path).fingerprint() != first
 
 
-def test_a_picture_on_its_side_has_the_mask_of_the_picture_upright(tmp_path):
+def test_mask_of_rotated_image(tmp_path):
     write(tmp_path, mask=np.zeros((6, 4), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -130,74 +130,72 @@ def test_a_picture_on_its_side_has_the_mask_of_the_picture_upright(tmp_path):
 # What does not fit.
 
 
-def test_a_picture_without_a_mask_is_named(tmp_path):
+def test_image_without_mask_is_refused(tmp_path):
     for name in "abc":
         write(tmp_path, name)
     (tmp_path / "masks" / "b.png").unlink()
-    with pytest.raises(UsageError, match=rf"images/b.jpg: has no mask; expected {tmp_path}/masks/b.png\."):
+    with pytest.raises(UsageError, match=rf"images/b.jpg: .*{tmp_path}/masks/b.png"):
         opened(tmp_path)
     (tmp_path / "masks" / "c.png").unlink()
-    with pytest.raises(UsageError, match=r"images/b.jpg: has no mask \(2 of 3\); expected"):
+    with pytest.raises(UsageError, match=r"images/b.jpg: .*2 of 3"):
         opened(tmp_path)
 
 
-def test_a_mask_without_its_picture_is_named(tmp_path):
+def test_mask_without_image_is_refused(tmp_path):
     for name in "ab":
         write(tmp_path, name)
     (tmp_path / "images" / "b.jpg").unlink()
-    with pytest.raises(UsageError, match=r"masks/b.png: a mask without its image; expected one in"):
+    with pytest.raises(UsageError, match=r"masks/b.png"):
         opened(tmp_path)
 
 
-def test_two_pictures_for_one_mask_are_refused(tmp_path):
+def test_duplicate_image_names_are_refused(tmp_path):
     write(tmp_path)
     Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(UsageError, match="images/a: 2 pictures of this name"):
+    with pytest.raises(UsageError, match="images/a: 2 "):
         opened(tmp_path)
 
 
-def test_a_part_without_masks_is_named(tmp_path):
+def test_split_without_masks_is_refused(tmp_path):
     write(tmp_path, part="train")
     (tmp_path / "val" / "images").mkdir(parents=True)
     Image.new("RGB", (6, 4)).save(tmp_path / "val" / "images" / "a.png")
-    with pytest.raises(UsageError, match="val: has no folder masks beside images"):
+    with pytest.raises(UsageError, match=r"val: .* masks"):
         opened(tmp_path, "val")
 
 
-def test_a_mask_of_another_size_is_named_with_both(tmp_path):
+def test_mask_of_other_size_is_refused(tmp_path):
     write(tmp_path)
     Image.new("L", (6, 5)).save(tmp_path / "masks" / "a.png")
-    with pytest.raises(CompressError, match=r"masks/a.png: 6x5 pixels, but its image a.jpg has 6x4; expected the same"):
+    with pytest.raises(CompressError, match=r"masks/a.png: 6x5 .* 6x4"):
         opened(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("mode", "said"), [("RGB", "colours"), ("RGBA", "colours"), ("LA", "colours"), ("I;16", "16 bits")]
-)
-def test_colours_and_deep_grey_are_no_classes(tmp_path, mode, said):
+@pytest.mark.parametrize(("mode", "found"), [("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "LA"), ("I;16", "16 bits")])
+def test_mask_of_other_mode_is_refused(tmp_path, mode, found):
     write(tmp_path)
     Image.new(mode, (6, 4)).save(tmp_path / "masks" / "a.png")
-    with pytest.raises(CompressError, match=rf"masks/a.png: found {said}.* expected one class number a pixel"):
+    with pytest.raises(CompressError, match=rf"masks/a.png: .*{found}"):
         opened(tmp_path)
 
 
-def test_a_mask_that_was_compressed_with_loss_is_refused(tmp_path):
+def test_lossy_mask_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "masks" / "a.png").unlink()
     Image.new("L", (6, 4)).save(tmp_path / "masks" / "a.jpg")
-    with pytest.raises(UsageError, match=r"masks/a.jpg: a mask must be a PNG file"):
+    with pytest.raises(UsageError, match=r"masks/a.jpg"):
         opened(tmp_path)
 
 
-def test_a_number_beyond_the_classes_is_told_while_it_is_read(tmp_path):
+def test_mask_value_beyond_classes(tmp_path):
     write(tmp_path, mask=VALUES)
     (tmp_path / "classes.txt").write_text("floor\nwall\nbed\n")
     images = opened(tmp_path)
-    with pytest.raises(CompressError, match=r"a.jpg holds 3; expected classes 0 to 2, and 255"):
+    with pytest.raises(CompressError, match=r"a.jpg.* 3; "):
         images.read_mask(0)
 
 
-def test_a_damaged_mask_is_one_bad_image(tmp_path):
+def test_damaged_mask_is_unreadable(tmp_path):
     write(tmp_path, "a", mask=np.random.default_rng(0).integers(0, 9, (40, 60), dtype=np.uint8))
     write(tmp_path, "b")
     whole = (tmp_path / "masks" / "a.png").read_bytes()
@@ -211,8 +209,8 @@ def test_a_damaged_mask_is_one_bad_image(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"floor\nfloor\n", b"floor\n\nwall\n", b"\xff\xfe", "\n".join(map(str, range(256))).encode()]
 )
-def test_names_that_are_none_are_refused(tmp_path, content):
+def test_invalid_class_names_are_refused(tmp_path, content):
     write(tmp_path)
     (tmp_path / "classes.txt").write_bytes(content)
-    with pytest.raises(UsageError, match=r"classes.txt: .*expected"):
+    with pytest.raises(UsageError, match=r"classes.txt"):
         opened(tmp_path)

@@ -29,7 +29,7 @@ def built(images: ImageSet, folder, **settings) -> ImageCache:
 
 
 @pytest.mark.parametrize("settings", [{}, {"views": 9, "seed": 3}, {"resize": 40}])
-def test_a_mask_is_cut_as_its_image_is(tmp_path, settings):
+def test_mask_is_cropped_like_its_image(tmp_path, settings):
     cached = built(painted([(80, 64), (64, 96), (32, 32)]), tmp_path, **settings)
     assert cached.masks is not None
     assert cached.masks.shape == cached.pixels.shape[:3]
@@ -40,7 +40,7 @@ def test_a_mask_is_cut_as_its_image_is(tmp_path, settings):
     assert set(np.unique(cached.masks)) <= set(range(6))
 
 
-def test_augmentation_moves_image_and_mask_together(tmp_path):
+def test_augmentation_moves_masks_too(tmp_path):
     batches = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,), augment=True)
     plain = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,))
     for position in range(5):
@@ -50,8 +50,8 @@ def test_augmentation_moves_image_and_mask_together(tmp_path):
     assert (plain.batch_at(0)[1] != batches.batch_at(0)[1]).any()
 
 
-def test_whole_images_are_padded_with_what_nobody_judges(tmp_path):
-    cached = built(painted([(64, 32), (32, 48)]), tmp_path, image_size=(48, 64), resize=32, whole=True)
+def test_full_images_pad_masks_with_ignore(tmp_path):
+    cached = built(painted([(64, 32), (32, 48)]), tmp_path, image_size=(48, 64), resize=32, full_image=True)
     assert cached.masks is not None
     wide, high = cached.masks
     assert (wide[32:] == 255).all()
@@ -61,7 +61,7 @@ def test_whole_images_are_padded_with_what_nobody_judges(tmp_path):
     assert (cached.pixels[0, 32:] == cached.pixels[0, 31]).all()  # the edge goes on
 
 
-def test_what_is_measured_comes_with_its_masks(tmp_path):
+def test_iter_batches_yields_masks(tmp_path):
     cached = built(painted([(32, 32)] * 5), tmp_path)
     batches = list(iter_batches(cached, 2))
     assert [tuple(targets.shape) for _, targets in batches] == [(2, 32, 32), (2, 32, 32), (1, 32, 32)]
@@ -69,7 +69,7 @@ def test_what_is_measured_comes_with_its_masks(tmp_path):
     assert built(painted([(32, 32)] * 5, classes=4, names=False), tmp_path).count_classes() == 4
 
 
-def test_masks_are_read_as_palette_indices(tmp_path):
+def test_masks_are_palette_indices(tmp_path):
     values = np.arange(16, dtype=np.uint8).reshape(4, 4) % 3
     image = Image.fromarray(values)
     palette = Image.new("P", (4, 4))
@@ -80,7 +80,7 @@ def test_masks_are_read_as_palette_indices(tmp_path):
     for name in ("palette.png", "grey.png"):
         assert (one(tmp_path / name).read_mask(0) == values).all()
     Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
-    with pytest.raises(UnreadableImageError, match="mode RGB; expected one channel"):
+    with pytest.raises(UnreadableImageError, match="RGB"):
         one(tmp_path / "colour.png").read_mask(0)
 
 
@@ -91,22 +91,22 @@ def one(mask, size: tuple[int, int] = (4, 4)) -> ImageSet:
     )
 
 
-def test_a_strange_value_is_an_error_that_names_the_image(tmp_path):
-    with pytest.raises(CompressError, match="one: the mask of first holds 7; expected classes 0 to 2, and 255"):
+def test_mask_with_unknown_value_fails(tmp_path):
+    with pytest.raises(CompressError, match=r"first .*7"):
         built(one(np.full((4, 4), 7, np.uint8)), tmp_path)
     assert built(one(np.full((4, 4), 255, np.uint8)), tmp_path).count_classes() == 3
 
 
-def test_a_mask_of_another_size_is_an_error(tmp_path):
-    with pytest.raises(CompressError, match="the mask of first is 5x4 pixels and its image 4x4"):
+def test_mask_of_other_size_fails(tmp_path):
+    with pytest.raises(CompressError, match=r"first.*5x4.*4x4"):
         built(one(np.zeros((4, 5), np.uint8)), tmp_path)
 
 
-def test_out_of_domain_images_come_without_their_masks():
+def test_without_labels_drops_masks():
     assert painted([(8, 8)]).without_labels().open_mask is None
 
 
-def test_sizes_come_from_headers_and_stand_upright(tmp_path):
+def test_sizes_respect_orientation(tmp_path):
     image = Image.new("RGB", (30, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -119,7 +119,7 @@ def test_sizes_come_from_headers_and_stand_upright(tmp_path):
 # The embedded scenes.
 
 
-def test_scenes_are_the_same_every_time_and_hold_what_they_say():
+def test_fashion_scenes_are_reproducible():
     train, val = (open_images("embedded/fashion-scenes", split=split, labeled=True) for split in ("train", "val"))
     assert (len(train), len(val)) == (10_000, 1_000)
     assert train.class_names is not None

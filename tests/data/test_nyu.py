@@ -1,4 +1,4 @@
-"""NYUv2 from the files that are distributed: here in miniature, of exactly their structure."""
+"""NYUv2 from the files that are distributed: here small files with their structure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature import FORTY, IN_13, MAPPED, RAW, frames, write_frames, write_mappings, write_nyu, write_splits
+from nyu_files import FORTY, IN_13, MAPPED, RAW, create_frames, write_frames, write_mappings, write_nyu, write_splits
 from scipy.io import savemat
 
 from compress.data import DATASETS, ImageSet, open_images
@@ -23,7 +23,7 @@ def opened(root: Path, name: str = "nyuv2", split: str = "train", labeled: bool 
     return open_images(name, root=root, split=split, labeled=labeled)
 
 
-def test_frames_are_read_upright_with_the_thirteen_classes(tmp_path):
+def test_nyu_frames_and_13_classes(tmp_path):
     images, labels = write_nyu(tmp_path)
     table = np.array([255, *IN_13], dtype=np.uint8)
     for split, first in (("train", 0), ("val", 1)):
@@ -36,7 +36,7 @@ def test_frames_are_read_upright_with_the_thirteen_classes(tmp_path):
             assert np.array_equal(found.read_mask(i), table[labels[frame]])
 
 
-def test_forty_classes_are_the_mapping_itself_counted_from_nought(tmp_path):
+def test_nyu_40_classes_follow_mapping(tmp_path):
     _, labels = write_nyu(tmp_path / "nyuv2")
     found = opened(tmp_path, "nyuv2-40")
     assert found.class_names == FORTY
@@ -44,7 +44,7 @@ def test_forty_classes_are_the_mapping_itself_counted_from_nought(tmp_path):
     assert np.array_equal(found.read_mask(1), expected[labels[2]])
 
 
-def test_the_thirteen_classes_agree_with_the_names_of_the_forty():
+def test_nyu_13_class_names_agree():
     """Whose name is among the thirteen, or nearly, is mapped to it."""
     same = {name: name for name in ("bed", "books", "ceiling", "chair", "floor", "picture", "sofa", "table", "wall")}
     for name, its in {**same, "window": "window", "television": "tv", "lamp": "objects", "desk": "table"}.items():
@@ -52,7 +52,7 @@ def test_the_thirteen_classes_agree_with_the_names_of_the_forty():
     assert sorted(set(CLASS_OF_40_IN_13)) == list(range(1, 14))
 
 
-def test_the_file_of_the_thirteen_classes_is_read_where_it_is_there(tmp_path):
+def test_nyu_13_mapping_file_is_used(tmp_path):
     _, labels = write_nyu(tmp_path)
     other = np.array([list(CLASS_OF_40_IN_13)], dtype=np.uint8)
     other[0, 0] = 13  # walls become windows
@@ -60,14 +60,14 @@ def test_the_file_of_the_thirteen_classes_is_read_where_it_is_there(tmp_path):
     masks = opened(tmp_path).read_mask(0)
     assert set(masks[labels[0] == 1]) == {12}
     savemat(tmp_path / "class13Mapping.mat", {"classMapping13": {"labels13": other[:, :39]}})
-    with pytest.raises(CompressError, match=r"class13Mapping\.mat: labels13: expected 40 classes"):
+    with pytest.raises(CompressError, match="labels13"):
         opened(tmp_path)
     savemat(tmp_path / "class13Mapping.mat", {"classMapping13": other})
-    with pytest.raises(CompressError, match=r"class13Mapping\.mat: classMapping13: expected a struct"):
+    with pytest.raises(CompressError, match="classMapping13"):
         opened(tmp_path)
 
 
-def test_only_the_frames_that_are_asked_for_are_read(tmp_path, monkeypatch):
+def test_nyu_reads_requested_frames_only(tmp_path, monkeypatch):
     import h5py
 
     write_nyu(tmp_path)
@@ -87,7 +87,7 @@ def test_only_the_frames_that_are_asked_for_are_read(tmp_path, monkeypatch):
     assert read == [("/images", 3), ("/labels", 5)]
 
 
-def test_many_threads_read_what_one_reads(tmp_path):
+def test_nyu_reads_from_many_threads(tmp_path):
     images, _ = write_nyu(tmp_path, 24)
     found = opened(tmp_path)
     alone = [found.read_mask(i) for i in range(12)]
@@ -106,7 +106,7 @@ def test_many_threads_read_what_one_reads(tmp_path):
         assert all(pool.map(work, range(8)))
 
 
-def test_a_process_that_forked_reads_what_its_parent_reads(tmp_path):
+def test_nyu_reads_after_fork(tmp_path):
     images, _ = write_nyu(tmp_path)
     found = opened(tmp_path)
     found.read_image(0)
@@ -121,14 +121,14 @@ def test_a_process_that_forked_reads_what_its_parent_reads(tmp_path):
     child.join()
 
 
-def test_unlabeled_frames_need_no_mapping(tmp_path):
+def test_nyu_unlabeled_needs_no_mapping(tmp_path):
     write_nyu(tmp_path)
     (tmp_path / "classMapping40.mat").unlink()
     found = opened(tmp_path, labeled=False)
     assert (len(found), found.open_mask, found.class_names) == (4, None, None)
 
 
-def test_other_classes_splits_and_files_have_another_fingerprint(tmp_path):
+def test_nyu_fingerprint_covers_all_files(tmp_path):
     write_nyu(tmp_path)
     prints = {
         opened(tmp_path, name, split).fingerprint() for name in ("nyuv2", "nyuv2-40") for split in ("train", "val")
@@ -138,14 +138,14 @@ def test_other_classes_splits_and_files_have_another_fingerprint(tmp_path):
     assert len({*prints, opened(tmp_path).fingerprint()}) == 5
 
 
-def test_a_folder_of_that_name_is_not_taken_for_pictures(tmp_path, monkeypatch):
+def test_nyu_folder_is_no_image_folder(tmp_path, monkeypatch):
     write_nyu(tmp_path / "nyuv2")
     monkeypatch.chdir(tmp_path)
     assert len(open_images("nyuv2", root=tmp_path)) == 4
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "nyuv2-40"])
-def test_the_names_are_listed_as_segmentation(name):
+def test_nyu_names_are_listed(name):
     assert "segmentation" in DATASETS[name]
 
 
@@ -160,37 +160,35 @@ def test_the_names_are_listed_as_segmentation(name):
         ("classMapping40.mat", "nyuv2-meta-data"),
     ],
 )
-def test_a_missing_file_is_named_with_where_it_is_had(tmp_path, file, source):
+def test_nyu_missing_file_names_its_source(tmp_path, file, source):
     write_nyu(tmp_path)
     (tmp_path / file).unlink()
-    with pytest.raises(
-        CompressError, match=f"nyuv2: {file} not found in {tmp_path} or {tmp_path}/nyuv2: {file} .*{source}"
-    ):
+    with pytest.raises(CompressError, match=f"{file} .*{tmp_path}.*{source}"):
         opened(tmp_path)
 
 
-def test_all_that_is_missing_is_named_at_once(tmp_path):
-    with pytest.raises(CompressError, match=rf"{FRAMES} and splits.mat and classMapping40.mat not found.*--data-root"):
+def test_nyu_missing_files_are_all_named(tmp_path):
+    with pytest.raises(CompressError, match=rf"{FRAMES} and splits.mat and classMapping40.mat"):
         opened(tmp_path)
 
 
-def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
+def test_nyu_without_h5py(tmp_path, monkeypatch):
     write_nyu(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(UsageError, match=r"compress\[nyu\]"):
+    with pytest.raises(UsageError, match=r"\[nyu\]"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 100, 600, 5000, -1])
-def test_a_file_cut_short_is_one_sentence(tmp_path, left):
+def test_nyu_truncated_file_is_refused(tmp_path, left):
     write_nyu(tmp_path)
     whole = (tmp_path / FRAMES).read_bytes()
     (tmp_path / FRAMES).write_bytes(whole[:left])
-    with pytest.raises(CompressError, match=rf"{FRAMES}: not a whole MATLAB 7.3 file \(.*\); fetch it again"):
+    with pytest.raises(CompressError, match=FRAMES):
         opened(tmp_path)
 
 
-def test_a_damaged_frame_is_one_bad_image(tmp_path):
+def test_nyu_damaged_frame_is_unreadable(tmp_path):
     from compress.data import UnreadableImageError
 
     images, _ = write_nyu(tmp_path)
@@ -207,57 +205,55 @@ def test_a_damaged_frame_is_one_bad_image(tmp_path):
     assert np.array_equal(found.read_image(1), images[2])
 
 
-def test_a_file_of_another_structure_is_refused_by_what_was_found(tmp_path):
+def test_nyu_other_structure_is_refused(tmp_path):
     import h5py
 
     write_nyu(tmp_path)
-    images, labels = frames(7)
+    images, labels = create_frames(7)
 
-    def refused(said: str, **content: np.ndarray) -> None:
+    def refused(datum: str, **content: np.ndarray) -> None:
         with h5py.File(tmp_path / FRAMES, "w") as file:
             for name, values in content.items():
                 file[name] = values
-        with pytest.raises(CompressError, match=said):
+        with pytest.raises(CompressError, match=datum):
             opened(tmp_path)
 
     good = {"images": images.transpose(0, 3, 2, 1), "labels": labels.transpose(0, 2, 1)}
-    refused(r"images: found nothing of that name, expected uint8")
-    refused(r"images: found uint8 \[7, 48, 64, 3\], expected uint8", images=images)
-    refused(r"images: found float64", images=good["images"] / 255)
-    refused(r"labels: found uint16 \[7, 48, 64\], expected uint16 \[7, 64, 48\]", **{**good, "labels": labels})
-    refused(r"names: found nothing", **good)
-    refused(r"names: found uint16 \[3\], expected a cell array", **good, names=np.zeros(3, dtype=np.uint16))
+    refused("images")
+    refused(r"images: .*\[7, 48, 64, 3\]", images=images)
+    refused("images: .*float64", images=good["images"] / 255)
+    refused(r"labels: .*\[7, 48, 64\]", **{**good, "labels": labels})
+    refused("names", **good)
+    refused(r"names: .*uint16", **good, names=np.zeros(3, dtype=np.uint16))
 
 
-def test_a_label_beyond_the_names_is_told_with_its_frame(tmp_path):
+def test_nyu_unknown_label_names_its_frame(tmp_path):
     write_nyu(tmp_path)
-    images, labels = frames(7)
+    images, labels = create_frames(7)
     labels[2, 3, 3] = 900
     write_frames(tmp_path / FRAMES, images, labels)
     found = opened(tmp_path)
     found.read_mask(0)
-    with pytest.raises(CompressError, match=r"frame 3 has the label 900; expected 0 to 8"):
+    with pytest.raises(CompressError, match=r"frame 3: .*900"):
         found.read_mask(1)
 
 
-def test_a_split_that_is_none_is_refused(tmp_path):
+def test_nyu_invalid_split_is_refused(tmp_path):
     write_nyu(tmp_path)
     for train in ([1, 8], [0, 1], [1, 1], []):
         write_splits(tmp_path, train, [2])
-        with pytest.raises(
-            CompressError, match=r"splits.mat: trainNdxs: found .* expected different numbers from 1 to 7"
-        ):
+        with pytest.raises(CompressError, match=r"splits.mat: trainNdxs"):
             opened(tmp_path)
     savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1.5]])})
-    with pytest.raises(CompressError, match=r"trainNdxs: found float64 values, expected whole numbers"):
+    with pytest.raises(CompressError, match=r"trainNdxs: .*float64"):
         opened(tmp_path)
     savemat(tmp_path / "splits.mat", {"train": [1]})
-    with pytest.raises(CompressError, match=r"splits.mat: holds no trainNdxs"):
+    with pytest.raises(CompressError, match=r"splits.mat: .*trainNdxs"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["splits.mat", "classMapping40.mat"])
-def test_a_matlab_file_that_is_none_is_one_sentence(tmp_path, file):
+def test_nyu_invalid_matlab_file_is_refused(tmp_path, file):
     write_nyu(tmp_path)
     whole = (tmp_path / file).read_bytes()
     for content in (
@@ -268,18 +264,18 @@ def test_a_matlab_file_that_is_none_is_one_sentence(tmp_path, file):
         (tmp_path / FRAMES).read_bytes(),
     ):
         (tmp_path / file).write_bytes(content)
-        with pytest.raises(CompressError, match=rf"{file}: (not a whole MATLAB file|holds no)"):
+        with pytest.raises(CompressError, match=file):
             opened(tmp_path)
 
 
-def test_a_mapping_for_other_labels_is_refused(tmp_path):
+def test_nyu_foreign_mapping_is_refused(tmp_path):
     write_nyu(tmp_path)
     write_mappings(tmp_path, MAPPED[:-1])
-    with pytest.raises(CompressError, match=rf"found 7 labels mapped to 40 classes, expected the {len(RAW)} of"):
+    with pytest.raises(CompressError, match=rf"7 labels .*{len(RAW)}"):
         opened(tmp_path)
     write_mappings(tmp_path, [*MAPPED[:-1], 41])
-    with pytest.raises(CompressError, match=r"classMapping40.mat: found 8 labels"):
+    with pytest.raises(CompressError, match=r"classMapping40.mat"):
         opened(tmp_path)
     write_mappings(tmp_path, [2, 1, *MAPPED[2:]])
-    with pytest.raises(CompressError, match=r"classMapping40.mat: maps wall to another class"):
+    with pytest.raises(CompressError, match=r"classMapping40.mat: .*wall"):
         opened(tmp_path)

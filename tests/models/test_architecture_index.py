@@ -28,7 +28,7 @@ from compress.models.registry import MODELS, build_model, build_on_meta
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_built_in_is_recognised_with_its_class_count(name):
+def test_built_in_architecture_is_recognized(name):
     with torch.device("meta"):
         match = recognize_architecture(build_model(name, classes=23, channels=1).state_dict())
     assert (match.candidates, match.classes, match.channels) == ((name,), 23, 1)
@@ -42,20 +42,20 @@ def test_every_built_in_is_recognised_with_its_class_count(name):
         "timm/deit_tiny_distilled_patch16_224",
     ],
 )  # fmt: skip
-def test_models_of_the_libraries_are_recognised_with_other_class_counts(name):
+def test_library_architecture_is_recognized(name):
     with torch.device("meta"):
         match = recognize_architecture(build_model(name, classes=17).state_dict())
     assert match.candidates == (name,)
     assert match.classes == 17
 
 
-def test_networks_of_one_function_count_as_one_and_name_the_other():
+def test_equivalent_names_are_one_match():
     match = recognize_architecture(timm.create_model("densenet121", num_classes=3).state_dict())
     assert match.candidates == ("torchvision/densenet121",)
     assert match.equivalents == ("timm/densenet121",)
 
 
-def test_twins_do_answer_alike_and_look_alikes_do_not():
+def test_equivalents_have_equal_outputs():
     torch.manual_seed(0)
     state = torchvision.models.resnet18(num_classes=3).state_dict()
     x = torch.rand(1, 3, 64, 64)
@@ -68,36 +68,36 @@ def test_twins_do_answer_alike_and_look_alikes_do_not():
     assert (answers[0] - answers[2]).abs().max() > 1e-3
 
 
-def test_torchvision_wins_over_a_look_alike(tmp_path):
+def test_torchvision_is_preferred_over_lookalike(tmp_path):
     torch.save(torchvision.models.resnet18(num_classes=4).state_dict(), tmp_path / "w.pth")
     _, card = load_model(str(tmp_path / "w.pth"))
     assert (card.architecture, card.classes, card.image_size) == ("torchvision/resnet18", 4, (224, 224))
     assert card.provenance["also_fits"] == ["timm/resnetblur18"]
 
 
-def test_a_name_in_the_checkpoint_settles_an_ambiguity(tmp_path):
+def test_stated_architecture_resolves_ambiguity(tmp_path):
     state = torchvision.models.resnet18(num_classes=4).state_dict()
     torch.save({"arch": "resnetblur18", "state_dict": state}, tmp_path / "w.pth")
     assert load_model(str(tmp_path / "w.pth"))[1].architecture == "timm/resnetblur18"
 
 
-def test_side_heads_of_published_weights_are_no_hindrance(tmp_path):
+def test_auxiliary_heads_are_ignored(tmp_path):
     state = torchvision.models.googlenet(num_classes=8, aux_logits=True, init_weights=False).state_dict()
     torch.save(state, tmp_path / "w.pth")
     _, card = load_model(str(tmp_path / "w.pth"))
     assert (card.architecture, card.classes) == ("torchvision/googlenet", 8)
 
 
-def test_an_almost_known_network_names_its_nearest_relatives(tmp_path):
+def test_nearest_architectures_are_named(tmp_path):
     model = torchvision.models.resnet34(num_classes=5)
     model.fc = nn.Sequential(nn.Linear(512, 64), nn.Linear(64, 5))
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CompressError, match=r"nearest: torchvision/resnet34 \(about \d\d% of the tensors\)") as caught:
+    with pytest.raises(CompressError, match=r"torchvision/resnet34 \(about \d\d%") as caught:
         load_model(str(tmp_path / "w.pth"))
     assert str(caught.value).count("about") == 5
 
 
-def test_the_estimated_overlap_is_near_the_true_one():
+def test_overlap_estimate_is_close():
     here, there = (
         tensor_shapes(build_on_meta(name, classes=1000).state_dict())
         for name in ("timm/resnet26", "torchvision/resnet50")
@@ -109,24 +109,24 @@ def test_the_estimated_overlap_is_near_the_true_one():
     )
 
 
-def test_the_builder_finds_look_alikes_and_tells_twins_from_them():
+def test_builder_groups_equivalents():
     names = ["torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"]
     assert group_lookalikes([compute_fingerprint(name) for name in (*names, "timm/resnet10t")]) == [names]
     assert group_equivalents(names) == [frozenset(names[:2])]
 
 
-def test_nothing_like_anything_known_says_so():
-    with pytest.raises(CompressError, match=r"tensors like these; give the architecture with --teacher-arch"):
+def test_unknown_tensors_are_refused():
+    with pytest.raises(CompressError, match="--teacher-arch"):
         recognize_architecture({"foo": torch.ones(3)})
 
 
-def test_the_shipped_index_is_reproduced_by_a_new_fingerprint():
+def test_shipped_index_is_reproducible():
     shipped = {print_.name: print_ for print_ in read_shipped_index().fingerprints}
     for name in ("torchvision/mobilenet_v2", "timm/resnet10t"):
         assert compute_fingerprint(name) == shipped[name]
 
 
-def test_the_index_survives_packing(tmp_path):
+def test_index_packing_is_stable(tmp_path):
     shipped = read_shipped_index()
     assert len(shipped.fingerprints) > 1400
     packed = pack_index(shipped)
@@ -134,7 +134,7 @@ def test_the_index_survives_packing(tmp_path):
     assert len(packed) < 1_000_000
 
 
-def test_a_bare_built_in_checkpoint_is_enough(tmp_path):
+def test_bare_checkpoint_is_enough(tmp_path):
     torch.manual_seed(0)
     model = build_model("wrn16_1", classes=10, channels=1).eval()
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -144,36 +144,36 @@ def test_a_bare_built_in_checkpoint_is_enough(tmp_path):
     torch.testing.assert_close(net(grey.expand(-1, 3, -1, -1)), model((grey - 0.2) / 0.4))
 
 
-def test_half_precision_weights_are_read_into_full_precision(tmp_path):
+def test_half_precision_becomes_full(tmp_path):
     model = build_model("wrn16_1", classes=10)
     torch.save(model.half().state_dict(), tmp_path / "w.pth")
     net, _ = load_model(str(tmp_path / "w.pth"))
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
-def test_counters_of_batch_norm_may_be_missing(tmp_path):
+def test_batchnorm_counters_may_be_missing(tmp_path):
     state = {k: v for k, v in build_model("wrn16_1", classes=10).state_dict().items() if "num_batches" not in k}
     torch.save(state, tmp_path / "w.pth")
     assert load_model(str(tmp_path / "w.pth"))[1].architecture == "wrn16_1"
 
 
 @pytest.mark.parametrize("arch", [None, "wrn16_1"])
-def test_tensors_of_a_loss_beside_the_network_are_left_out(tmp_path, arch):
+def test_loss_tensors_are_dropped(tmp_path, arch):
     state = {"model." + key: value for key, value in build_model("wrn16_1", classes=10).state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}}, tmp_path / "w.ckpt")
     _, card = load_model(str(tmp_path / "w.ckpt"), ModelOverrides(architecture=arch))
     assert (card.architecture, card.classes) == ("wrn16_1", 10)
 
 
-def test_another_class_count_than_the_files_is_a_usage_error(tmp_path):
+def test_class_count_mismatch_is_refused(tmp_path):
     torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match=r"10 classes, found 100 asked for"):
+    with pytest.raises(UsageError, match=r"10 .*100"):
         load_model(str(tmp_path / "w.pth"), ModelOverrides(classes=100))
 
 
-def test_the_wrong_architecture_shows_five_lines_of_difference(tmp_path):
+def test_wrong_architecture_lists_differences(tmp_path):
     torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CompressError, match="do not fit") as caught:
+    with pytest.raises(CompressError, match=r"w\.pth") as caught:
         load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="resnet18"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 7
@@ -181,13 +181,13 @@ def test_the_wrong_architecture_shows_five_lines_of_difference(tmp_path):
     assert "missing" in lines[1]
 
 
-def test_an_unknown_architecture_is_a_usage_error(tmp_path):
+def test_unknown_architecture_suggests_nearest(tmp_path):
     torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UsageError, match="wrn16_1"):
         load_model(str(tmp_path / "w.pth"), ModelOverrides(architecture="wrn16_11"))
 
 
-def test_the_users_own_factory_gives_the_network(tmp_path, monkeypatch):
+def test_user_factory_builds_the_network(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
@@ -212,7 +212,7 @@ def test_the_users_own_factory_gives_the_network(tmp_path, monkeypatch):
     assert card.classes == 6
 
 
-def test_a_trusted_pickled_module_is_a_teacher(tmp_path):
+def test_trusted_module_is_a_teacher(tmp_path):
     torch.save(build_model("wrn16_1", classes=10), tmp_path / "m.pth")
     with pytest.raises(CompressError, match="refused"):
         load_model(str(tmp_path / "m.pth"))
@@ -220,7 +220,7 @@ def test_a_trusted_pickled_module_is_a_teacher(tmp_path):
     assert (card.architecture, card.classes) == ("exported", 10)
 
 
-def test_what_is_assumed_is_said(tmp_path):
+def test_assumptions_are_in_the_card(tmp_path):
     torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(image_size=(32, 32)))
     assert card.provenance == {"source": "w.pth", "assumed": ["mean", "std"]}
@@ -228,16 +228,16 @@ def test_what_is_assumed_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["torchvision/resnet19", "timm/resnet19"])
-def test_an_unknown_published_name_suggests_another(spec):
-    with pytest.raises(UsageError, match="did you mean"):
+def test_unknown_pretrained_name_suggests_nearest(spec):
+    with pytest.raises(UsageError, match="resnet"):
         load_model(spec)
 
 
-def test_published_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
+def test_failed_download_names_the_reason(monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(CompressError, match=r"could not be had \(no route to host\); download .* give the file"):
+    with pytest.raises(CompressError, match=r"no route to host"):
         load_model("torchvision/resnet18")

@@ -43,7 +43,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("architecture", COUNTS)
-def test_the_answers_are_the_same_and_the_original_is_left_alone(architecture):
+def test_folding_keeps_outputs_and_original(architecture):
     net = trained(architecture)
     before = copy.deepcopy(net.state_dict())
     made = fold_batchnorm(net, SIZE)
@@ -57,7 +57,7 @@ def test_the_answers_are_the_same_and_the_original_is_left_alone(architecture):
     assert off < 1e-10
 
 
-def test_gradients_reach_the_images_as_before():
+def test_folding_keeps_input_gradients():
     net = trained("wrn16_2").double()
     made = fold_batchnorm(net, SIZE)
     slopes = []
@@ -89,7 +89,7 @@ class Awkward(nn.Module):
         return self.norms[5](self.plain(self.norms[4](self.hooked(x))))
 
 
-def test_what_is_used_elsewhere_too_is_not_folded():
+def test_shared_layers_are_not_folded():
     net = Awkward().eval().double()
     assert find_foldable_pairs(net, SIZE) == [("plain", "norms.5")]
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
@@ -97,14 +97,14 @@ def test_what_is_used_elsewhere_too_is_not_folded():
         assert torch.allclose(fold_batchnorm(net, SIZE)(x), net(x), rtol=1e-10, atol=1e-12)
 
 
-def test_a_normalisation_by_the_batch_is_not_folded():
+def test_batch_statistics_are_not_folded():
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
     assert find_foldable_pairs(net, SIZE) == []
 
 
-def test_nothing_to_fold_is_told_in_one_sentence():
+def test_nothing_to_fold_is_refused():
     conv = nn.Conv2d(3, 3, 3)
     scripted = torch.jit.trace(nn.Sequential(conv, nn.BatchNorm2d(3)).eval(), torch.rand(1, 3, 8, 8))
     for net in (conv, scripted):
-        with pytest.raises(UsageError, match=r"^teachers\.fold: .*leave it out\.$"):
+        with pytest.raises(UsageError, match=r"^teachers\.fold_batchnorm"):
             fold_batchnorm(net, SIZE)  # pyright: ignore[reportArgumentType]

@@ -49,13 +49,13 @@ WRAPPINGS = {
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_every_usual_wrapping_comes_off(tmp_path, state, wrapping):
+def test_checkpoint_wrapping_is_removed(tmp_path, state, wrapping):
     path = tmp_path / "w.pth"
     torch.save(WRAPPINGS[wrapping](state), path)
     assert same(read_checkpoint(path).state, state)
 
 
-def test_safetensors_and_the_old_torch_format_are_read(tmp_path, state):
+def test_checkpoint_formats_are_read(tmp_path, state):
     save_file(dict(state), tmp_path / "w.safetensors", metadata={"arch": "wrn16_1"})
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     found = read_checkpoint(tmp_path / "w.safetensors")
@@ -64,7 +64,7 @@ def test_safetensors_and_the_old_torch_format_are_read(tmp_path, state):
     assert same(read_checkpoint(tmp_path / "old.pth").state, state)
 
 
-def test_plain_weights_go_before_averaged_ones_unless_asked(tmp_path, state):
+def test_plain_weights_precede_ema(tmp_path, state):
     averaged = {key: value + 1 for key, value in state.items()}
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "w.pth")
     found = read_checkpoint(tmp_path / "w.pth")
@@ -73,7 +73,7 @@ def test_plain_weights_go_before_averaged_ones_unless_asked(tmp_path, state):
     assert same(read_checkpoint(tmp_path / "w.pth", ema=True).state, averaged)
 
 
-def test_what_else_the_file_says_is_kept(tmp_path, state):
+def test_checkpoint_metadata_is_kept(tmp_path, state):
     torch.save({"model": state, "epoch": 7, "arch": "wrn16_1", "classes": ["cat", "dog"]}, tmp_path / "a.pth")
     found = read_checkpoint(tmp_path / "a.pth")
     assert found.metadata == {"epoch": 7, "arch": "wrn16_1"}
@@ -82,7 +82,7 @@ def test_what_else_the_file_says_is_kept(tmp_path, state):
     assert read_checkpoint(tmp_path / "b.pth").class_names == ["cat", "dog"]
 
 
-def test_a_prefix_that_not_all_names_share_stays(tmp_path):
+def test_partial_prefix_is_kept(tmp_path):
     state = {"model.weight": torch.ones(2), "head.weight": torch.ones(2)}
     torch.save(state, tmp_path / "w.pth")
     assert same(read_checkpoint(tmp_path / "w.pth").state, state)
@@ -99,26 +99,26 @@ class Payload:
 
 
 @pytest.mark.parametrize("writer", ["torch", "old torch", "pickle"])
-def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path, state, writer):
+def test_pickle_with_code_is_refused(tmp_path, state, writer):
     tripwire, path = tmp_path / "executed", tmp_path / "evil.pth"
     content = {"state_dict": state, "extra": Payload(tripwire)}
     if writer == "pickle":
         path.write_bytes(pickle.dumps({"extra": Payload(tripwire)}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    with pytest.raises(CompressError, match=r"refused.*posix\.system.*would execute code.*--trust-pickle") as caught:
+    with pytest.raises(CompressError, match=r"posix\.system.*--trust-pickle") as caught:
         read_checkpoint(path)
     assert caught.value.exit_code == 1
     assert not tripwire.exists()
 
 
-def test_a_pickled_module_is_refused_with_the_way_to_convert_it(tmp_path):
+def test_pickled_module_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "m.pth")
-    with pytest.raises(CompressError, match=r"torch\.nn\.modules\.linear\.Linear.*torch\.save\(m\.state_dict\(\)"):
+    with pytest.raises(CompressError, match=r"torch\.nn\.modules\.linear\.Linear"):
         read_checkpoint(tmp_path / "m.pth")
 
 
-def test_a_pickled_module_is_loaded_on_trust(tmp_path):
+def test_pickled_module_with_trust(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "m.pth")
     found = read_checkpoint(tmp_path / "m.pth", trust_pickle=True)
     assert isinstance(found.module, nn.Linear)
@@ -128,48 +128,48 @@ def test_a_pickled_module_is_loaded_on_trust(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.999])
-def test_a_truncated_file_says_so(tmp_path, state, kind, share):
+def test_truncated_checkpoint_is_refused(tmp_path, state, kind, share):
     path = tmp_path / f"w.{kind}"
     torch.save(state, path) if kind == "pth" else save_file(dict(state), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CompressError, match=r"copy it again|truncated|empty"):
+    with pytest.raises(CompressError, match=path.name):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "datum"),
     [
-        ({}, "no weights in it"),
-        ({"epoch": 3}, "no weights in it; found a dictionary with 'epoch'"),
-        ([1, 2], "found a list"),
-        ({"state_dict": {}}, "no weights|empty"),
-        ({"state_dict": {"note": "x"}}, "no weights|empty"),
-        (torch.ones(3), "found a Tensor"),
-        ({"w": torch.ones(1).expand(10**6, 10**6)}, "refused, w claims shape"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "sparse"),
+        ({}, ""),
+        ({"epoch": 3}, "epoch"),
+        ([1, 2], "list"),
+        ({"state_dict": {}}, ""),
+        ({"state_dict": {"note": "x"}}, ""),
+        (torch.ones(3), "Tensor"),
+        ({"w": torch.ones(1).expand(10**6, 10**6)}, "w .*1000000"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w "),
     ],
 )
-def test_what_is_no_state_dict_is_named(tmp_path, content, sentence):
+def test_other_content_is_refused(tmp_path, content, datum):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(CompressError, match=sentence):
+    with pytest.raises(CompressError, match=rf"w\.pth: .*{datum}"):
         read_checkpoint(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [b"hello, world", bytes(range(256)) * 40, b"\x89PNG\r\n\x1a\n" + bytes(500)])
-def test_another_kind_of_file_is_named(tmp_path, content):
+def test_other_file_is_refused(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(CompressError, match="not a torch file"):
+    with pytest.raises(CompressError, match=r"w\.pth"):
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_a_decompression_bomb_is_refused_unopened(tmp_path):
+def test_decompression_bomb_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(200 * 2**20))
-    with pytest.raises(CompressError, match="decompression bomb"):
+    with pytest.raises(CompressError, match=r"w\.pth"):
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_a_missing_file_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="no such file"):
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"w\.pth"):
         read_checkpoint(tmp_path / "w.pth")

@@ -29,7 +29,7 @@ def support(net, size, row):
 
 
 @pytest.mark.parametrize("patch", PATCH_LAYERS)
-def test_a_logit_sees_a_patch_of_the_size_asked_for(patch):
+def test_logit_receptive_field_is_the_patch(patch):
     net = PatchDiscriminator(patch, width=8)
     middle = net(torch.rand(2, 3, 96, 96)).shape[2] // 2
     first, last = support(net, 96, middle)
@@ -39,7 +39,7 @@ def test_a_logit_sees_a_patch_of_the_size_asked_for(patch):
     assert support(net, 96, middle + 1)[0] - first == jump
 
 
-def test_the_patch_that_is_the_whole_image_sees_all_of_it():
+def test_image_discriminator_covers_32_pixels():
     net = build_discriminator(32, 32, width=16)
     assert isinstance(net, ImageDiscriminator)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 1, 1, 1)
@@ -47,7 +47,7 @@ def test_the_patch_that_is_the_whole_image_sees_all_of_it():
 
 
 @pytest.mark.parametrize("size", [48, 64, 96, 128, 224, 256])
-def test_the_patch_that_is_a_larger_image_sees_all_of_it(size):
+def test_image_discriminator_covers_large_images(size):
     net = build_discriminator(size, size, width=8)
     assert isinstance(net, ImageDiscriminator)
     assert net(torch.rand(2, 3, size, size)).shape == (2, 1, 1, 1)
@@ -57,12 +57,12 @@ def test_the_patch_that_is_a_larger_image_sees_all_of_it(size):
 @pytest.mark.parametrize(
     ("patch", "size", "side"), [(22, 128, 16), (22, 224, 28), (22, 256, 32), (46, 224, 14), (46, 64, 4)]
 )
-def test_the_number_of_patches_on_larger_images(patch, size, side):
+def test_patch_count_on_large_images(patch, size, side):
     assert build_discriminator(patch, size, width=8)(torch.rand(2, 3, size, size)).shape == (2, 1, side, side)
 
 
 @pytest.mark.parametrize("patch", PATCH_LAYERS)
-def test_the_measured_patch_is_the_same_on_larger_images(patch):
+def test_receptive_field_on_large_images(patch):
     """128 pixels, from the gradient of the logit in the middle."""
     net = build_discriminator(patch, 128, width=4)
     first, last = support(net, 128, net(torch.rand(2, 3, 128, 128)).shape[2] // 2)
@@ -70,11 +70,11 @@ def test_the_measured_patch_is_the_same_on_larger_images(patch):
 
 
 @pytest.mark.parametrize(("patch", "side"), [(1, 32), (2, 31), (4, 16), (8, 8), (10, 8), (18, 8), (22, 4)])
-def test_the_number_of_patches_on_32_pixels(patch, side):
+def test_patch_count_on_32_pixels(patch, side):
     assert build_discriminator(patch, 32, width=8)(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
 
 
-def test_parameters_of_the_published_networks():
+def test_discriminator_parameters_match_paper():
     """By hand: kernel² · in · out, biases where no BatchNorm follows, two a channel of it. L = 8 at width 128."""
     hidden, last = 4 * 4 * 3 * 128 + 128, 256 + 1
     published = {
@@ -92,7 +92,7 @@ def test_parameters_of_the_published_networks():
 
 
 @pytest.mark.parametrize("patch", [*PATCH_LAYERS, 32])
-def test_images_are_judged_around_mid_grey(patch):
+def test_gray_images_have_bounded_logits(patch):
     """Zero padding then looks like mid-grey: a grey image is judged alike inside and at the border, up to biases."""
     net = build_discriminator(patch, 32, width=8).eval()
     judged = net(torch.full((1, 3, 32, 32), 0.5))
@@ -100,14 +100,14 @@ def test_images_are_judged_around_mid_grey(patch):
     assert judged.abs().max() < 10
 
 
-def test_an_unknown_patch_is_refused_with_those_that_there_are():
-    with pytest.raises(UsageError, match=r"found 3, expected one of 1, 2, 4, 8, 10, 18, 22, 46 or the image's side"):
+def test_unknown_patch_size_is_refused():
+    with pytest.raises(UsageError, match="1, 2, 4, 8, 10, 18, 22, 46"):
         build_discriminator(3, 32)
-    with pytest.raises(UsageError, match="multiple of 16, found 28"):
+    with pytest.raises(UsageError, match="28"):
         build_discriminator(28, 28)
 
 
-def test_at_the_start_real_and_fake_are_hardly_told_apart():
+def test_initial_loss_is_near_chance():
     torch.manual_seed(0)
     judged = build_discriminator(8, 32)(torch.rand(16, 3, 32, 32))
     assert math.log(2) * 0.5 < torch.nn.functional.softplus(-judged).mean().item() < math.log(2) * 2

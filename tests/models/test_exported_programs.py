@@ -66,7 +66,7 @@ def program(tmp_path_factory):
     return path
 
 
-def test_an_exported_program_is_a_teacher_as_it_is(program):
+def test_exported_program_is_a_teacher(program):
     model, card = load_model(str(program))
     assert (card.architecture, card.classes, card.image_size) == ("exported", 7, (24, 24))
     x = torch.rand(5, 3, 24, 24, requires_grad=True)
@@ -75,7 +75,7 @@ def test_an_exported_program_is_a_teacher_as_it_is(program):
     assert gradient.abs().sum() > 0
 
 
-def test_a_program_stays_in_eval_mode(program):
+def test_exported_program_stays_in_eval(program):
     model, _ = load_model(str(program))
     x = torch.rand(2, 3, 24, 24)
     before = model(x)
@@ -83,20 +83,20 @@ def test_a_program_stays_in_eval_mode(program):
     assert torch.equal(model(x), before)
 
 
-def test_normalisation_given_by_the_user_goes_before_the_program(program):
+def test_exported_program_with_normalization(program):
     model, _ = load_model(str(program), ModelOverrides(mean=[0.5], std=[0.5]))
     x = torch.rand(2, 3, 24, 24)
     torch.testing.assert_close(model(x), small()((x - 0.5) / 0.5))
 
 
-def test_a_grey_program_is_known_by_its_signature(tmp_path):
+def test_exported_grayscale_program(tmp_path):
     export(small(1), tmp_path / "t.pt2", torch.rand(2, 1, 24, 24))
     model, card = load_model(str(tmp_path / "t.pt2"))
     assert card.grayscale
     assert model(torch.rand(2, 3, 24, 24)).shape == (2, 7)
 
 
-def test_torchscript_is_a_teacher_once_its_size_is_given(tmp_path):
+def test_torchscript_needs_image_size(tmp_path):
     path = tmp_path / "teacher.pt"
     script(small(), path)
     assert detect_file_kind(path) == "script"
@@ -110,22 +110,22 @@ def test_torchscript_is_a_teacher_once_its_size_is_given(tmp_path):
     assert gradient.abs().sum() > 0
 
 
-def test_a_program_of_one_batch_size_is_refused_with_the_cure(tmp_path):
+def test_fixed_batch_program_is_refused(tmp_path):
     export(Flat(), tmp_path / "t.pt2", torch.rand(1, 3, 24, 24), dynamic=False)
-    with pytest.raises(CompressError, match=r"dynamic batch"):
+    with pytest.raises(CompressError, match="dynamic"):
         load_model(str(tmp_path / "t.pt2"))
 
 
-def test_another_size_or_class_count_than_the_programs_is_a_usage_error(program):
+def test_program_mismatch_is_refused(program):
     with pytest.raises(UsageError, match="24x24"):
         load_model(str(program), ModelOverrides(image_size=(32, 32)))
-    with pytest.raises(UsageError, match="7 classes"):
+    with pytest.raises(UsageError, match="7 "):
         load_model(str(program), ModelOverrides(classes=10))
 
 
-def test_a_truncated_program_says_so(program, tmp_path):
+def test_truncated_program_is_refused(program, tmp_path):
     (tmp_path / "t.pt2").write_bytes(program.read_bytes()[:5000])
-    with pytest.raises(CompressError, match="truncated"):
+    with pytest.raises(CompressError, match=r"t\.pt2"):
         load_model(str(tmp_path / "t.pt2"))
 
 
@@ -158,14 +158,14 @@ def file_operator(graph):
 
 
 @pytest.mark.parametrize("change", [call_system, evil_name, evil_expression, file_operator])
-def test_a_program_that_would_run_code_is_refused(program, tmp_path, change):
+def test_program_with_code_is_refused(program, tmp_path, change):
     path = rewritten(program, tmp_path / "evil.pt2", edit(change))
     assert path.read_bytes() != program.read_bytes()
-    with pytest.raises(CompressError, match="refused: it holds"):
+    with pytest.raises(CompressError, match=r"evil\.pt2: refused"):
         load_model(str(path))
 
 
-def test_a_pickle_with_code_inside_a_program_is_refused(program, tmp_path):
+def test_program_with_pickle_is_refused(program, tmp_path):
     class Payload:
         def __reduce__(self):
             import os
@@ -175,7 +175,7 @@ def test_a_pickle_with_code_inside_a_program_is_refused(program, tmp_path):
     torch.save((Payload(),), tmp_path / "payload.pt")
     evil = (tmp_path / "payload.pt").read_bytes()
     path = rewritten(program, tmp_path / "evil.pt2", lambda name, old: evil if "sample_inputs" in name else old)
-    with pytest.raises(CompressError, match="refused: it holds a pickle"):
+    with pytest.raises(CompressError, match="pickle"):
         load_model(str(path))
     assert not (tmp_path / "executed").exists()
 

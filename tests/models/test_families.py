@@ -30,12 +30,12 @@ STAGES = {
 }
 
 
-def test_every_family_is_in_the_table():
+def test_families_are_all_in_the_table():
     assert {name for name in MODELS if infer_task(name) == "classification"} == TABLE.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_parameters_and_batchnorm_are_those_of_the_paper(name):
+def test_family_parameters_match_paper(name):
     with torch.device("meta"):
         net = build_model(name, classes=100)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -46,7 +46,7 @@ def test_parameters_and_batchnorm_are_those_of_the_paper(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_stages_have_the_shapes_of_the_paper(name):
+def test_family_stages_match_paper(name):
     net = build_model(name, classes=10).eval()
     found = {}
     for stage in STAGES[name]:
@@ -58,14 +58,14 @@ def test_the_stages_have_the_shapes_of_the_paper(name):
 
 @pytest.mark.parametrize("name", ["wrn16_1", "resnet18", "vgg11"])
 @pytest.mark.parametrize("size", [28, 32, 64])
-def test_every_family_reads_grey_and_colour_of_several_sizes(name, size):
+def test_families_read_all_input_kinds(name, size):
     for grey in (False, True):
         mean = (0.5,) if grey else (0.5,) * 3
         card = ModelCard(name, classes=3, image_size=(size, size), mean=mean, std=mean, grayscale=grey)
         assert build_network(card).eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
 
 
-def test_networks_normalise_images_themselves():
+def test_network_normalizes_images():
     card = ModelCard("wrn16_1", classes=3, image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     net, x = build_network(card).eval(), torch.rand(2, 3, 32, 32)
     by_hand = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)

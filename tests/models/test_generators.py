@@ -24,7 +24,7 @@ def count(net):
     return sum(p.numel() for p in net.parameters())
 
 
-def test_parameters_of_the_published_networks():
+def test_generator_parameters_match_papers():
     assert count(Generator()) == 2_026_051
     assert count(DeepGenerator()) == 503_875
     # CMI's by hand: linear layer, two convolutions without biases, BatchNorms, last layer
@@ -38,7 +38,7 @@ def test_parameters_of_the_published_networks():
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 64, 96])
-def test_images_of_the_size_asked_for_in_0_to_1(size):
+def test_generator_images_are_in_range(size):
     net = build_generator(size, z_dim=7, width=4)
     for z in (torch.randn(3, 7), 100 * torch.randn(3, 7)):
         x = net(z)
@@ -49,7 +49,7 @@ def test_images_of_the_size_asked_for_in_0_to_1(size):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_every_kind_makes_larger_images(kind, size):
+def test_generator_kinds_make_large_images(kind, size):
     net = build_generator(size, z_dim=7, width=2, kind=kind)
     x = net(torch.randn(2, 7))
     assert x.shape == (2, 3, size, size)
@@ -58,37 +58,37 @@ def test_every_kind_makes_larger_images(kind, size):
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_every_generator_learns_through_its_images(kind):
+def test_generator_gradients_reach_all_layers(kind):
     net = build_generator(64, width=2, kind=kind)
     net(torch.randn(4, 100)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_another_kind_and_an_unfit_size_are_refused():
-    with pytest.raises(UsageError, match="found big, expected one of shallow, small, deep, dcgan"):
+def test_unknown_generator_is_refused():
+    with pytest.raises(UsageError, match="shallow, small, deep, dcgan"):
         build_generator(64, kind="big")
-    with pytest.raises(UsageError, match="multiple of 16, found 72"):
+    with pytest.raises(UsageError, match="72"):
         build_generator(72, kind="dcgan")
 
 
-def test_shallow_up_to_64_and_deep_above():
+def test_default_kind_depends_on_size():
     assert isinstance(build_generator(64, width=2), Generator)
     assert isinstance(build_generator(96, width=2), DeepGenerator)
 
 
 @pytest.mark.parametrize("size", [30, 100])
-def test_a_size_that_cannot_be_doubled_to_is_refused(size):
+def test_unsuitable_size_is_refused(size):
     with pytest.raises(UsageError, match=rf"task\.image_size: .*found {size}"):
         build_generator(size)
 
 
-def test_different_noise_makes_different_images():
+def test_noise_changes_the_images():
     x = build_generator(32, width=4)(torch.randn(4, 100))
     assert not torch.allclose(x[0], x[1])
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_a_renewed_network_has_dcgans_first_weights(kind):
+def test_dcgan_init_statistics(kind):
     net = init_dcgan_weights(build_generator(64, z_dim=20, width=16, kind=kind))
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
@@ -109,7 +109,7 @@ def reader(channels: int = 3) -> nn.Module:
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["shallow", "small", "deep"])
-def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(kind, channels, tanh):
+def test_standardized_generator_matches_statistics(kind, channels, tanh):
     torch.manual_seed(0)
     net = standardize_output(
         build_generator(32, z_dim=16, width=8, channels=channels, kind=kind), reader(channels), tanh=tanh
@@ -126,7 +126,7 @@ def test_a_standardised_generator_begins_with_images_that_vary_as_the_data_do(ki
 
 
 @pytest.mark.parametrize("tanh", [False, True])
-def test_only_behind_a_tanh_do_images_keep_their_deviation_whatever_is_learned(tanh):
+def test_standardized_tanh_keeps_deviation(tanh):
     torch.manual_seed(0)
     net = standardize_output(build_generator(32, z_dim=16, width=8), reader(), tanh=tanh)
     with torch.no_grad():
@@ -136,11 +136,11 @@ def test_only_behind_a_tanh_do_images_keep_their_deviation_whatever_is_learned(t
     assert torch.allclose(x.std((0, 2, 3)), torch.tensor([0.35, 0.2, 0.1]), rtol=1e-2) == tanh
 
 
-def test_a_generator_without_a_sigmoid_cannot_be_standardised():
-    with pytest.raises(UsageError, match="dcgan ends in no sigmoid"):
+def test_standardized_dcgan_is_refused():
+    with pytest.raises(UsageError, match="dcgan"):
         standardize_output(build_generator(32, kind="dcgan"), reader())
 
 
-def test_a_generator_that_ends_in_tanh_already_stays_as_it_is():
+def test_standardized_tanh_dcgan_is_unchanged():
     dcgan = build_generator(32, kind="dcgan")
     assert standardize_output(dcgan, reader(), tanh=True) is dcgan

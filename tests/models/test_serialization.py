@@ -29,7 +29,7 @@ def trained_looking(card: ModelCard):
     return net.eval()
 
 
-def test_a_saved_model_answers_as_before(tmp_path):
+def test_saved_model_is_unchanged(tmp_path):
     card = a_card(
         metrics={"accuracy": 0.9}, class_names=[f"c{i}" for i in range(10)], provenance=dict(package_versions())
     )
@@ -42,7 +42,7 @@ def test_a_saved_model_answers_as_before(tmp_path):
     assert not again.training
 
 
-def test_the_file_holds_the_bodys_state_and_the_card_its_hash(tmp_path):
+def test_saved_files_contain_state_and_hash(tmp_path):
     card = a_card()
     net = trained_looking(card)
     save_model(tmp_path, net, card)
@@ -50,7 +50,7 @@ def test_the_file_holds_the_bodys_state_and_the_card_its_hash(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["sha256"] == sha256(tmp_path / "model.safetensors")
 
 
-def test_channels_last_weights_are_saved_as_they_are(tmp_path):
+def test_channels_last_weights_are_saved(tmp_path):
     card = a_card()
     net = trained_looking(card).to(memory_format=torch.channels_last)
     save_model(tmp_path, net, card)
@@ -58,7 +58,7 @@ def test_channels_last_weights_are_saved_as_they_are(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
-def test_a_grey_model_round_trips(tmp_path):
+def test_grayscale_model_is_saved(tmp_path):
     card = a_card(grey=True, mean=(0.3,), std=(0.3,))
     net = trained_looking(card)
     save_model(tmp_path, net, card)
@@ -68,40 +68,40 @@ def test_a_grey_model_round_trips(tmp_path):
     assert torch.equal(again(x), net(x))
 
 
-def test_a_flipped_bit_is_noticed(tmp_path):
+def test_flipped_bit_is_detected(tmp_path):
     save_model(tmp_path, trained_looking(a_card()), a_card())
     path = tmp_path / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CompressError, match=r"sha256.*copy the folder again"):
+    with pytest.raises(CompressError, match="sha256"):
         load_model_directory(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "datum"),
     [
-        ("{", "cannot be read"),
-        ("[]", "expected a model card"),
+        ("{", "config.json"),
+        ("[]", "list"),
         ('{"architecture": 3}', "architecture"),
-        ("\x00", "cannot"),
+        ("\x00", "config.json"),
     ],
 )
-def test_a_damaged_card_is_named(tmp_path, content, what):
+def test_damaged_card_is_refused(tmp_path, content, datum):
     save_model(tmp_path, trained_looking(a_card()), a_card())
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CompressError, match=what):
+    with pytest.raises(CompressError, match=datum):
         load_model_directory(tmp_path)
 
 
 def test_missing_weights_are_named(tmp_path):
     save_model(tmp_path, trained_looking(a_card()), a_card())
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CompressError, match=r"model\.safetensors is missing"):
+    with pytest.raises(CompressError, match=r"model\.safetensors"):
         load_model_directory(tmp_path)
 
 
-def test_weights_of_another_class_count_show_the_difference(tmp_path):
+def test_class_mismatch_lists_shapes(tmp_path):
     card = a_card()
     save_model(tmp_path, trained_looking(card), card)
     card.classes = 7
@@ -110,7 +110,7 @@ def test_weights_of_another_class_count_show_the_difference(tmp_path):
         load_model_directory(tmp_path)
 
 
-def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
+def test_failed_save_keeps_old_model(tmp_path, monkeypatch):
     card = a_card()
     net = trained_looking(card)
     save_model(tmp_path, net, card)
@@ -119,7 +119,7 @@ def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CompressError, match="disk is full"):
+    with pytest.raises(CompressError, match=r"model\.safetensors"):
         save_model(tmp_path, build_network(card), a_card())
     monkeypatch.undo()
     again, _ = load_model_directory(tmp_path)
@@ -127,7 +127,7 @@ def test_a_failing_save_leaves_the_old_model(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_a_run_folder_gives_its_best_model(tmp_path):
+def test_run_directory_loads_best_model(tmp_path):
     save_model(tmp_path / "student", trained_looking(a_card()), a_card())
     best = a_card(metrics={"accuracy": 0.5})
     save_model(tmp_path / "best", trained_looking(best), best)
@@ -135,22 +135,22 @@ def test_a_run_folder_gives_its_best_model(tmp_path):
     assert card.metrics == {"accuracy": 0.5}
 
 
-def test_an_empty_folder_is_no_model(tmp_path):
-    with pytest.raises(UsageError, match="neither a model folder"):
+def test_empty_directory_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=str(tmp_path)):
         load_model(str(tmp_path))
 
 
-def test_a_missing_path_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="no such file or folder"):
+def test_missing_path_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"nothing\.pth"):
         load_model(str(tmp_path / "nothing.pth"))
 
 
-def test_an_unknown_embedded_model_lists_what_there_is():
-    with pytest.raises(UsageError, match="no such embedded model"):
+def test_unknown_embedded_model_lists_known():
+    with pytest.raises(UsageError, match="fashion_wrn16_2"):
         load_model("embedded/nothing_of_the_kind")
 
 
-def test_a_new_student_takes_what_the_teacher_reads():
+def test_student_copies_teacher_input():
     teacher = a_card(grey=True, mean=(0.3,), std=(0.3,), metrics={"accuracy": 1.0}, sha256="x")
     student, card = build_model_like("wrn40_1", like=teacher)
     assert (card.architecture, card.classes, card.grayscale, card.mean) == ("wrn40_1", 10, True, (0.3,))
@@ -159,9 +159,11 @@ def test_a_new_student_takes_what_the_teacher_reads():
     assert student.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_options_override_the_card_and_are_checked(tmp_path):
+def test_overrides_are_applied_and_checked(tmp_path):
     save_model(tmp_path, trained_looking(a_card()), a_card())
-    model, card = load_model(str(tmp_path), ModelOverrides(mean=[0.5], std=[0.25], image_size=(24, 24), class_names=list("abcdefghij")))
+    model, card = load_model(
+        str(tmp_path), ModelOverrides(mean=[0.5], std=[0.25], image_size=(24, 24), class_names=list("abcdefghij"))
+    )
     assert card.mean == (0.5, 0.5, 0.5)
     assert model.normalize.std.flatten().tolist() == [0.25] * 3
     assert card.image_size == (24, 24)
@@ -171,13 +173,13 @@ def test_options_override_the_card_and_are_checked(tmp_path):
         {"std": [0.0]},
         {"mean": [0.1, 0.2]},
         {"class_names": ["a"]},
-        {"grey": True},
+        {"grayscale": True},
     ):
         with pytest.raises(UsageError):
             load_model(str(tmp_path), ModelOverrides(**wrong))
 
 
-def test_code_that_only_a_card_names_is_not_imported(tmp_path, monkeypatch):
+def test_code_in_card_is_not_imported(tmp_path, monkeypatch):
     module = tmp_path / "sly_factory.py"
     module.write_text("import pathlib\npathlib.Path('tripwire').touch()\ndef make(classes=10):\n    raise SystemExit\n")
     monkeypatch.chdir(tmp_path)

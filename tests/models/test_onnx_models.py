@@ -68,7 +68,7 @@ def own(tmp_path_factory) -> tuple[Path, nn.Module]:
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])
-def test_a_file_of_ours_answers_as_its_network_and_brings_its_card(own, n):
+def test_own_onnx_file_has_its_card(own, n):
     path, net = own
     model, card = load_model(str(path))
     equal(model, net, images(n))
@@ -78,7 +78,7 @@ def test_a_file_of_ours_answers_as_its_network_and_brings_its_card(own, n):
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_strangers_file_gets_images_as_they_are_or_as_its_user_says(tmp_path):
+def test_foreign_onnx_file_with_normalization(tmp_path):
     net = theirs(tmp_path / "t.onnx")
     model, card = load_model(str(tmp_path / "t.onnx"))
     equal(model, net, images())
@@ -90,7 +90,7 @@ def test_a_strangers_file_gets_images_as_they_are_or_as_its_user_says(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 12])
-def test_a_file_of_one_batch_size_gets_parts_of_it_the_last_filled_up(tmp_path, n):
+def test_fixed_batch_onnx_file_is_padded(tmp_path, n):
     net = tiny.random_network(5).get_submodule("body").eval()
     export_onnx(net, torch.zeros(4, 3, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript", dynamic_batch=False)
     model, _ = load_model(str(tmp_path / "t.onnx"))
@@ -98,7 +98,7 @@ def test_a_file_of_one_batch_size_gets_parts_of_it_the_last_filled_up(tmp_path, 
     equal(model, net, images(n))
 
 
-def test_a_segmenter_answers_every_pixel(tmp_path):
+def test_onnx_segmenter_is_a_teacher(tmp_path):
     card = tiny.CARDS["segmentation"]
     net = ours(tmp_path / "t.onnx", card)
     model, found = load_model(str(tmp_path / "t.onnx"))
@@ -106,10 +106,10 @@ def test_a_segmenter_answers_every_pixel(tmp_path):
     equal(model, net, images())
 
 
-def test_a_strangers_segmenter_of_a_coarser_map_and_of_any_size(tmp_path):
+def test_coarse_onnx_segmenter_is_resized(tmp_path):
     coarse = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
     theirs(tmp_path / "t.onnx", coarse, dynamic_size=True)
-    with pytest.raises(UsageError, match=r"nothing says which image size it reads; give it with --image-size"):
+    with pytest.raises(UsageError, match="--image-size"):
         load_model(str(tmp_path / "t.onnx"))
     model, card = load_model(str(tmp_path / "t.onnx"), ModelOverrides(image_size=(24, 24)))
     assert (card.task, card.classes, card.image_size) == ("segmentation", 5, (24, 24))
@@ -119,7 +119,7 @@ def test_a_strangers_segmenter_of_a_coarser_map_and_of_any_size(tmp_path):
     torch.testing.assert_close(model(x), large, rtol=1e-4, atol=1e-5)
 
 
-def test_a_grey_file_of_a_strangers_is_known_by_its_input(tmp_path):
+def test_grayscale_onnx_file_is_detected(tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     export_onnx(net, torch.zeros(1, 1, SIZE, SIZE), tmp_path / "t.onnx", exporter="torchscript")
     model, card = load_model(str(tmp_path / "t.onnx"))
@@ -129,7 +129,7 @@ def test_a_grey_file_of_a_strangers_is_known_by_its_input(tmp_path):
         torch.testing.assert_close(model(images()), net(luma), rtol=1e-4, atol=1e-5)
 
 
-def test_of_probabilities_the_logarithm_is_taken(tmp_path):
+def test_probabilities_become_logits(tmp_path):
     """softmax(log p / T) is softmax(t / T): they are logits up to a constant an image."""
     net = tiny.random_network(5).get_submodule("body").eval()
     theirs(tmp_path / "t.onnx", nn.Sequential(net, nn.Softmax(1)).eval())
@@ -140,7 +140,7 @@ def test_of_probabilities_the_logarithm_is_taken(tmp_path):
         torch.testing.assert_close((found / T).softmax(1), (expected / T).softmax(1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_in_half_precision(tmp_path):
+def test_half_precision_onnx_file(tmp_path):
     pooled = stranger(tmp_path / "t.onnx", kind=TensorProto.FLOAT16)
     model, _ = load_model(str(pooled), ModelOverrides(image_size=(SIZE, SIZE)))
     found = model(images())
@@ -151,7 +151,7 @@ def test_a_file_in_half_precision(tmp_path):
 # A black box among the players.
 
 
-def test_no_gradient_passes_and_its_mode_and_its_copies_are_its_own(own):
+def test_onnx_teacher_has_no_gradients(own):
     model, _ = load_model(str(own[0]))
     x = images().requires_grad_(True)
     assert not model(x).requires_grad
@@ -165,29 +165,28 @@ def test_no_gradient_passes_and_its_mode_and_its_copies_are_its_own(own):
     assert not is_black_box(own[1])
 
 
-def test_it_is_frozen_like_any_teacher_in_any_precision(own):
+def test_onnx_teacher_is_frozen(own):
     model, _ = load_model(str(own[0]))
     for precision in ("32", "bf16"):
         answer = FrozenModel(model, Accelerator(tiny.CPU, precision))(images().to(memory_format=torch.channels_last))
         torch.testing.assert_close(answer, own[1](images()).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_on_the_meta_device_it_says_that_it_cannot_so_that_a_rehearsal_is_played_for_real(own):
+def test_onnx_teacher_refuses_meta_device(own):
     model, _ = load_model(str(own[0]))
     with pytest.raises(NotImplementedError):
         copy.deepcopy(model).to("meta")(images().to("meta"))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_that_need_more_than_answers_are_refused(own, name):
+def test_methods_requiring_gradients_are_refused(own, name):
     model, card = load_model(str(own[0]))
     method = tiny.tiny_method(name)
     problem = incompatibility_reason(name, method, card.task, model)
     assert (problem is not None) == bool(method.uses)
-    assert problem is None or "an ONNX file gives answers only" in problem
 
 
-def test_inspection_says_what_it_is_and_counts_nothing(own):
+def test_onnx_inspection_counts_nothing(own):
     found = inspect_model(str(own[0]), ModelOverrides())
     assert (found.format, found.architecture, found.params, found.dtypes) == ("ONNX", "tiny:small", None, {})
     assert found.card is not None
@@ -215,33 +214,33 @@ def stranger(
 
 
 @pytest.mark.parametrize(
-    ("made", "error", "said"),
+    ("file", "error", "datum"),
     [
-        ({"labels": True}, CompressError, r"answers with labels .*export the logits, without argmax\.$"),
-        ({"inputs": 2}, CompressError, r"expected one float input .* found in0 .*; in1 "),
-        ({"outputs": 2}, CompressError, r"expected one float input .* and one output of logits, found"),
-        ({"shape": ("n", SIZE, SIZE, 3)}, UsageError, r"reads 16 channels, expected 3\.$"),
-        ({"kind": TensorProto.DOUBLE}, CompressError, r"found in0 tensor\(double\)"),
+        ({"labels": True}, CompressError, "argmax"),
+        ({"inputs": 2}, CompressError, "in0 .*; in1 "),
+        ({"outputs": 2}, CompressError, "more0"),
+        ({"shape": ("n", SIZE, SIZE, 3)}, UsageError, "16 .*3"),
+        ({"kind": TensorProto.DOUBLE}, CompressError, "double"),
     ],
 )
-def test_what_is_no_network_of_images_is_refused(tmp_path, made, error, said):
-    path = stranger(tmp_path / "t.onnx", **made)
-    with pytest.raises(error, match=said) as caught:
+def test_other_onnx_graphs_are_refused(tmp_path, file, error, datum):
+    path = stranger(tmp_path / "t.onnx", **file)
+    with pytest.raises(error, match=datum) as caught:
         load_model(str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, "half"])
-def test_a_damaged_file_is_one_sentence(own, tmp_path, content):
+def test_damaged_onnx_file_is_refused(own, tmp_path, content):
     whole = own[0].read_bytes()
     (tmp_path / "t.onnx").write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    with pytest.raises(CompressError, match=r"t\.onnx: cannot be loaded as ONNX \(.*\); the file is damaged") as caught:
+    with pytest.raises(CompressError, match=r"t\.onnx") as caught:
         load_model(str(tmp_path / "t.onnx"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_size_that_it_does_not_run_on_is_one_sentence(tmp_path):
+def test_unsupported_image_size_is_reported(tmp_path):
     """It says that any size will do, and has a linear layer that knows better."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)).eval()
     theirs(tmp_path / "t.onnx", net)
@@ -249,31 +248,29 @@ def test_a_size_that_it_does_not_run_on_is_one_sentence(tmp_path):
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
     onnx.save(model, tmp_path / "t.onnx")
-    with pytest.raises(
-        CompressError, match=r"does not run on images \[1, 3, 24, 24\] \(.*\); give the size that"
-    ) as caught:
+    with pytest.raises(CompressError, match=r"\[1, 3, 24, 24\]") as caught:
         load_model(str(tmp_path / "t.onnx"), ModelOverrides(image_size=(24, 24)))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("overrides", "datum"),
     [
-        ({"mean": [0.5]}, "normalises images itself; leave out mean and std"),
-        ({"image_size": (32, 32)}, "reads images of 16x16, found"),
-        ({"classes": 10}, "this model has 4 classes, found 10 asked for"),
-        ({"grey": False}, "reads grey images"),
+        ({"mean": [0.5]}, "mean"),
+        ({"image_size": (32, 32)}, "16x16"),
+        ({"classes": 10}, "4 .*10"),
+        ({"grayscale": False}, "grayscale"),
     ],
 )
-def test_a_file_of_ours_is_not_talked_into_being_another(own, wishes, said):
-    with pytest.raises(UsageError, match=said):
-        load_model(str(own[0]), ModelOverrides(**wishes))
+def test_onnx_overrides_are_checked(own, overrides, datum):
+    with pytest.raises(UsageError, match=datum):
+        load_model(str(own[0]), ModelOverrides(**overrides))
 
 
-def test_a_card_of_another_model_is_seen(own, tmp_path):
+def test_foreign_card_is_detected(own, tmp_path):
     model = onnx.load(own[0])
     wrong = card_to_metadata(ModelCard(**CARD.as_dict() | {"classes": 7, "class_names": None}))
     onnx.helper.set_model_props(model, wrong)
     onnx.save(model, tmp_path / "t.onnx")
-    with pytest.raises(CompressError, match=r"its card and its answers are of different models; export it again"):
+    with pytest.raises(CompressError, match=r"t\.onnx"):
         load_model(str(tmp_path / "t.onnx"))

@@ -17,6 +17,7 @@ from compress.errors import CompressError, UsageError
 from compress.models.architecture_index import recognize_architecture
 from compress.models.card import ModelCard
 from compress.models.catalog import list_models
+from compress.models.inspection import inspect_model
 from compress.models.loading import load_model
 from compress.models.overrides import ModelOverrides
 from compress.models.pretrained import default_preprocessing
@@ -47,7 +48,7 @@ def lraspp():
     ("name", "gigamacs", "convolutions", "millions"),
     [("deeplabv3_resnet50", 40.97, 40.89, 39.64), ("deeplabv3_mobilenet_v2", 5.54, 5.55, 5.11)],
 )
-def test_profile_gives_the_papers_arithmetic(name, gigamacs, convolutions, millions):
+def test_paper_pair_has_published_macs(name, gigamacs, convolutions, millions):
     done = CliRunner().invoke(main, ["profile", name, "--classes", "13", "--input-size", "256x256", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -59,7 +60,7 @@ def test_profile_gives_the_papers_arithmetic(name, gigamacs, convolutions, milli
     assert found["trained"] is False
 
 
-def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
+def test_deeplab_resnet50_matches_torchvision():
     reference = published("deeplabv3_resnet50", 13, aux_loss=False).eval()
     ours = build_model("deeplabv3_resnet50", classes=13).eval()
     ours.load_state_dict(reference.state_dict())
@@ -68,7 +69,7 @@ def test_the_teacher_is_torchvisions_and_answers_exactly_as_it_does():
         assert torch.equal(ours(x), reference(x)["out"])
 
 
-def test_the_students_last_map_is_an_eighth_and_its_tensors_are_torchvisions():
+def test_deeplab_mobilenet_matches_torchvision():
     ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval()
     own = {key.removeprefix("backbone."): value.shape for key, value in ours.state_dict().items() if "backbone" in key}
     theirs = torchvision.models.mobilenet_v2(weights=None).features[:-1].state_dict()
@@ -82,7 +83,7 @@ def test_the_students_last_map_is_an_eighth_and_its_tensors_are_torchvisions():
     assert rates == [1] * 7 + [2] * 7 + [4] * 3
 
 
-def test_a_student_without_dilation_is_torchvisions_mobilenet_inside():
+def test_undilated_mobilenet_matches_torchvision():
     """Away from the border, and up to the stride where dilation begins, both backbones compute the same."""
     ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
     theirs = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
@@ -96,24 +97,24 @@ def test_a_student_without_dilation_is_torchvisions_mobilenet_inside():
 
 
 @pytest.mark.parametrize("name", PAIR)
-def test_the_pair_reads_grey_too(name):
+def test_paper_pair_reads_grayscale(name):
     card = ModelCard(name, 3, (64, 64), "segmentation", mean=(0.5,), std=(0.5,), grayscale=True)
     with torch.device("meta"):
         assert build_network(card).eval()(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
 
 
-def test_what_an_architecture_is_for():
+def test_task_of_architectures():
     for name in MODELS:
         assert infer_task(name) == ("segmentation" if name.startswith("deeplab") else "classification")
     assert {infer_task(f"torchvision/{name}") for name in NAMES} == {"segmentation"}
     assert infer_task("torchvision/resnet18") == infer_task("timm/resnet18") == "classification"
     assert infer_task("smp/unet:resnet18") == "segmentation"
-    with pytest.raises(UsageError, match="no such model"):
+    with pytest.raises(UsageError):
         infer_task("nothing_of_the_kind")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_segmenter_of_torchvision_is_one_of_ours(name):
+def test_torchvision_segmenters_have_our_interface(name):
     with torch.device("meta"):
         model = build_model(f"torchvision/{name}", classes=7).eval()
         assert model(torch.rand(2, 3, 66, 70)).shape == (2, 7, 66, 70)
@@ -125,7 +126,7 @@ def test_every_segmenter_of_torchvision_is_one_of_ours(name):
 
 
 @pytest.mark.parametrize("arch", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
-def test_every_architecture_of_smp_answers_at_the_images_size(arch):
+def test_smp_architectures_keep_image_size(arch):
     encoder = "tu-vit_tiny_patch16_224" if arch == "dpt" else "mobilenet_v2"
     name, size = f"smp/{arch}:{encoder}", (2, 3, 150, 170)
     with torch.device("meta"):
@@ -138,13 +139,13 @@ def test_every_architecture_of_smp_answers_at_the_images_size(arch):
 
 
 @pytest.mark.parametrize("name", ["unet:resnet34", "deeplabv3plus:tu-resnet50", "upernet:mit_b0"])
-def test_files_of_smps_usual_pairs_are_recognised(name):
+def test_smp_pairs_are_recognized(name):
     match = recognize_architecture(build_on_meta(f"smp/{name}", classes=8, channels=1).state_dict())
     assert (match.candidates, match.classes, match.channels) == ((f"smp/{name}",), 8, 1)
 
 
 @pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "fpn"])
-def test_smp_answers_exactly_as_it_does_for_its_users(arch):
+def test_smp_outputs_match_the_library(arch):
     torch.manual_seed(0)
     reference = smp.create_model(arch, "resnet18", encoder_weights=None, classes=3).eval()
     ours = build_model(f"smp/{arch}:resnet18", classes=3).eval()
@@ -154,7 +155,7 @@ def test_smp_answers_exactly_as_it_does_for_its_users(arch):
         assert torch.equal(ours(x), reference(x))
 
 
-def test_smp_takes_odd_sizes_as_if_the_image_went_on_in_the_mean_colour():
+def test_smp_pads_odd_sizes():
     ours = build_model("smp/fpn:resnet18", classes=3).eval()
     x = torch.rand(1, 3, 50, 60)
     padded = torch.zeros(1, 3, 64, 64)
@@ -172,7 +173,7 @@ WRAPPINGS = {
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_the_file_of_a_torchvision_user_is_enough(tmp_path, lraspp, wrapping):
+def test_torchvision_segmenter_checkpoint(tmp_path, lraspp, wrapping):
     torch.save(WRAPPINGS[wrapping](lraspp.state_dict()), tmp_path / "t.pth")
     model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(image_size=(64, 64)))
     assert (card.architecture, card.task, card.classes) == (
@@ -184,20 +185,17 @@ def test_the_file_of_a_torchvision_user_is_enough(tmp_path, lraspp, wrapping):
 
 
 @pytest.mark.parametrize("arch", [None, "deeplabv3_mobilenet_v2"])
-def test_a_side_head_in_the_file_is_dropped_and_said(tmp_path, arch):
+def test_auxiliary_head_is_dropped(tmp_path, arch):
     state = build_model("deeplabv3_mobilenet_v2", classes=4).state_dict()
     side = {"aux_classifier.4.weight": torch.rand(4, 10, 1, 1), "aux_classifier.4.bias": torch.rand(4)}
     torch.save(state | side, tmp_path / "t.pth")
     _, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(architecture=arch))
     assert (card.architecture, card.task, card.classes) == ("deeplabv3_mobilenet_v2", "segmentation", 4)
-    assert card.provenance["left_out"] == ["aux_classifier"]
-    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth")]).stdout
-    assert "aux_classifier" in shown
-    assert "segmentation" in shown
+    assert card.provenance["dropped"] == ["aux_classifier"]
 
 
 @pytest.mark.parametrize("arch", [None, "smp/unet:mobilenet_v2"])
-def test_the_file_of_an_smp_user_is_enough(tmp_path, arch):
+def test_smp_checkpoint(tmp_path, arch):
     reference = smp.Unet("mobilenet_v2", encoder_weights=None, classes=3).eval()
     torch.save(reference.state_dict(), tmp_path / "t.pth")
     model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(architecture=arch))
@@ -205,11 +203,11 @@ def test_the_file_of_an_smp_user_is_enough(tmp_path, arch):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), reference(model.normalize(x)))
-    found = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "t.pth"), "--json"]).stdout)
-    assert (found["task"], found["classes"]) == ("segmentation", 3)
+    found = inspect_model(str(tmp_path / "t.pth"), ModelOverrides()).card
+    assert (found.task, found.classes) == ("segmentation", 3)
 
 
-def test_a_saved_segmenter_answers_as_before(tmp_path):
+def test_saved_segmenter_is_unchanged(tmp_path):
     card = ModelCard("smp/linknet:mobilenet_v2", 3, (64, 64), "segmentation")
     net = build_network(card).eval()
     save_model(tmp_path, net, card)
@@ -219,7 +217,7 @@ def test_a_saved_segmenter_answers_as_before(tmp_path):
     assert found == card
 
 
-def test_published_weights_come_with_their_class_names(monkeypatch, lraspp):
+def test_pretrained_segmenter_has_class_names(monkeypatch, lraspp):
     state = published("lraspp_mobilenet_v3_large", 21).state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
     model, card = load_model("torchvision/lraspp_mobilenet_v3_large")
@@ -231,45 +229,45 @@ def test_published_weights_come_with_their_class_names(monkeypatch, lraspp):
     )
 
 
-def test_a_student_is_for_the_teachers_task():
+def test_student_of_another_task_is_refused():
     teacher = ModelCard("deeplabv3_resnet50", 3, (64, 64), "segmentation")
     student, card = build_model_like("deeplab_wrn16_1", like=teacher)
     assert card.task == "segmentation"
     assert student.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
-    with pytest.raises(UsageError, match="wrn16_1: a network for classification, expected one for segmentation"):
+    with pytest.raises(UsageError, match="wrn16_1"):
         build_model_like("wrn16_1", like=teacher)
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "datum"),
     [
-        ("torchvision/deeplabv3_resnet51", "did you mean 'deeplabv3_resnet50'"),
-        ("smp/unett:resnet18", "did you mean 'unet'"),
-        ("smp/unet:resnet19", "did you mean 'resnet18'|did you mean 'resnet1"),
-        ("smp/unet", "names no encoder; write smp/unet:resnet18"),
-        ("smp/deeplabv3:vgg11", "do not go together"),
-        ("deeplabv3_resnet", "did you mean 'deeplabv3_resnet50'"),
+        ("torchvision/deeplabv3_resnet51", "deeplabv3_resnet50"),
+        ("smp/unett:resnet18", "unet"),
+        ("smp/unet:resnet19", "resnet1"),
+        ("smp/unet", "smp/unet:resnet18"),
+        ("smp/deeplabv3:vgg11", "vgg11"),
+        ("deeplabv3_resnet", "deeplabv3_resnet50"),
     ],
 )
-def test_an_unknown_name_suggests_another(name, sentence):
-    with pytest.raises(UsageError, match=sentence):
+def test_unknown_segmenter_suggests_nearest(name, datum):
+    with pytest.raises(UsageError, match=datum):
         build_model(name, classes=2)
 
 
-def test_smp_by_name_alone_has_no_weights():
-    with pytest.raises(UsageError, match="without trained weights; give your checkpoint"):
+def test_smp_name_has_no_weights():
+    with pytest.raises(UsageError, match="--teacher-arch"):
         load_model("smp/unet:resnet18")
 
 
-def test_without_smp_the_extra_is_named(monkeypatch):
+def test_missing_smp_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(UsageError, match=r"pip install 'compress\[smp\]'"):
+    with pytest.raises(UsageError, match=r"\[smp\]"):
         build_model("smp/unet:resnet18", classes=2)
     assert list_models()["smp/"] == []
 
 
-def test_the_catalogue_names_them():
-    found = {row["name"]: row["about"] for rows in list_models().values() for row in rows}
+def test_segmenters_are_listed():
+    found = {model.name: model.description for models in list_models().values() for model in models}
     assert "256x256 images, segmentation" in found["deeplabv3_mobilenet_v2"]
     assert "64x64 images, segmentation" in found["deeplab_wrn16_1"]
     assert found["torchvision/lraspp_mobilenet_v3_large"] == "torchvision, segmentation"
@@ -290,7 +288,7 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["plain", "dict", "tuple"])
-def test_the_users_own_segmenter_is_known_by_its_answer(tmp_path, monkeypatch, form):
+def test_user_segmenter_is_detected(tmp_path, monkeypatch, form):
     (tmp_path / f"mine_{form}.py").write_text(
         f"from test_segmenters import Whole\ndef net(classes=5):\n    return Whole(classes, {form!r})\n"
     )
@@ -307,7 +305,7 @@ def test_the_users_own_segmenter_is_known_by_its_answer(tmp_path, monkeypatch, f
     assert (card.task, card.classes, card.architecture) == ("segmentation", 6, spec)
 
 
-def test_a_trusted_pickle_of_a_segmenter_is_a_teacher(tmp_path, lraspp):
+def test_trusted_segmenter_is_a_teacher(tmp_path, lraspp):
     torch.save(lraspp, tmp_path / "t.pth")
     model, card = load_model(str(tmp_path / "t.pth"), ModelOverrides(trust_pickle=True, image_size=(64, 64)))
     assert (card.task, card.classes) == ("segmentation", 5)
@@ -317,7 +315,7 @@ def test_a_trusted_pickle_of_a_segmenter_is_a_teacher(tmp_path, lraspp):
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v2", "torchvision/lraspp_mobilenet_v3_large"])
-def test_segmenters_export_for_any_size(name):
+def test_segmenter_exports_any_size(name):
     model, side = build_model(name, classes=3).eval(), {"min": 32, "max": 999}
     n, h, w = torch.export.Dim("n"), torch.export.Dim("h", **side), torch.export.Dim("w", **side)
     example = torch.rand(2, 3, 64, 96)
@@ -327,7 +325,7 @@ def test_segmenters_export_for_any_size(name):
         torch.testing.assert_close(program(x), model(x))
 
 
-def test_a_program_that_segments_is_known_by_its_answer(tmp_path):
+def test_exported_segmenter_is_detected(tmp_path):
     module, dim = Whole(3).eval(), torch.export.Dim("batch")
     torch.export.save(
         torch.export.export(module, (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: dim},)), tmp_path / "t.pt2"
@@ -339,13 +337,11 @@ def test_a_program_that_segments_is_known_by_its_answer(tmp_path):
     torch.testing.assert_close(model(x), enlarged)
 
 
-def test_an_answer_that_is_neither_is_refused(tmp_path):
+def test_other_output_shape_is_refused(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2)).eval()
     dim = torch.export.Dim("batch")
     torch.export.save(
         torch.export.export(module, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: dim},)), tmp_path / "t.pt2"
     )
-    with pytest.raises(
-        CompressError, match=r"answers \[1, 4, 36\] .* expected \[1, classes\], or \[1, classes, height"
-    ):
+    with pytest.raises(CompressError, match=r"\[1, 4, 36\]"):
         load_model(str(tmp_path / "t.pt2"))
