@@ -14,7 +14,7 @@ COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CompressError(Exception):
-    """The operation failed. The message says what was found, what was expected and what to do. Exit code 1."""
+    """The operation failed; the message has the form `what: found X, expected Y; do Z`. Exit code 1."""
 
     exit_code = 1
 

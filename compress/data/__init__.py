@@ -41,7 +41,7 @@ def open_images(data: Any, *, root: Path | None = None, split: str = "train", la
         The images; nothing is decoded yet.
 
     Raises:
-        UsageError: Nothing is found; the message says where it was searched and how to get it.
+        UsageError: Nothing is found; the message names the searched location and the way to get it.
 
     Example:
         >>> len(open_images("embedded/fashion", split="val"))

@@ -240,7 +240,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """Rotate the image as EXIF says; EXIF that cannot be parsed is ignored."""
+    """Apply the EXIF rotation; EXIF that cannot be parsed is ignored."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)

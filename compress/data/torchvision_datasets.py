@@ -182,7 +182,7 @@ def open_torchvision_dataset(name: str, *, root: Path | None, split: str, labele
 
     Raises:
         UsageError: It has no part for validation.
-        CompressError: It is not there; the message says where it was searched.
+        CompressError: It is not there; the message names the searched directory.
     """
     spec = TORCHVISION_DATASETS[name]
     part = "labeled" if labeled and split == "train" and "labeled" in spec.splits else split

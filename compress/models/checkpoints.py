@@ -1,7 +1,7 @@
 """Read weights from safetensors and torch files, unwrap them, and execute nothing in them.
 
 Torch files are only read with torch's restricted unpickler. What it refuses (a pickled module, classes of a training
-script) raises an error that says how to convert the file. Only `trust_pickle=True` overrides this.
+script) raises an error with the way to convert the file. Only `trust_pickle=True` overrides this.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def list_safe_globals() -> list[Any]:
 
 
 def parse_blocked_global(message: str) -> str | None:
-    """The name that torch's restricted unpickler refused, if its error says so."""
+    """The name that torch's restricted unpickler refused, from its error."""
     found = re.search(
         r"GLOBAL (\S+) (?:was not|whose module)|for unrecognized function (.+)|but got (<class .+>)", message
     )

@@ -151,8 +151,8 @@ def standardize_output(inner: nn.Module, reader: nn.Module, *, tanh: bool = Fals
     """
     if tanh and isinstance(inner, DcganGenerator):
         return inner
-    normalise = next(module for module in reader.modules() if isinstance(module, Normalize))
-    return StandardizedGenerator(inner, mean=normalise.mean, std=normalise.std, tanh=tanh)
+    normalize = next(module for module in reader.modules() if isinstance(module, Normalize))
+    return StandardizedGenerator(inner, mean=normalize.mean, std=normalize.std, tanh=tanh)
 
 
 GENERATORS = {"shallow": Generator, "small": SmallGenerator, "deep": DeepGenerator, "dcgan": DcganGenerator}

@@ -37,7 +37,7 @@ def load_model(spec: str | Path | nn.Module, overrides: ModelOverrides | None = 
             `timm/NAME` (published weights), `package.module:factory`, or a module. A module is copied. If its
             tensors are those of a known architecture, its image size and normalization are assumed to be the usual
             ones; else it needs `image_size`, and images in [0, 1] go in unchanged.
-        overrides: What the model does not say of itself, or says wrongly.
+        overrides: Facts that the model does not contain, or that are wrong in it.
 
     Returns:
         A network from RGB images [n, 3, h, w] in [0, 1] to logits [n, classes], or [n, classes, h, w] for segmentation,

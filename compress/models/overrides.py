@@ -1,4 +1,4 @@
-"""What the user says about a model, and whether it can be true."""
+"""Facts about a model from the user, and their consistency checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.models.card import ModelCard
 
 @dataclass(frozen=True)
 class ModelOverrides:
-    """Facts that override or complete what a model says of itself; None: nothing to say.
+    """Facts that override or complete the card of a model; None: unchanged.
 
     Example:
         >>> ModelOverrides(image_size=(224, 224), mean=[0.5], std=[0.5]).classes is None

@@ -20,7 +20,7 @@ SMALL, MEDIUM, LARGE = (32, 32), (64, 64), (224, 224)
 
 @dataclass(frozen=True)
 class DefaultPreprocessing:
-    """The usual input of an architecture, assumed when a checkpoint says nothing."""
+    """The usual input of an architecture, assumed for checkpoints without one."""
 
     image_size: tuple[int, int]  #: (height, width) in pixels
     mean: tuple[float, ...] = IMAGENET_MEAN

@@ -32,7 +32,7 @@ from compress.plugins import import_object
 
 ModelFactory = Callable[[int, int], nn.Module]
 
-#: class count of a network that nobody gave one
+#: default class count
 DEFAULT_CLASSES = 1000
 #: number of dimensions of a network's output -> its task
 TASK_BY_OUTPUT_DIMS = {2: "classification", 4: "segmentation"}

@@ -146,7 +146,7 @@ def iter_prefixed_parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict
 
 
 def assumed_fields(overrides: ModelOverrides) -> list[str]:
-    """The fields of the card that are assumed because nothing says otherwise."""
+    """The fields of the card without a value from the user, which are assumed."""
     return [name for name in ("image_size", "mean", "std") if getattr(overrides, name) is None]
 
 
