@@ -124,7 +124,7 @@ def _types_at(cls: Any, keys: Keys) -> list[Any]:
     return [member for hint in hints for member in union_members(hint)]
 
 
-def _dataclass_at(cls: type, keys: Keys) -> type | None:
+def _dataclass_at(cls: type, keys: Keys) -> Any:
     return next((member for member in _types_at(cls, keys) if dataclasses.is_dataclass(member)), None)
 
 

@@ -217,9 +217,9 @@ def parse_overrides(items: Sequence[str], known: Iterable[str] = ()) -> dict[str
             full = [name for name in known if name.rpartition(".")[2] == keys[0]]
             hint = f"; did you mean {' or '.join(map(repr, full))}?" if full else suggest_nearest(keys[0], known)
             raise UsageError(f"--set {item}: expected the full path, section.setting=value{hint or '.'}")
-        for key in reversed(keys):
+        for key in reversed(keys[1:]):
             value = {key: value}
-        result = result.merge(value)
+        result = result.merge({keys[0]: value})
     return result.data
 
 

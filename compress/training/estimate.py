@@ -207,8 +207,9 @@ def shrink_batch(setup: TrainingSetup, costs: StepCosts, accelerator: Accelerato
 def scale_seconds(seconds: StepSeconds, lighter: TrainingSetup, setup: TrainingSetup) -> StepSeconds:
     """Scale the seconds of shrunk batches to full ones."""
     small, full = lighter.method, setup.method
-    has_pool = is_synthesizer(small) and is_synthesizer(full)
-    factor = full.images_per_synthesis / small.images_per_synthesis if has_pool else 1.0
+    factor = 1.0
+    if is_synthesizer(small) and is_synthesizer(full):
+        factor = full.images_per_synthesis / small.images_per_synthesis
     return StepSeconds(seconds.step * batch_size_of(setup) / batch_size_of(lighter), seconds.synthesis * factor)
 
 

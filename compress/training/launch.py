@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -11,14 +10,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from compress.errors import CompressError, Interrupted, UsageError
-from compress.files import write_error
+from compress.files import LockHeldError, file_lock, write_error
 
 if TYPE_CHECKING:
     from compress.engine.accelerator import Accelerator
@@ -267,22 +266,14 @@ def run_dir_lock(run_dir: Path) -> Iterator[None]:
         yield
         return
     is_new = not run_dir.exists()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / LOCK, "a+")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise write_error(run_dir, error) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(run_dir / LOCK))
+        except LockHeldError as error:
+            raise UsageError(str(error)) from error
         except OSError as error:
-            file.seek(0)
-            raise UsageError(
-                f"{run_dir}: locked by process {file.read().strip()}; wait for it, or choose another --out."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            raise write_error(run_dir, error) from error
         try:
             yield
         finally:
