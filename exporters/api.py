@@ -170,6 +170,15 @@ def export_all(
     Raises:
         ExportError: The fp32 graph does not match PyTorch.
         UnwritableError: A file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from exporters.onnx_export import create_reference
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+        >>> reference = create_reference(network, torch.zeros(1, 3, 8, 8))
+        >>> outcome = export_all(reference, Path(tempfile.mkdtemp()), ["onnx"], ["fp32", "int8"])
+        >>> len(outcome.artifacts), outcome.rejected[0].precision
+        (1, 'int8')
     """
     settings = settings or ExportSettings()
     combinations: list[tuple[Format, Precision]] = [
@@ -234,6 +243,10 @@ def resolve_output_path(
 
     Raises:
         UsageError: `output` is a file although there are several, or has another suffix than the format.
+
+    Example:
+        >>> resolve_output_path("wrn16_1", None, ["onnx"], ["int8"]).name
+        'model.int8.onnx'
     """
     count, suffix = len(formats) * len(precisions), SUFFIXES[formats[0]]
     if output is None:
@@ -274,6 +287,10 @@ def create_tolerances(max_rel: float | None = None, min_agreement: float | None 
     Args:
         max_rel: Largest difference of a logit, relative to the largest |logit|.
         min_agreement: Smallest share of equal predictions, in [0, 1]; not for fp32.
+
+    Example:
+        >>> create_tolerances(max_rel=0.01)["fp16"].max_rel
+        0.01
     """
     tolerances = dict(TOLERANCES)
     for precision, tolerance in tolerances.items():

@@ -34,6 +34,10 @@ def adds_in_32_bits(architecture: str, instructions: Collection[str]) -> bool:
     Args:
         architecture: Such as "x86_64".
         instructions: Instruction sets with Linux's names, such as "avx512_vnni".
+
+    Example:
+        >>> adds_in_32_bits("x86_64", ["avx2"]), adds_in_32_bits("aarch64", [])
+        (False, True)
     """
     return architecture.lower() not in X86 or not VNNI.isdisjoint(instructions)
 

@@ -143,6 +143,10 @@ class CudaDriver:
         """Wait until all work of the stream is done."""
         self.call("cuStreamSynchronize", self.stream)
 
+    def destroy_stream(self) -> None:
+        self.call("cuStreamDestroy_v2", self.stream)
+        del self.stream
+
 
 class CudaEvent:
     """A timing event on the driver's stream, with the methods of `torch.cuda.Event`."""

@@ -45,6 +45,7 @@ def read_model(path: Path) -> ModelProto:
             shapes are absurd, its graph is cyclic, or its operators are unknown.
 
     Example:
+        >>> from pathlib import Path
         >>> read_model(Path("missing.onnx"))
         Traceback (most recent call last):
         exporters.errors.MissingFileError: missing.onnx: no such file; expected an .onnx file.

@@ -46,6 +46,10 @@ def parse_version(text: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: The text does not begin with a number.
+
+    Example:
+        >>> parse_version("10.13.3.9") > parse_version("10.2")
+        True
     """
     match = re.match(r"\d+(?:\.\d+)*", text)
     if match is None:

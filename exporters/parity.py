@@ -25,7 +25,13 @@ BATCH_SIZES = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest allowed differences between an exported file and the network."""
+    """Largest allowed differences between an exported file and the network.
+
+    Example:
+        >>> strict = Tolerance(max_rel=1e-4, max_disagreement=0.0)
+        >>> strict.min_cosine
+        -1.0
+    """
 
     max_rel: float | None  #: largest difference of a logit, relative to the largest |logit|; None: unlimited
     max_disagreement: float | None  #: largest share of predictions (images or pixels) that differ; None: unlimited
@@ -67,6 +73,13 @@ def compare_outputs(reference: PredictFunction, candidate: PredictFunction, batc
 
     Raises:
         ValueError: Shapes differ, the reference is not finite, or there are no images.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.array([[1.0, 2.0], [4.0, 3.0]])
+        >>> parity = compare_outputs(lambda x: x, lambda x: x + 0.5, [images])
+        >>> parity.max_abs, parity.max_rel, parity.top1_agreement
+        (0.5, 0.125, 1.0)
     """
     parts = [compare_batch(np.asarray(reference(x), np.float64), np.asarray(candidate(x))) for x in batches]
     if sum(part.images for part in parts) == 0:

@@ -27,7 +27,12 @@ MAX_UINT8_CLASSES = 256
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image of any size becomes one of the network's size: center crop and resize."""
+    """Center crop and resize of images of any size to the network's input size.
+
+    Example:
+        >>> Preprocessing(size=(224, 224), resize=256).resize
+        256
+    """
 
     size: tuple[int, int]  #: (height, width) of the network's input
     resize: int | None = None  #: length that the short side is resized to before the crop; None: max(size)

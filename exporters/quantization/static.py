@@ -146,6 +146,16 @@ def quantize_static(
     Raises:
         ExportError: The file has no float32 layers or is quantized already, a name is no layer, or the images do not
             fit.
+
+    Example:
+        >>> import tempfile, numpy, torch
+        >>> from exporters import export_onnx
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10))
+        >>> _ = export_onnx(network, torch.zeros(1, 3, 8, 8), directory / "net.onnx")
+        >>> images = numpy.random.default_rng(0).random((16, 3, 8, 8), dtype=numpy.float32)
+        >>> quantize_static(directory / "net.onnx", directory / "net.int8.onnx", lambda: [images]).layers
+        2
     """
     with calibrated_session(source, batches, target=target, calibrator=calibrator, keep=keep) as session:
         return session.write(path, keep)

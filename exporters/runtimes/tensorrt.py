@@ -207,6 +207,7 @@ class TensorRTRunner(EngineInfo, Runner):
     def close(self) -> None:
         self.driver.activate()
         self.free_buffers()
+        self.driver.destroy_stream()
         del self.context, self.cuda_engine, self.library_runtime
 
 

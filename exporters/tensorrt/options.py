@@ -47,7 +47,12 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ShapeRanges:
-    """Image shapes that an engine takes. Raise ExportError for ranges that do not increase."""
+    """Image shapes that an engine takes. Raise ExportError for ranges that do not increase.
+
+    Example:
+        >>> ShapeRanges(batch=(1, 8, 64), size=(224, 224)).size_ranges
+        ((224, 224, 224), (224, 224, 224))
+    """
 
     batch: Range = (1, 1, 1)  #: smallest, optimal and largest batch size
     #: (height, width), or smallest, optimal and largest (height, width); None: that of the file

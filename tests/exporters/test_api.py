@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +117,19 @@ def test_output_path(output, formats, precisions, expected) -> None:
 def test_output_path_of_wrong_kind(output, formats, precisions) -> None:
     with pytest.raises(UsageError, match=r"a\.onnx"):
         resolve_output_path("name", output, formats, precisions)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api", "cpu", "loading", "onnx_export", "onnx_validation", "packages", "parity", "pre_post",
+        "quantization.static", "tensorrt.options",
+    ],
+)  # fmt: skip
+def test_docstring_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"exporters.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_package_is_lazy_and_complete() -> None:

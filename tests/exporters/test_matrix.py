@@ -1,7 +1,7 @@
 """Every kind of network in every format and precision, at batch sizes 1, 2 and 5 and, for maps, at odd sizes too.
 
-The networks are trained for a few steps on real images, because predictions of a random network are near ties, which flip
-at any rounding.
+The networks are trained for a few steps on real images, because predictions of a random network are near ties that
+flip at any rounding.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def test_exported_programs_are_exported(tmp_path: Path) -> None:
 
 
 def test_error_reason_without_colors() -> None:
-    from exporters.errors import first_line
+    from compress.errors import first_line
 
     error = RuntimeError("\x1b[96mFailed\x1b[0m to export\nstep 1")
     assert first_line(error) == "Failed to export"
