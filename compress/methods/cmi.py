@@ -29,7 +29,7 @@ from compress.engine.schedules import constant
 from compress.engine.synthesis import BestBatch, synthesis_step
 from compress.engine.trainable import InnerLoop, TrainableModel
 from compress.losses import inversion, logits, priors
-from compress.methods.fields import Count, Positive, Weight
+from compress.methods.fields import SMALL_GENERATOR, Count, Positive, Weight
 from compress.methods.generator_setup import create_generator, to_images
 from compress.models.generators import init_dcgan_weights, square_side
 
@@ -48,10 +48,7 @@ class CMI:
 
     cross_entropy: Weight = setting(1.0, "Weight of the cross entropy with the target class of each image.")
     bn: Weight = setting(1.0, "Weight of the teacher's BatchNorm statistics, a sum of norms over its layers.")
-    adv: Weight = setting(
-        0.5,
-        "Weight of the divergence of student and teacher where both predict the same class (maximized).",
-    )
+    adv: Weight = setting(0.5, "Weight of the divergence of student and teacher if their classes agree (maximized).")
     contrast: Weight = setting(0.8, "Weight of the contrastive loss between images.")
     contrast_temperature: Positive = setting(0.1, "Temperature of the contrastive loss.")
     bank_size: Count = setting(40960, "Earlier images in the memory bank, summed over processes.")
@@ -60,14 +57,8 @@ class CMI:
     images_per_synthesis: Count = setting(256, "Images per synthesis, summed over processes.")
     iterations: Count = setting(200, "Optimization steps per synthesis.")
     student_steps: Count = setting(400, "Student steps per synthesis.")
-    lr_G: Positive = setting(
-        1e-3,
-        "Learning rate of generator, noise (Adam, betas 0.5 and 0.999) and projection (Adam).",
-    )
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep or dcgan; default: small up to 64 pixels, else deep.",
-    )
+    lr_G: Positive = setting(1e-3, "Learning rate of generator and noise (Adam, betas 0.5 and 0.999), and projection.")
+    generator: str | None = setting(None, SMALL_GENERATOR)
     z_dim: Count = setting(256, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
     temperature: Positive = setting(20.0, "Temperature of the softened predictions that the student matches.")

@@ -24,7 +24,7 @@ from compress.engine.hooks import capture_activations, find_classifier
 from compress.engine.run import Run
 from compress.engine.schedules import constant
 from compress.losses import features, logits
-from compress.methods.fields import Count, Positive, Weight
+from compress.methods.fields import SMALL_GENERATOR, Count, Positive, Weight
 from compress.methods.generator_setup import create_standardized_generator, to_images
 
 
@@ -44,16 +44,10 @@ class DAFL:
     lr: Positive = setting(0.1, "Learning rate of the student (SGD, momentum 0.9, cosine).")
     weight_decay: Weight = setting(5e-4, "Weight decay of the student.")
     lr_G: Positive = setting(0.02, "Learning rate of the generator (Adam, constant).")
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep or dcgan; default: small up to 64 pixels, else deep.",
-    )
+    generator: str | None = setting(None, SMALL_GENERATOR)
     z_dim: Count = setting(1000, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
-    standardize_output: bool = setting(
-        True,
-        "Generator ends in tanh and BatchNorm, as published; otherwise in a sigmoid.",
-    )
+    standardize_output: bool = setting(True, "End G in tanh and BatchNorm, as published, not in a sigmoid.")
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam
 from compress.config import setting
 from compress.engine.run import Run
 from compress.losses import logits
-from compress.methods.fields import Count, Positive, Weight
+from compress.methods.fields import SMALL_GENERATOR, Count, Positive, Weight
 from compress.methods.generator_setup import create_standardized_generator, to_images
 
 
@@ -36,23 +36,14 @@ class DFAD:
     batch_size: ClassVar[int] = 256
 
     student_steps: Count = setting(5, "Student steps per iteration, each on new images, before the generator's step.")
-    log_gap: bool | None = setting(
-        None,
-        "Generator maximizes log(1 + gap) instead of the gap; default: for segmentation.",
-    )
+    log_gap: bool | None = setting(None, "Maximize log(1 + gap) instead of the gap; default: for segmentation.")
     lr: Positive = setting(0.1, "Learning rate of the student (SGD, momentum 0.9, cosine).")
     weight_decay: Weight = setting(5e-4, "Weight decay of the student.")
     lr_G: Positive = setting(1e-3, "Learning rate of the generator (Adam, cosine).")
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep or dcgan; default: small up to 64 pixels, else deep.",
-    )
+    generator: str | None = setting(None, SMALL_GENERATOR)
     z_dim: Count = setting(256, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
-    standardize_output: bool = setting(
-        True,
-        "Generator ends in tanh and BatchNorm, as published; otherwise in a sigmoid.",
-    )
+    standardize_output: bool = setting(True, "End G in tanh and BatchNorm, as published, not in a sigmoid.")
 
     def setup(self, run: Run) -> None:
         self.T, self.rows = run.teacher, run.task.rows

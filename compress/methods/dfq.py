@@ -26,7 +26,7 @@ from compress.engine.hooks import capture_batchnorm_stats
 from compress.engine.run import Run
 from compress.engine.schedules import constant
 from compress.losses import logits, priors
-from compress.methods.fields import Count, Positive, Weight
+from compress.methods.fields import SHALLOW_GENERATOR, Count, Positive, Weight
 from compress.methods.generator_setup import create_generator, to_images
 
 
@@ -48,10 +48,7 @@ class DFQ:
     lr: Positive = setting(0.1, "Learning rate of the student (SGD, momentum 0.9, cosine).")
     weight_decay: Weight = setting(1e-4, "Weight decay of the student.")
     lr_G: Positive = setting(1e-3, "Learning rate of the generator (Adam, betas 0.5 and 0.999, constant).")
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep, dcgan; default: shallow up to 64 pixels, else deep.",
-    )
+    generator: str | None = setting(None, SHALLOW_GENERATOR)
     z_dim: Count = setting(256, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
     eval_mode_G: bool = setting(

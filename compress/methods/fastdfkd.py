@@ -29,7 +29,7 @@ from compress.engine.schedules import constant
 from compress.engine.synthesis import BestBatch, synthesis_step
 from compress.engine.trainable import InnerLoop
 from compress.losses import inversion, logits, priors
-from compress.methods.fields import Count, CountOrZero, Fraction, Positive, Weight
+from compress.methods.fields import SMALL_GENERATOR, Count, CountOrZero, Fraction, Positive, Weight
 from compress.methods.generator_setup import create_generator, to_images
 
 REPTILE_SCALE = 67  #: factor of Reptile's difference of weights, as published
@@ -47,28 +47,16 @@ class FastDFKD:
     cross_entropy: Weight = setting(0.4, "Weight of the cross entropy with the target class of each image.")
     bn: Weight = setting(10.0, "Weight of the teacher's BatchNorm statistics, a sum of norms over its layers.")
     bn_momentum: Fraction = setting(0.9, "Share of earlier batches in the compared statistics.")
-    adv: Weight = setting(
-        1.1,
-        "Weight of the divergence of student and teacher where both predict the same class (maximized).",
-    )
+    adv: Weight = setting(1.1, "Weight of the divergence of student and teacher if their classes agree (maximized).")
     images_per_synthesis: Count = setting(256, "Images per synthesis, summed over processes.")
     iterations: Count = setting(10, "Optimization steps per synthesis (k).")
     student_steps: Count = setting(400, "Student steps per synthesis.")
     warmup: CountOrZero = setting(20, "Syntheses before the student's first step, one per step of the run.")
     reset: CountOrZero = setting(120, "Number of syntheses after warm-up until G's first layers are reset; 0: never.")
-    reptile: bool = setting(
-        False,
-        "Move G towards the weights of its copy (Reptile) instead of along summed gradients (MAML).",
-    )
-    lr_G: Positive = setting(
-        2e-3,
-        "Learning rate of the copy of G (Adam, betas 0.5 and 0.999); G's is k times as large.",
-    )
+    reptile: bool = setting(False, "Move G toward its copy's weights (Reptile), not along summed gradients (MAML).")
+    lr_G: Positive = setting(2e-3, "Learning rate of G's copy (Adam, betas 0.5 and 0.999); G's is k times as large.")
     lr_z: Weight = setting(0.01, "Learning rate of the noise.")
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep or dcgan; default: small up to 64 pixels, else deep.",
-    )
+    generator: str | None = setting(None, SMALL_GENERATOR)
     z_dim: Count = setting(256, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
     temperature: Positive = setting(20.0, "Temperature of the softened predictions that the student matches.")

@@ -38,10 +38,7 @@ class KD:
     weight_decay: Weight = setting(1e-4, "Weight decay of the student.")
     augment: bool = setting(True, "Random crop (4 pixels) and flip.")
     color_jitter: bool = setting(False, "Random colors, and flip half of the images.")
-    cache_teacher_logits: bool = setting(
-        False,
-        "Compute teacher logits once per image; excludes augment and color_jitter.",
-    )
+    cache_teacher_logits: bool = setting(False, "Compute teacher logits once per image; needs unchanged images.")
 
     def setup(self, run: Run) -> None:
         self.T = run.teacher

@@ -31,7 +31,7 @@ from compress.engine.teacher_cache import cache_teacher_logits
 from compress.engine.trainable import InnerLoop
 from compress.errors import UsageError
 from compress.losses import adversarial, logits, priors
-from compress.methods.fields import Count, CountOrZero, Fraction, Positive, Weight
+from compress.methods.fields import SHALLOW_GENERATOR, Count, CountOrZero, Fraction, Positive, Weight
 from compress.methods.generator_setup import create_generator, to_images
 from compress.models.discriminators import build_discriminator
 from compress.models.generators import square_side
@@ -51,30 +51,18 @@ class MosaicKD:
         "Patch size of the discriminator in pixels: 1, 2, 4, 8, 10, 18, 22, or the image's side (Table 4); auto: "
         "selected before the run by the domain shift of the images.",
     )
-    local: Weight = setting(
-        1.0,
-        "Weight of L_local, summed over the patches of an image (Eq. 3); 0 removes the discriminator.",
-    )
+    local: Weight = setting(1.0, "Weight of L_local, summed over an image's patches (Eq. 3); 0: no discriminator.")
     align: Weight = setting(1.0, "Weight of L_align, the teacher's entropy on mosaics (Eq. 4).")
-    adv: Weight = setting(
-        1.0,
-        "Weight of the divergence of student and teacher, which the generator maximizes (Eq. 7).",
-    )
+    adv: Weight = setting(1.0, "Weight of the divergence of student and teacher, maximized by the generator (Eq. 7).")
     balance: Weight = setting(10.0, "Weight of the entropy of the mean prediction over a batch, in bits (appendix).")
     balance_per_pixel: bool = setting(False, "For segmentation, balance the classes at each pixel (not in the paper).")
-    bn: Weight = setting(
-        0.0,
-        "Weight of the teacher's BatchNorm statistics on mosaics (DeepInversion; not in the paper).",
-    )
+    bn: Weight = setting(0.0, "Weight of the teacher's BatchNorm statistics (DeepInversion; not in the paper).")
     ema_G: Fraction = setting(
         0.0,
         "Decay of a moving average of the generator, which makes half of the student's mosaics (MAD; not in the "
         "paper); 0: none.",
     )
-    meta_steps: CountOrZero = setting(
-        0,
-        "Steps in which a copy of the generator adapts to the student (FastDFKD; not in the paper); 0: none.",
-    )
+    meta_steps: CountOrZero = setting(0, "Steps of G's copy that adapts to the student (FastDFKD; not in the paper).")
     lr_z: Weight = setting(0.01, "Learning rate of the noise that adapts with that copy.")
     temperature: Positive = setting(1.0, "Temperature of the softened predictions that the student matches.")
     student_steps: Count = setting(5, "Student steps per iteration (k of Algorithm 1).")
@@ -83,25 +71,13 @@ class MosaicKD:
     weight_decay: Weight = setting(1e-4, "Weight decay of the student.")
     lr_G: Positive = setting(1e-3, "Learning rate of the generator (Adam, betas 0.5 and 0.999, cosine).")
     lr_D: Positive = setting(1e-3, "Learning rate of the discriminator (Adam, betas 0.5 and 0.999, cosine).")
-    generator: str | None = setting(
-        None,
-        "Generator: small, shallow, deep, dcgan; default: shallow up to 64 pixels, else deep.",
-    )
+    generator: str | None = setting(None, SHALLOW_GENERATOR)
     z_dim: Count = setting(100, "Dimensions of the noise.")
     width_G: Count = setting(64, "Channels of the generator's last hidden layer.")
     width_D: Count = setting(128, "Channels of the discriminator's first layer.")
-    augment: bool = setting(
-        True,
-        "Random crop and flip of the student's out-of-domain images; the discriminator's stay as is.",
-    )
-    color_jitter: bool = setting(
-        False,
-        "Random colors of the student's images, and flip half of them (not in the paper).",
-    )
-    cache_teacher_logits: bool = setting(
-        False,
-        "Compute teacher logits once per out-of-domain image; excludes augment and color_jitter.",
-    )
+    augment: bool = setting(True, "Random crop and flip of the student's out-of-domain images.")
+    color_jitter: bool = setting(False, "Random colors and flips of the student's images (not in the paper).")
+    cache_teacher_logits: bool = setting(False, "Compute logits of out-of-domain images once; needs unchanged images.")
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -54,14 +54,8 @@ class SSKD:
     similarity: Weight = setting(10.0, "Weight of the similarities between rotated and original images.")
     temperature: Positive = setting(4.0, "Temperature of the softened predictions.")
     similarity_temperature: Positive = setting(0.5, "Temperature of the similarities.")
-    wrong_rotated_fraction: Share = setting(
-        1.0,
-        "Used share of rotated images that the teacher misclassifies, best ones first.",
-    )
-    wrong_similarity_fraction: Share = setting(
-        0.75,
-        "Used share of rotated images whose original the teacher does not find.",
-    )
+    wrong_rotated_fraction: Share = setting(1.0, "Used share of misclassified rotated images, best ones first.")
+    wrong_similarity_fraction: Share = setting(0.75, "Used share of rotated images with an unidentified original.")
     lr: Positive = setting(0.05, "Learning rate of the student and its head (SGD, momentum 0.9, cosine).")
     weight_decay: Weight = setting(5e-4, "Weight decay of the student and both heads.")
     lr_head: Positive = setting(0.05, "Learning rate of the teacher's head (SGD, momentum 0.9, cosine).")

@@ -38,10 +38,7 @@ class ZSKT:
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     batch_size: ClassVar[int] = 128
 
-    attention: Weight = setting(
-        250.0,
-        "Weight of the attention maps (beta): mean over positions, summed over resolutions.",
-    )
+    attention: Weight = setting(250.0, "Weight of the attention maps (beta), summed over resolutions.")
     student_steps: Count = setting(10, "Student steps per iteration, all on the same images (n_S of Algorithm 1).")
     max_grad_norm: Positive = setting(5.0, "Maximum gradient norm of the student, and of the generator.")
     lr: Positive = setting(2e-3, "Learning rate of the student (Adam, cosine).")

@@ -127,7 +127,7 @@ def test_visualize_shows_predictions_beside_images():
     images = torch.full((2, 3, 8, 8), 0.2)
     shown = Segmentation(CLASSES, (8, 8)).visualize(images, answer)
     assert shown.shape == (4, 3, 8, 8)
-    assert torch.equal(shown[0], shown[1])  # all background: nothing to colour
+    assert torch.equal(shown[0], shown[1])  # all background: nothing to color
     assert torch.equal(shown[2][..., :4], shown[3][..., :4])
     assert not torch.equal(shown[2][..., 4:], shown[3][..., 4:])
 
