@@ -96,7 +96,7 @@ class DatasetInfo:
 def distill(
     teacher: ModelLike | None = None,
     *,
-    student: str | None = None,
+    student: ModelLike | None = None,
     unlabeled: DataLike | None = None,
     unlabeled_subset: int | None = None,
     labeled: DataLike | None = None,
@@ -133,7 +133,7 @@ def distill(
     Args:
         teacher: Trained model: a name, directory, checkpoint, exported program, or a module that maps float images
             [n, 3, h, w] in [0, 1] to logits.
-        student: Architecture of the student; None: a small one that suits the image size.
+        student: Architecture of the student, or a module to train; None: a small one that suits the image size.
         unlabeled: Unlabeled images; they may be out of the teacher's domain.
         unlabeled_subset: Use only this many images, those with the highest entropy of the teacher.
         labeled: Labeled images, for methods that need them.
@@ -184,7 +184,7 @@ def distill(
 
 
 def train(
-    student: str | None = None,
+    student: ModelLike | None = None,
     *,
     labeled: DataLike | None = None,
     validation: DataLike | None = None,
@@ -211,7 +211,7 @@ def train(
     """Train a model on labeled images (teachers and baselines).
 
     Args:
-        student: Architecture to train.
+        student: Architecture or module to train.
         labeled: Labeled images: a directory with one directory per class, images/ and masks/, or a name.
         validation: Labeled images to measure on; never trained on.
         image_size: Input (height, width) in pixels; default (32, 32).
@@ -293,13 +293,13 @@ def _run_training(arguments: dict[str, Any]) -> RunResult:
 def _register_objects(arguments: dict[str, Any]) -> dict[str, Any]:
     """Replace modules and data sets by the names that they are registered under in this process."""
     registered = dict(arguments)
-    for key in ("teacher", "unlabeled", "labeled", "validation"):
+    for key in ("teacher", "student", "unlabeled", "labeled", "validation"):
         value = arguments.get(key)
         if value is not None and not isinstance(value, str | Path):
             from compress.data import register_dataset
             from compress.models import register_module
 
-            registered[key] = register_module(value) if key == "teacher" else register_dataset(value)
+            registered[key] = register_module(value) if key in ("teacher", "student") else register_dataset(value)
     return registered
 
 

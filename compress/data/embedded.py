@@ -112,13 +112,13 @@ def scene_images(split: str, arrays: dict[str, np.ndarray], names: list[str]) ->
     split = "train" if split == "train" else "val"
     garments, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)
 
-    def drawn(i: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw_item(i: int) -> tuple[np.ndarray, np.ndarray]:
         return draw_scene(garments, labels, np.random.Generator(np.random.PCG64([SEEDS[split], i])))
 
     items = [f"fashion-scenes/{split}/{i}" for i in range(COUNTS[split])]
     return ImageSet(
-        "embedded/fashion-scenes", items, lambda i: Image.fromarray(drawn(i)[0]), f"2 {split}",
-        class_names=[BACKGROUND, *names], open_mask=lambda i: drawn(i)[1],
+        "embedded/fashion-scenes", items, lambda i: Image.fromarray(draw_item(i)[0]), f"2 {split}",
+        class_names=[BACKGROUND, *names], open_mask=lambda i: draw_item(i)[1],
     )  # fmt: skip
 
 

@@ -67,15 +67,15 @@ def open_nyu(name: str, root: Path, *, split: str, labeled: bool) -> ImageSet:
     identity = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns}".encode() + chosen.tobytes())
     items = [f"{name}/{number + 1:04}" for number in chosen]
 
-    def opened(i: int) -> Image.Image:
+    def open_image(i: int) -> Image.Image:
         return Image.fromarray(frames.read_frame("images", int(chosen[i])).transpose(2, 1, 0))
 
     if not labeled:
-        return ImageSet(name, items, opened, identity.hexdigest())
+        return ImageSet(name, items, open_image, identity.hexdigest())
     table, names = build_class_table(paths, frames.label_names(), NYU[name][0])
     identity.update(table.tobytes())
 
-    def mask(i: int) -> np.ndarray:
+    def open_mask(i: int) -> np.ndarray:
         labels = frames.read_frame("labels", int(chosen[i])).T
         if labels.max(initial=0) >= len(table):
             raise CompressError(
@@ -83,7 +83,7 @@ def open_nyu(name: str, root: Path, *, split: str, labeled: bool) -> ImageSet:
             )
         return table[labels]
 
-    return ImageSet(name, items, opened, identity.hexdigest(), class_names=names, open_mask=mask)
+    return ImageSet(name, items, open_image, identity.hexdigest(), class_names=names, open_mask=open_mask)
 
 
 def locate_files(name: str, root: Path, wanted: tuple[str, ...]) -> dict[str, Path]:

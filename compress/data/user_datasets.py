@@ -32,7 +32,7 @@ def register_dataset(dataset: Any) -> str:
     The dataset is read once, to hash its content and to collect its labels.
 
     Args:
-        dataset: A torch Dataset or DataLoader, or any iterable of samples. A sample is an image, a pair
+        dataset: An ImageSet, a torch Dataset or DataLoader, or any iterable of samples. A sample is an image, a pair
             (image, target) or a mapping with "image" and "label" or "mask". Images are PIL images, uint8 or float
             tensors [3 or 1, h, w] (floats in [0, 1], not normalized) or uint8 arrays [h, w, 3]. Targets are class
             numbers, or masks [h, w] of class numbers with 255 where pixels are ignored.
@@ -49,6 +49,10 @@ def register_dataset(dataset: Any) -> str:
         >>> register_dataset(torch.utils.data.TensorDataset(images, torch.arange(4)))[:8]
         'dataset:'
     """
+    if isinstance(dataset, ImageSet):
+        spec = PREFIX + dataset.fingerprint()[:16]
+        _REGISTERED[spec] = dataset
+        return spec
     samples = list_samples(dataset)
     digest = hashlib.sha256()
     labels: list[int] = []

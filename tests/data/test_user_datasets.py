@@ -56,6 +56,7 @@ def test_dataset_images_labels_and_identity(dataset) -> None:
     assert images.name == register_dataset(TensorDataset(PIXELS, LABELS))
     assert open_images(images.name).fingerprint() == images.fingerprint()
     assert open_images(images) is images
+    assert open_images(register_dataset(images)) is images
 
 
 def test_dataset_class_names_and_unlabeled_images() -> None:
