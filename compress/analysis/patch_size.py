@@ -1,4 +1,4 @@
-"""`--patch-size auto`: MosaicKD's patch size, chosen once before a run from the domain shift of its images.
+"""Patch size of MosaicKD from the domain shift of its images, for `--patch-size auto`.
 
 Table 4 of the paper: the farther the out-of-domain data, the smaller the best patches.
 """
@@ -6,26 +6,19 @@ Table 4 of the paper: the farther the out-of-domain data, the smaller the best p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
-from compress.analysis.fid import sample_size, subsample
-from compress.config import load_yaml
+from compress.analysis.fid import subsample
 from compress.data.batches import iter_batches
 from compress.data.cache import ImageCache
-from compress.data.predictions import PIXELS_PER_BATCH, predict, select_highest_entropy
+from compress.data.predictions import PIXELS_PER_BATCH
 from compress.engine.hooks import capture_last_batchnorm
 from compress.engine.trainable import eval_mode
 from compress.errors import CompressError
-from compress.methods.mosaic import MosaicKD
 from compress.models.discriminators import PATCH_LAYERS
-from compress.training.data import load_training_images
-from compress.training.setup import RECIPE, TrainingSetup
 
-AUTO = "auto"
 #: (largest shift in nats per channel, patch size): the best sizes of Table 4 in the order of its data sets (CIFAR-10,
 #: Places365, SVHN). The shifts are estimates from the embedded teachers: their own images 0.00, the same rotated or on
 #: other backgrounds 0.1 to 0.3, other images 0.2 to 0.5, noise 0.8, blank images 1.1.
@@ -40,45 +33,6 @@ class PatchSizeChoice:
 
     patch_size: int  #: side in pixels
     reason: str  #: one sentence
-
-
-def choose_patch_size(
-    setup: TrainingSetup, run_dir: Path, *, resume: bool | None, progress: Callable[[str], None]
-) -> PatchSizeChoice | None:
-    """Replace `method.patch_size: auto` by a number in the setup; None if it is a number already.
-
-    A run that `run_dir` holds keeps its number, unless `resume` is False.
-    """
-    method = setup.method
-    if not isinstance(method, MosaicKD) or method.patch_size != AUTO:
-        return None
-    recorded = None if resume is False else recorded_patch_size(run_dir)
-    if recorded is not None:
-        choice = PatchSizeChoice(recorded, f"patch size {recorded}: that of the run in {run_dir}, which is resumed.")
-    elif not method.local:
-        reason = f"patch size {DEFAULT_PATCH_SIZE}, without effect: method.local is 0, so there is no discriminator."
-        choice = PatchSizeChoice(DEFAULT_PATCH_SIZE, reason)
-    else:
-        choice = measure_patch_size(setup, progress)
-    method.patch_size = setup.config.method["patch_size"] = choice.patch_size
-    progress(choice.reason)
-    return choice
-
-
-def recorded_patch_size(run_dir: Path) -> int | None:
-    """Return the patch size in the recipe of a run, if there is one."""
-    path = run_dir / RECIPE
-    size = load_yaml(path).get("method.patch_size") if path.exists() else None
-    return size if isinstance(size, int) else None
-
-
-def measure_patch_size(setup: TrainingSetup, progress: Callable[[str], None]) -> PatchSizeChoice:
-    """Choose the patch size for the images that the run will read, decoded into its cache."""
-    (teacher, card), data = setup.teachers[0], setup.config.data
-    cache = load_training_images(data, setup.card, "unlabeled", seed=setup.config.training.seed, progress=progress)
-    if data.subset is not None:
-        cache = cache.subset(select_highest_entropy(predict(cache, teacher), data.subset))
-    return choice_for_shift(measure_shift(teacher, cache, sample_size(card)), min(card.image_size))
 
 
 def measure_shift(net: nn.Module, cache: ImageCache, max_images: int) -> float | None:

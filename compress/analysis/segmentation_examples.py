@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,6 @@ from torch import nn
 
 from compress.data.cache import ImageCache
 from compress.models.card import ModelCard
-from compress.training.config import DataConfig
-from compress.training.data import load_validation_images
 from profiles.report.overlays import Overlays, save_overlays
 
 MAX_EXAMPLES = 5
@@ -21,21 +19,16 @@ VISIBLE_SHARE = 0.004  #: share of an image's pixels from which a class is visib
 
 
 def save_segmentation_examples(
-    run_dir: Path, models: Mapping[str, nn.Module], card: ModelCard, data: DataConfig, *,
-    progress: Callable[[str], None],
-) -> Path | None:  # fmt: skip
-    """Write overlays.npz and overlays.png into a run directory; None without validation masks.
+    run_dir: Path, cache: ImageCache, models: Mapping[str, nn.Module], card: ModelCard
+) -> Path | None:
+    """Write overlays.npz and overlays.png into a run directory; None without images.
 
     Args:
         run_dir: run directory.
+        cache: validation images with masks.
         models: networks with the task, classes and image size of `card`, by the name of their column.
         card: of the student.
-        data: data of the run.
-        progress: receives status messages.
     """
-    if card.task != "segmentation" or data.validation is None:
-        return None
-    cache = load_validation_images(data, card, progress=progress)
     return save_overlays(run_dir, predict_examples(cache, models, card)) if len(cache) else None
 
 
@@ -43,7 +36,7 @@ def predict_examples(cache: ImageCache, models: Mapping[str, nn.Module], card: M
     """Choose examples and predict them with all models."""
     candidates = np.linspace(0, len(cache) - 1, min(CANDIDATES, len(cache))).astype(np.int64)
     masks = cache.gather_targets(candidates)
-    assert masks is not None  # see load_validation_images
+    assert masks is not None  # the task is segmentation
     indices = candidates[choose_diverse_images(masks, card.classes)]
     pixels, truth = cache.gather(indices), cache.gather_targets(indices)
     assert truth is not None

@@ -51,6 +51,7 @@ class MethodRuns:
 
     @property
     def is_finished(self) -> bool:
+        """Whether all runs have finished."""
         return all(run.is_finished for run in self.runs)
 
 
@@ -114,7 +115,7 @@ def build_runs(
     experiment: ExperimentConfig, student: str, teacher: LoadedTeacher, output_dir: Path, *, prefix: str = "",
     same_steps: bool = False,
 ) -> tuple[list[MethodRuns], list[SkippedMethod]]:  # fmt: skip
-    """Build the runs of every method for one student; a run is in the directory PREFIX + METHOD-SEED.
+    """Build the runs of every method for one student, in directories PREFIX + METHOD-SEED.
 
     Raises:
         UsageError: the request is wrong for all, or a directory holds a run with other settings.
@@ -146,7 +147,7 @@ def build_runs(
 def config_or_reason(
     experiment: ExperimentConfig, method: str, student: str, teacher: LoadedTeacher
 ) -> tuple[TrainConfig, Method] | str:
-    """The training config of a method, with only the data it needs; or why the method cannot run."""
+    """Return the training config of a method with the data it needs, or why it cannot run."""
     from compress.training.setup import incompatibility_reason, load_config
 
     kind: Any = find_method(method)
@@ -189,7 +190,7 @@ def prepare_setup(train_config: TrainConfig, method: Method, teacher: LoadedTeac
 
 def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
     """Raise UsageError if the run's directory holds a run with other settings."""
-    from compress.analysis.patch_size import AUTO, recorded_patch_size
+    from compress.training.resolution import AUTO, recorded_patch_size
     from compress.training.setup import RECIPE, config_differences
 
     recipe = run.directory / RECIPE
@@ -210,7 +211,7 @@ def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
 
 
 def choose_calibration(sweep: SweepConfig, method: Method) -> str | None:
-    """Images for the int8 files of a method's students; None if there are no int8 files.
+    """Choose the calibration images of a method's students; None without int8 files.
 
     Raises:
         UsageError: the method makes no images, and the sweep has none for it.
@@ -237,7 +238,7 @@ def _student_files(sweep: SweepConfig, run: RunSpec, calibration: str | None) ->
 
 
 def _teacher_files(sweep: SweepConfig, output_dir: Path, network: nn.Module) -> ExportSpec:
-    """The teacher's files are fp32: what those of the students are compared with."""
+    """Request the teacher's fp32 files, which those of the students are compared with."""
     from compress.models.onnx_teacher import is_black_box
 
     formats = [] if is_black_box(network) else dict.fromkeys(sweep.formats)

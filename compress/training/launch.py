@@ -70,6 +70,7 @@ def run_training(
         Interrupted: a signal arrived; the state is saved and the same call continues.
         CompressError: the training failed.
     """
+    from compress.training.resolution import resolve_setup
     from compress.training.results import summarize_run
 
     progress = progress if is_first_process() else ignore
@@ -89,38 +90,10 @@ def estimate_training(
     Arguments and errors are those of `run_training`.
     """
     from compress.training.estimate import estimate_cost
+    from compress.training.resolution import resolve_setup
 
     setup, _ = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
     return estimate_cost(setup)
-
-
-def resolve_setup(
-    config: TrainConfig, method: Method, output_dir: Path | None, *, resume: bool | None, progress: Progress
-) -> tuple[TrainingSetup, Path]:
-    """Load the networks and resolve settings that depend on the data; also return the run directory."""
-    from compress.analysis.patch_size import choose_patch_size
-    from compress.predictor import announce_architecture
-    from compress.training.setup import prepare_training
-
-    batch_size = config.training.batch_size
-    setup = prepare_training(config, method)
-    if batch_size is None and config.training.batch_size != method.batch_size:
-        progress(
-            f"Assumed: batch size {config.training.batch_size} (the method's {method.batch_size} is for small images). "
-            "If wrong: --batch-size."
-        )
-    for teacher, (_, card) in zip(config.teachers, setup.teachers, strict=True):
-        announce_architecture(teacher.model, card, progress)
-    if config.data.unlabeled is not None and "unlabeled" not in method.needs:
-        progress(f"{config.data.unlabeled}: not used; method {config.method['name']} uses no images.")
-    run_dir = output_dir or default_run_dir(config)
-    choose_patch_size(setup, run_dir, resume=resume, progress=progress)
-    return setup, run_dir
-
-
-def default_run_dir(config: TrainConfig) -> Path:
-    """Return runs/METHOD-STUDENT."""
-    return Path("runs") / f"{config.method['name']}-{config.student.model}".replace("/", "-")
 
 
 def is_first_process() -> bool:

@@ -15,6 +15,7 @@ from compress.models.network import Network
 from compress.models.onnx_teacher import is_black_box
 from compress.models.serialization import load_model_directory, package_versions
 from compress.tasks import task_for_card
+from compress.training.data import load_validation_images
 from compress.training.setup import TrainingSetup
 
 if TYPE_CHECKING:
@@ -86,10 +87,11 @@ def summarize_run(
         records = add_latencies(records, models)
         record = records[-1]
     append_records(run_dir, records)
-    columns = {"teacher": setup.teachers[0][0]} if setup.teachers else {}
-    overlays = save_segmentation_examples(
-        run_dir, {**columns, record.name: net}, card, setup.config.data, progress=progress
-    )
+    overlays = None
+    if card.task == "segmentation" and setup.config.data.validation is not None:
+        images = load_validation_images(setup.config.data, card, progress=progress)
+        columns = {"teacher": setup.teachers[0][0]} if setup.teachers else {}
+        overlays = save_segmentation_examples(run_dir, images, {**columns, record.name: net}, card)
     title = f"{setup.config.method['name']}: {card.architecture}"
     files = write_run_report(run_dir, [run_dir], title=title, progress=progress).files if report else None
     return RunResult(

@@ -72,7 +72,7 @@ def sample_generator(
     run: Path, count: int, output_dir: str | Path | None, arguments: Mapping[str, Any], progress: Callable[[str], None]
 ) -> SynthesisResult:
     """Sample from the generator of a run. Raises UsageError for arguments that the run decides."""
-    from compress.analysis.generator_samples import save_generator_samples
+    from compress.training.generator_samples import save_generator_samples
 
     start = time.monotonic()
     given = [name for name in sorted(RUN_SETTINGS) if arguments.get(name)]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from compress.analysis.generator_samples import GeneratorSamples, iter_generator_samples, save_generator_samples
 from compress.data import open_images
 from compress.errors import UsageError
 from compress.models.generators import build_generator
 from compress.models.loading import load_model
+from compress.training.generator_samples import GeneratorSamples, iter_generator_samples, save_generator_samples
 from compress.training.launch import run_training
 from compress.training.recipes import resolve_config
 
