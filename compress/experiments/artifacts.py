@@ -31,7 +31,7 @@ TIMED = "timed.json"
 
 
 def train_run(run: RunSpec, progress: Progress, *, should_stop: Callable[[], bool] | None = None) -> bool:
-    """Train a student in a process of its own; a run that was stopped continues.
+    """Train a student in its own process; a stopped run continues.
 
     Returns:
         Whether the training reached its end; False if `should_stop` stopped it.
@@ -83,7 +83,7 @@ def train_cell(cell: Cell, monitor: PruningMonitor | None, progress: Progress) -
 
 
 def report_scores(cell: Cell, monitor: PruningMonitor | None) -> dict[str, Any] | None:
-    """Report the new scores of a training; the scores that stop it, if any do."""
+    """Report the new scores of a training; return the score that stops it, if any."""
     if monitor is None:
         return None
     training = cell.run.train_config.training
@@ -128,7 +128,7 @@ def score_network(network: Any, card: ModelCard, data: DataConfig, progress: Pro
 
 
 def build_artifacts(spec: ExportSpec, progress: Progress) -> None:
-    """Make, verify and measure the missing files, and add them to the records of their model.
+    """Export, verify and measure the missing files, and record them.
 
     A file whose outputs differ too much from PyTorch is not kept; the reason is.
 
@@ -157,7 +157,7 @@ def build_artifacts(spec: ExportSpec, progress: Progress) -> None:
 
 
 def group_exports(spec: ExportSpec, outcome: Mapping[str, Any]) -> list[list[FileType]]:
-    """Missing files, grouped so that each group is one export: all formats x precisions, or one format."""
+    """Group the missing files into exports: all formats x precisions, or one format each."""
     missing = spec.list_missing(outcome)
     if len(missing) == len(spec.file_types):
         return [missing] if missing else []
@@ -167,10 +167,10 @@ def group_exports(spec: ExportSpec, outcome: Mapping[str, Any]) -> list[list[Fil
 def export_files(
     spec: ExportSpec, file_types: Sequence[FileType], progress: Progress
 ) -> tuple[list[ExportResult], list[RejectedExport]]:
-    """Export a model in some formats and precisions; int8 is kept even if it is slower, for the comparison."""
+    """Export a model; int8 is kept even if it is slower, for the comparison."""
     import torch
 
-    from compress.analysis.generator_samples import iter_generator_samples
+    from compress.training.generator_samples import iter_generator_samples
     from compress.data.calibration import open_calibration_images
     from compress.evaluation import create_file_scorer
     from compress.measure import default_image_source, load_comparison_images
@@ -206,7 +206,7 @@ def export_files(
 
 
 def artifact_entry(result: ExportResult, directory: Path) -> dict[str, Any]:
-    """An exported file as `files.json` has it: relative to the directory, and not measured yet."""
+    """Describe an exported file for `files.json`; it is not measured yet."""
     file = str(Path(result.path).relative_to(directory))
     return {**asdict(result), "file": file, "metrics": {}, "not_run": result.unverified, "is_measured": False}
 
@@ -225,7 +225,7 @@ def append_file_record(spec: ExportSpec, entry: Mapping[str, Any]) -> None:
 
 
 def read_timing(output_dir: Path) -> dict[str, Any]:
-    """Which files were benchmarked together, and which could not be."""
+    """Read which files were benchmarked together, and which could not be."""
     path = output_dir / TIMED
     return json.loads(path.read_bytes()) if path.exists() else {}
 
@@ -234,7 +234,7 @@ def benchmark_files(
     specs: Sequence[ExportSpec], output_dir: Path, card: ModelCard, batch_sizes: Sequence[int],
     duration: float, progress: Progress,
 ) -> None:  # fmt: skip
-    """Time all files in one interleaved benchmark and add the latencies to the records of their models.
+    """Time all files in one interleaved benchmark and record their latencies.
 
     Nothing is timed if these very files have been timed together before.
     """
@@ -270,7 +270,7 @@ def benchmark_files(
 
 
 def append_latencies(spec: ExportSpec, entry: Mapping[str, Any], latencies: Sequence[Latency]) -> None:
-    """Add the latencies of a file to the records of its model, as a line with nothing else in it."""
+    """Add the latencies of a file to the records of its model."""
     from compress.models.serialization import package_versions
     from profiles.latency.machine import describe_machine
     from profiles.records import Record, append_records

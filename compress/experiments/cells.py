@@ -58,7 +58,7 @@ class RunSpec:
         return path
 
     def read_steps(self) -> int:
-        """The number of steps that the finished run made."""
+        """Read how many steps the finished run made."""
         return int(read_records(self.directory)[-1].run["steps"])
 
 
@@ -85,7 +85,7 @@ class ExportSpec:
         }  # fmt: skip
 
     def read_outcome(self) -> dict[str, Any]:
-        """What became of the files so far, without those made with other settings or deleted since."""
+        """Read the state of the files; those made with other settings or deleted are left out."""
         try:
             outcome = json.loads((self.directory / FILES).read_bytes())
             if outcome["request"] != self.request:
@@ -96,7 +96,7 @@ class ExportSpec:
         return outcome
 
     def list_missing(self, outcome: Mapping[str, Any]) -> list[FileType]:
-        """The file types that were neither made nor rejected."""
+        """Return the file types that were neither made nor rejected."""
         known = {(entry["format"], entry["precision"]) for kind in ("made", "rejected") for entry in outcome[kind]}
         return [pair for pair in self.file_types if pair not in known]
 
@@ -107,7 +107,7 @@ class ExportSpec:
         return not self.list_missing(outcome) and all(entry["is_measured"] for entry in outcome["made"])
 
     def find_record(self) -> Record | None:
-        """The record of the network in PyTorch; None if there is none yet."""
+        """Return the record of the network in PyTorch; None if there is none yet."""
         records = read_existing_records(self.directory)
         return next((record for record in records if not record.format and record.metrics), None)
 
@@ -122,10 +122,11 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Name of the cell and of its directory."""
         return self.run.directory.name
 
     def read_pruned(self) -> dict[str, Any] | None:
-        """Where the training was stopped early; None if it was not, or is to continue."""
+        """Read where the training was stopped early; None if it was not, or is to continue."""
         path = self.run.directory / PRUNED
         if self.pruning.kind == "none" or self.run.is_finished or not path.exists():
             return None
@@ -133,10 +134,11 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
+        """Whether the training was pruned, or finished and all files exist."""
         return self.read_pruned() is not None or (self.run.is_finished and self.files.is_complete)
 
     def read_score(self) -> float | None:
-        """Score of the trained student, or the last score of a training that was stopped early."""
+        """Read the score of the student, or the last score of a pruned training."""
         pruned = self.read_pruned()
         if pruned is not None:
             return pruned["score"]

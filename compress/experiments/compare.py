@@ -200,7 +200,7 @@ def run_methods(
     comparison: ComparisonConfig, methods: Sequence[MethodRuns], *, workers: int | None, on: str | None,
     progress: Progress,
 ) -> JobOutcomes:  # fmt: skip
-    """Make every run that is not finished, seed by seed. With `same_steps` the first seeds come before the others."""
+    """Train every run that is not finished, seed by seed; with `same_steps` first seeds first."""
     rows = list(zip(*(method.runs for method in methods), strict=True))
     stages = [rows[:1], rows[1:]] if comparison.same_steps else [rows]
     outcomes = JobOutcomes()
@@ -220,7 +220,7 @@ def run_methods(
 def measure_teacher(
     comparison: ComparisonConfig, teacher: LoadedTeacher, output_dir: Path, progress: Progress
 ) -> Record:
-    """The teacher's score on the same images; measured once and kept in a directory of its own."""
+    """Measure the teacher on the same images, once, and record it in its own directory."""
     from profiles.records import Record, append_records, has_records, read_records
 
     directory, card, data = output_dir / TEACHER, teacher.card, comparison.data
@@ -274,7 +274,7 @@ def collect_results(
 
 
 def create_result(numbers: dict[str, Any], skipped: list[SkippedMethod], files: dict[str, Path]) -> ComparisonResult:
-    """Type the content of compare.json."""
+    """Convert the content of compare.json to dataclasses."""
     methods = [
         MethodScore(**{
             **method,

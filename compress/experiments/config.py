@@ -89,7 +89,7 @@ class ExperimentConfig:
 
     @property
     def method_settings(self) -> dict[str, dict[str, Any]]:
-        """Method name -> the settings that were given for it."""
+        """Settings that were given, by method."""
         if isinstance(self.methods, list):
             return {name: {} for name in dict.fromkeys(self.methods)}
         return {name: settings or {} for name, settings in self.methods.items()}
@@ -100,7 +100,7 @@ class ExperimentConfig:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
 
     def create_train_config(self, method: str, student: str | None = None) -> TrainConfig:
-        """Create the training config of one method; it shares the sections of this config."""
+        """Create the training config of one method."""
         settings = {"name": method, **self.method_settings.get(method, {})}
         return TrainConfig(self.task, self.teachers, StudentConfig(student), self.data, settings, self.training)
 
@@ -192,7 +192,7 @@ def resolve_sweep_config(
 def resolve_comparison_config(
     *, settings: Mapping[str, Any] | Sequence[str] = (), **arguments: Any
 ) -> ComparisonConfig:
-    """Create the settings of a comparison from arguments of `compress.compare`; see `resolve_sweep_config`."""
+    """Create a comparison config from arguments of `compress.compare`; see `resolve_sweep_config`."""
     empty = config.document_from_mapping({}, source="")
     return load_comparison_config(_merge_arguments(ComparisonConfig, empty, arguments, settings))
 
@@ -226,7 +226,7 @@ def _merge_arguments(
 
 
 def _parse_override(cls: type[ExperimentConfig], item: str, methods: Mapping[str, Any]) -> dict[str, Any]:
-    """`mosaic.bn=10` is a setting of one method, `data.views=1` one of all runs."""
+    """Parse `mosaic.bn=10` for one method, or `data.views=1` for all runs."""
     path, _, text = item.partition("=")
     names = sorted({*methods, *METHODS}, key=len, reverse=True)
     owner = next((name for name in names if path.startswith(f"{name}.")), None)

@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.errors import CompressError, UsageError
+from compress.files import is_locked
 
 if TYPE_CHECKING:
     from compress.experiments.config import Resources
@@ -34,6 +36,8 @@ POLL_S = 1.0
 ORPHAN_S = 300.0
 #: how often Ray runs a job again after its worker or its machine died
 MAX_RETRIES = 2
+#: seconds to reach a Ray cluster
+CONNECT_S = 10.0
 OBJECT_STORE_BYTES = 80_000_000
 #: runs `compress` as a process that receives SIGTERM when its parent dies (on Linux), so that it saves its state
 CHILD_SCRIPT = """
@@ -95,7 +99,7 @@ class SignalReceived(KeyboardInterrupt):
 def start_executor(
     workers: int | None = None, on: str | None = None, *, resources: Resources, device: str = "auto"
 ) -> Iterator[Executor]:
-    """Start what runs the jobs, and stop it at the end.
+    """Start an executor for jobs, and stop it at the end.
 
     Args:
         workers: Maximum number of jobs at a time. Default: 1, or as many as fit on the cluster.
@@ -120,9 +124,11 @@ class LoopExecutor:
     """Runs one job after another in this process."""
 
     def share(self, cls: type, *arguments: Any) -> Any:
+        """Create a plain object."""
         return cls(*arguments)
 
     def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes:
+        """Run all jobs; a failed job does not stop the others."""
         outcomes = JobOutcomes()
         try:
             with raise_on_signals():
@@ -140,15 +146,17 @@ class RayExecutor:
         local = dict(LOCAL_ENVIRONMENT)
         if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             local["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        environment = (
-            local if on is None else {key: local[key] for key in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS")}
-        )
-        os.environ.update({key: value for key, value in environment.items() if key not in os.environ})
+        if "ray" in sys.modules:  # it has read the mode by now, and asks for a token by default
+            del local["RAY_AUTH_MODE"]
+        for name, value in local.items():
+            if on is None or name in CLUSTER_VARIABLES:
+                os.environ.setdefault(name, value)
         try:
             import ray
+            from ray.exceptions import RayError
         except ImportError as error:
             raise UsageError("several workers need Ray: pip install 'compress-distill[sweep]'.") from error
-        self.ray, self.workers = ray, workers
+        self.ray, self.ray_error, self.workers = ray, RayError, workers
         self.cpus = resources.cpus or (1 if on is not None else max(1, count_cores() // (workers or 1)))
         self.owns_ray = not ray.is_initialized()
         with contextlib.redirect_stdout(sys.stderr):
@@ -159,15 +167,16 @@ class RayExecutor:
                 )  # fmt: skip
             elif self.owns_ray:
                 try:
+                    check_reachable(str(on))
                     ray.init(on, configure_logging=False)
-                except (ConnectionError, RuntimeError, ValueError) as error:
+                except (OSError, RuntimeError, ValueError, RayError) as error:
                     raise UsageError(
                         f"--on {on}: no Ray cluster reached ({str(error).splitlines()[0]}); start one with `ray start`."
                     ) from error
         self.gpus = resources.gpus if resources.gpus is not None else self._default_gpus(on, device)
 
     def _default_gpus(self, on: str | None, device: str) -> float:
-        """One GPU per job; on one machine with fewer GPUs than workers an equal share."""
+        """Return one GPU per job, or an equal share if one machine has fewer GPUs than workers."""
         available = 0 if device == "cpu" else int(self.ray.cluster_resources().get("GPU", 0))
         if not available:
             return 0
@@ -181,6 +190,7 @@ class RayExecutor:
         return ActorProxy(self.ray.remote(cls).options(num_cpus=0, scheduling_strategy=here).remote(*arguments))
 
     def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes:
+        """Run all jobs, at most `workers` at a time; a failed job does not stop the others."""
         outcomes, waiting, running = JobOutcomes(), list(jobs), {}
         task = self.ray.remote(run_job_remotely)
         reserved = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": MAX_RETRIES}
@@ -206,11 +216,12 @@ class RayExecutor:
     def _get(self, reference: Any) -> tuple[Any, str | None]:
         try:
             return self.ray.get(reference)
-        except self.ray.exceptions.RayError as error:
+        except self.ray_error as error:
             reason = str(error).strip().splitlines()[0]
             return None, f"its worker died {MAX_RETRIES + 1} times ({reason}); is there enough memory?"
 
     def close(self) -> None:
+        """Stop Ray if this executor started it."""
         if self.owns_ray:
             self.ray.shutdown()
 
@@ -229,6 +240,13 @@ class ActorProxy:
         return lambda *arguments: ray.get(getattr(self.actor, name).remote(*arguments))
 
 
+def check_reachable(address: str) -> None:
+    """Connect to HOST:PORT, because Ray ends the process if nothing listens there."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=CONNECT_S).close()
+
+
 def run_job(job: Job, progress: Progress) -> tuple[Any, str | None]:
     """Run a job; return its result, or the message of its error."""
     try:
@@ -240,7 +258,7 @@ def run_job(job: Job, progress: Progress) -> tuple[Any, str | None]:
 
 
 def run_job_remotely(job: Job, directory: str) -> tuple[Any, str | None]:
-    """Run a job in a Ray worker, in the working directory of the driver if this machine has it."""
+    """Run a job in a Ray worker, in the driver's working directory if it exists there."""
     with contextlib.suppress(OSError):
         os.chdir(directory)
     return run_job(job, lambda line: print(line, file=sys.stderr, flush=True))
@@ -276,7 +294,7 @@ def run_compress(
     arguments: Sequence[str], progress: Progress, *, should_stop: Callable[[], bool] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:  # fmt: skip
-    """Run a `compress` command as a process; return its exit code and the last line that it wrote to stderr.
+    """Run a `compress` command as a process; return exit code and last line of stderr.
 
     The process is told to save its state and end (SIGTERM) when `should_stop` returns True and when this call is
     interrupted.
@@ -315,7 +333,7 @@ def _relay_lines(process: subprocess.Popen[str], progress: Progress, last_line: 
 
 
 def exit_reason(code: int, last_line: str) -> str:
-    """Why a process failed."""
+    """Return why a process failed."""
     if code < 0:
         cause = ", possibly out of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{cause}"
@@ -323,13 +341,11 @@ def exit_reason(code: int, last_line: str) -> str:
 
 
 def wait_until_unlocked(lock: Path) -> None:
-    """Wait until no process holds the lock of a run; an orphaned training saves its state and ends.
+    """Wait until no process holds the lock of a run, such as an orphaned training.
 
     Raises:
         CompressError: the lock is still held after five minutes.
     """
-    from compress.files import is_locked
-
     end = time.monotonic() + ORPHAN_S
     while is_locked(lock):
         if time.monotonic() > end:
@@ -338,5 +354,5 @@ def wait_until_unlocked(lock: Path) -> None:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

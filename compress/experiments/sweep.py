@@ -186,7 +186,7 @@ def replay_scores(cell: Cell, monitor: PruningMonitor) -> None:
 
 
 def list_measured(grid: Grid) -> list[ExportSpec]:
-    """The teacher and the trained students."""
+    """Return the files of the teacher and of the trained students."""
     return [grid.teacher, *(cell.files for cell in grid.cells if cell.run.is_finished)]
 
 
@@ -268,7 +268,7 @@ def write_sweep_report(
 
 
 def list_notes(sweep: SweepConfig, grid: Grid, output_dir: Path, failures: dict[str, str]) -> list[str]:
-    """Notes of the report: what is missing and why, what was stopped, what is slower than expected."""
+    """List what is missing and why, what was stopped, and what is slower than expected."""
     notes: list[str] = list(NOTES)
     if TEACHER in failures:
         notes.append(f"The teacher was not measured: {failures[TEACHER]}")
@@ -294,7 +294,7 @@ def list_notes(sweep: SweepConfig, grid: Grid, output_dir: Path, failures: dict[
 
 
 def list_calibrations(cells: Sequence[Cell]) -> list[str]:
-    """The calibration images of int8, by method."""
+    """Describe the calibration images of int8, by method."""
     methods: dict[str, list[str]] = {}
     for cell in cells:
         images = cell.files.calibration
@@ -306,7 +306,7 @@ def list_calibrations(cells: Sequence[Cell]) -> list[str]:
 
 
 def list_slower_int8(specs: Sequence[ExportSpec]) -> list[str]:
-    """The int8 files that are slower than their fp32 file."""
+    """Describe the int8 files that are slower than their fp32 file."""
     from profiles.records import read_existing_records
 
     slower = []

@@ -77,6 +77,12 @@ def test_missing_ray_is_usage_error(monkeypatch) -> None:
         pass
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_unreachable_cluster_is_usage_error(address: str) -> None:
+    with pytest.raises(UsageError, match=address), start_executor(None, address, resources=Resources()):
+        pass
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 def test_orphan_receives_sigterm(tmp_path) -> None:
     child = f"{CHILD_SCRIPT.partition('runpy.run')[0]}\nprint(os.getpid(), flush=True)\nimport time; time.sleep(600)"
