@@ -230,3 +230,10 @@ def final_state(run: Run) -> dict[str, Any]:
     checkpoint = run.checkpoints.load()
     assert checkpoint is not None
     return dict(zip(("step", "shared", "per_rank"), checkpoint, strict=True))
+
+
+def assert_weights_near(net: nn.Module, reference: nn.Module, *, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """Compare all weights and buffers with a float64 reference."""
+    expected = reference.state_dict()
+    for key, value in net.state_dict().items():
+        assert torch.allclose(value.double(), expected[key].double(), rtol=rtol, atol=atol), key

@@ -78,23 +78,6 @@ def test_kl_gradient_is_probability_difference():
     assert torch.allclose(gradient, (s.softmax(1) - t.softmax(1)).detach() / 6, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [logits.kl, logits.entropy, logits.marginal_entropy])
-def test_saturated_logits_are_finite(loss):
-    """Gaps above 104 underflow in float32, where p · log p is NaN; here up to 1e30."""
-    for scale in (1e2, 1e3, 1e4, 1e30):
-        t = torch.tensor([[scale, 0.0, -scale], [scale, -scale, -scale]], requires_grad=True)
-        value = loss(t, t.detach().flip(1)) if loss is logits.kl else loss(t)
-        value.backward()
-        assert torch.isfinite(value)
-        assert torch.isfinite(t.grad).all()
-        t.grad = None
-    s = torch.tensor([[1e4, 0.0, -1e4]])
-    t = torch.tensor([[-1e4, 0.0, 1e4]], requires_grad=True)
-    if loss is logits.kl:
-        (gradient,) = torch.autograd.grad(loss(s, t), t)
-        assert torch.isfinite(gradient).all()
-
-
 def test_entropy_bounds():
     undecided = torch.zeros(8, 10)
     assert logits.entropy(undecided).item() == pytest.approx(math.log(10), rel=1e-6)
@@ -122,11 +105,3 @@ def test_losses_average_over_rows(loss):
     if loss is logits.entropy:
         assert loss(rows).item() == pytest.approx(one.item(), rel=1e-5)
     assert loss(torch.cat([rows, rows])).item() == pytest.approx(loss(rows).item(), rel=1e-5)
-
-
-def test_half_precision_computes_in_float32():
-    t = torch.randn(8, 10)
-    for loss in (logits.entropy, logits.marginal_entropy):
-        assert loss(t.bfloat16()).dtype == torch.float32
-        assert loss(t.bfloat16()).item() == pytest.approx(loss(t.bfloat16().float()).item(), rel=1e-6)
-    assert logits.kl(t.bfloat16(), t).dtype == torch.float32

@@ -103,9 +103,7 @@ def test_step_matches_reference(tmp_path, settings):
         assert bank.Z.item() == pytest.approx(reference.Z[of], rel=1e-5)
         assert torch.allclose(bank.rows.double(), reference.banks[of], atol=1e-4)
     for name in ("S", "E_T", "E_S"):
-        for key, value in run.trainables[name].net.state_dict().items():
-            theirs = getattr(reference, name).state_dict()[key].double()
-            assert torch.allclose(value.double(), theirs, rtol=1e-3, atol=5e-5), (name, key)
+        tiny.assert_weights_near(run.trainables[name].net, getattr(reference, name), rtol=1e-3, atol=5e-5)
 
 
 # The images that each is told from.

@@ -57,8 +57,7 @@ def test_step_matches_reference(tmp_path, settings):
         loss.backward()
         of_S.step()
         of_Q.step()
-    for key, value in run.student.state_dict().items():
-        assert torch.allclose(value.double(), S.state_dict()[key].double(), rtol=1e-4, atol=1e-5), key
+    tiny.assert_weights_near(run.student, S)
     Q = run.trainables["Q"].net
     assert isinstance(Q, NoiseAdaptation)
     assert torch.allclose(off_diagonal(Q.off_diagonal).double(), free, atol=2e-5)

@@ -65,8 +65,7 @@ def test_step_matches_reference(tmp_path, settings, after):
         assert ours["S"].item() == pytest.approx(loss_S.item(), rel=1e-4)
         assert ours["R"].item() == pytest.approx(loss_R.item(), rel=1e-4)
     for name, net in (("S", S), ("R", R)):
-        for key, value in run.trainables[name].net.state_dict().items():
-            assert torch.allclose(value.double(), net.state_dict()[key].double(), rtol=1e-3, atol=2e-5), (name, key)
+        tiny.assert_weights_near(run.trainables[name].net, net, rtol=1e-3, atol=2e-5)
 
 
 def test_hint_trains_layers_before_it(tmp_path):

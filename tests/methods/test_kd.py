@@ -33,8 +33,7 @@ def assert_step_matches(folder, name, loss, *, nesterov=False, weight_decay=1e-4
         optimizer.zero_grad()
         loss(S, pixels.double() / 255, labels, run).backward()
         optimizer.step()
-    for key, value in run.student.state_dict().items():
-        assert torch.allclose(value.double(), S.state_dict()[key].double(), rtol=1e-4, atol=1e-5), key
+    tiny.assert_weights_near(run.student, S)
 
 
 @pytest.mark.parametrize(

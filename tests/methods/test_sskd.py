@@ -112,9 +112,7 @@ def test_step_matches_reference(tmp_path, settings):
         assert ours.keys() == theirs.keys()
         assert all(ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4) for name in ours), i
     for name in ("S", "H_T", "H_S"):
-        for key, value in run.trainables[name].net.state_dict().items():
-            theirs = getattr(reference, name).state_dict()[key].double()
-            assert torch.allclose(value.double(), theirs, rtol=1e-3, atol=5e-5), (name, key)
+        tiny.assert_weights_near(run.trainables[name].net, getattr(reference, name), rtol=1e-3, atol=5e-5)
 
 
 # The stages.
