@@ -122,17 +122,26 @@ def register_module(module: nn.Module) -> str:
     """Register a module under a text that every model setting of this process accepts.
 
     Args:
-        module: A network from images [n, 3 or 1, h, w] to logits. It is copied when it is used, so it never changes.
+        module: A network from images [n, 3 or 1, h, w] to logits. It is copied, so it never changes.
 
     Returns:
         "module:" and a hash of its structure and tensors: the same content resumes a run, another one is refused.
+
+    Raises:
+        UsageError: The module cannot be copied.
 
     Example:
         >>> register_module(torch.nn.Flatten())[:7]
         'module:'
     """
     spec = f"{MODULE_PREFIX}{hash_module(module)[:16]}"
-    _REGISTERED[spec] = module
+    if spec not in _REGISTERED:
+        try:
+            _REGISTERED[spec] = copy.deepcopy(module).cpu()
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"{type(module).__name__}: cannot be copied ({error}); give package.module:factory."
+            ) from error
     return spec
 
 
@@ -153,7 +162,7 @@ def copy_registered_module(spec: str) -> nn.Module:
             f"{spec}: a module that was given from Python and is not in this process; call the API again with the "
             "same module, or name it as package.module:factory."
         )
-    module = copy.deepcopy(_REGISTERED[spec]).cpu()
+    module = copy.deepcopy(_REGISTERED[spec])
     module.register_forward_hook(logits_hook)
     return module
 

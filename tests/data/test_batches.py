@@ -1,4 +1,4 @@
-"""The order of data: a function of (seed, position, rank) and of nothing else."""
+"""Batches are a pure function of (seed, position, rank)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.data.cache import ImageCache
 
 
 def numbered(n: int, *, labels: bool = True) -> ImageCache:
-    """Images whose every pixel is their number."""
+    """Images with their index in every pixel."""
     pixels = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1).repeat(6, 1).repeat(8, 2).repeat(3, 3)
     return ImageCache("numbered", pixels, np.arange(n) % 5 if labels else None, None, np.arange(n), [], "numbered")
 
@@ -98,7 +98,7 @@ def test_subset_limits_the_batches():
 
 
 def test_order_is_stable_across_versions():
-    """Recorded once: an order that changed would make old checkpoints resume differently."""
+    """Recorded: another order would break the resume of old checkpoints."""
     assert indices(Batches(numbered(10), 5, seed=(0, 1)), [0, 1, 2]) == [
         [5, 8, 9, 2, 7],
         [4, 6, 3, 1, 0],
@@ -106,11 +106,11 @@ def test_order_is_stable_across_versions():
     ]
 
 
-# How often.
+# Repeats.
 
 
 def shown(batches: Batches, epoch: int) -> np.ndarray:
-    """How often each image comes in an epoch."""
+    """Count of each image in an epoch."""
     positions = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
     return np.bincount(np.concatenate(indices(batches, positions)), minlength=len(batches.cached))
 
@@ -157,7 +157,7 @@ def test_repeats_fill_a_large_batch():
     assert {i for batch in indices(batches, range(5)) for i in batch} == {3, 9, 40}
 
 
-# Measuring.
+# Evaluation.
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
@@ -177,7 +177,7 @@ def test_iter_batches_without_labels():
 
 
 def ramp(n: int = 400, height: int = 10, width: int = 12) -> np.ndarray:
-    """Images whose pixels tell where they are: channel 0 the row, 1 the column, 2 the image."""
+    """Images with row, column and index in their channels."""
     pixels = np.zeros((n, height, width, 3), dtype=np.uint8)
     pixels[..., 0] = np.arange(height)[None, :, None]
     pixels[..., 1] = np.arange(width)[None, None, :]
@@ -186,7 +186,7 @@ def ramp(n: int = 400, height: int = 10, width: int = 12) -> np.ndarray:
 
 
 def reflected(at: np.ndarray, size: int) -> np.ndarray:
-    """Where a mirror at the first and last pixel sends a position."""
+    """Reflect a position at the first and last pixel."""
     at = np.abs(at)
     return np.where(at >= size, 2 * (size - 1) - at, at)
 

@@ -1,4 +1,4 @@
-"""The decoded cache: the same bytes for any number of workers, whole or absent, shared by processes."""
+"""The image cache: equal bytes for any number of workers, atomic, shared by processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Eight pictures of noise of many shapes."""
+    """Eight images of noise of many shapes."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, size in enumerate(SIZES):
@@ -48,7 +48,7 @@ def built(pictures: Path, folder: Path, **options) -> ImageCache:
     return build_cache(open_images(str(pictures)), image_size=(32, 32), folder=folder, **options)
 
 
-# What a row is.
+# Rows.
 
 
 def test_center_view_matches_torchvision():
@@ -152,7 +152,7 @@ def test_pieces_fit_in_memory():
     assert [v for _, views in pieces for v in views] == list(range(100))
 
 
-# Bad images.
+# Unreadable images.
 
 
 def broken(pictures: Path, *names: str) -> None:
@@ -202,7 +202,7 @@ def test_no_readable_images_fail(tmp_path):
         built(tmp_path / "set", tmp_path / "a", max_unreadable=1.0)
 
 
-# The cache as a whole.
+# Cache directories.
 
 
 def test_cache_is_built_once(tmp_path, pictures):

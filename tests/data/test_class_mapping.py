@@ -1,4 +1,4 @@
-"""Folders of labeled images are the model's classes by their names, not by their order, where the names tell."""
+"""Folders of labeled images map to the model's classes by name."""
 
 from __future__ import annotations
 

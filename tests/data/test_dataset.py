@@ -1,4 +1,4 @@
-"""Every kind of odd or broken image: read as it looks, or refused by the one error."""
+"""Decoding of unusual and damaged images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def noise() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 
 
-# What can be read.
+# Readable images.
 
 
 def test_grayscale_image_becomes_rgb():
@@ -135,11 +135,11 @@ def test_content_decides_the_format(tmp_path, noise):
     assert np.array_equal(np.asarray(of(tmp_path / "really_png.jpg").read_image(0)), np.asarray(noise))
 
 
-# What cannot.
+# Refused files.
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG header of some size without pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -237,7 +237,7 @@ def test_warning_filters_survive_threads(noise):
     assert warnings.filters == before
 
 
-# The set.
+# Sets of images.
 
 
 def test_subsample_is_evenly_spaced(tmp_path):

@@ -1,4 +1,4 @@
-"""A folder of pictures and their masks."""
+"""Directories of images and masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.errors import CompressError, UsageError
 
 
 def write(folder: Path, name: str = "a", *, mask: np.ndarray | None = None, part: str = "", mode: str = "L") -> None:
-    """The picture `name`.jpg and its mask, 4 high and 6 wide unless the mask says otherwise."""
+    """Write `name`.jpg and its mask, by default 4x6."""
     values = np.zeros((4, 6), dtype=np.uint8) if mask is None else mask
     for kind in ("images", "masks"):
         (folder / part / kind / name).parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def test_masks_from_gray_and_palette(tmp_path, mode):
 
 
 def png(values: list[list[int]], bits: int, colour: int = 0) -> bytes:
-    """A PNG with few bits a pixel, which Pillow would not write."""
+    """A PNG with few bits per pixel, which Pillow cannot write."""
     wide = len(values[0])
     rows = b""
     for row in values:
@@ -127,7 +127,7 @@ def test_mask_of_rotated_image(tmp_path):
     assert images.read_image(0).size == images.read_mask(0).shape[::-1] == (4, 6)
 
 
-# What does not fit.
+# Refused masks.
 
 
 def test_image_without_mask_is_refused(tmp_path):

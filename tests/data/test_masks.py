@@ -1,4 +1,4 @@
-"""Masks go where their images go; what is wrong with one is said with its name."""
+"""Masks are transformed like their images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.errors import CompressError
 
 
 def painted(sizes: list[tuple[int, int]], classes: int = 6, names: bool = True) -> ImageSet:
-    """Images whose every pixel tells its class: the red channel is forty times the mask."""
+    """Images with 40 times their mask in the red channel."""
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, classes, (-(-h // 8), -(-w // 8))), np.ones((8, 8)))[:h, :w] for w, h in sizes]
     pictures = [np.stack([40 * m, 0 * m, 0 * m], 2).astype(np.uint8) for m in masks]
@@ -116,7 +116,7 @@ def test_sizes_respect_orientation(tmp_path):
     assert sorted(open_images(str(tmp_path)).iter_sizes()) == [(20, 30), (30, 20)]
 
 
-# The embedded scenes.
+# Embedded scenes.
 
 
 def test_fashion_scenes_are_reproducible():

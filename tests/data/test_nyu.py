@@ -1,4 +1,4 @@
-"""NYUv2 from the files that are distributed: here small files with their structure."""
+"""NYUv2 files: small ones with the distributed structure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_nyu_40_classes_follow_mapping(tmp_path):
 
 
 def test_nyu_13_class_names_agree():
-    """Whose name is among the thirteen, or nearly, is mapped to it."""
+    """Equal or similar names map to each other."""
     same = {name: name for name in ("bed", "books", "ceiling", "chair", "floor", "picture", "sofa", "table", "wall")}
     for name, its in {**same, "window": "window", "television": "tv", "lamp": "objects", "desk": "table"}.items():
         assert CLASSES[CLASS_OF_40_IN_13[FORTY.index(name)] - 1] == its
@@ -149,7 +149,7 @@ def test_nyu_names_are_listed(name):
     assert "segmentation" in DATASETS[name]
 
 
-# What is missing or not what it should be.
+# Missing and unexpected files.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where images come from: folders, names, the hub, shards, and what is embedded."""
+"""Images from folders, names, the hub, shards, and the embedded datasets."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_extracted_imagenet_folders(tmp_path):
 
 
 class Torchvisions:
-    """A data set as torchvision has them."""
+    """A dataset with the interface of torchvision."""
 
     def __init__(self, root: str, split: str = "", **_: object) -> None:
         self.split, self.categories = split, ["aeroplane", "bird"]
@@ -355,7 +355,7 @@ def test_damaged_image_in_shard(tmp_path):
 
 @pytest.fixture
 def local_set(tmp_path, monkeypatch) -> Path:
-    """A small set as `datasets` reads it from a folder, without a network."""
+    """A small dataset that `datasets` loads from a folder, offline."""
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -388,7 +388,7 @@ def test_hub_dataset_failures(tmp_path, local_set):
         open_images("hf/nobody/nothing")
 
 
-# What is embedded.
+# Embedded datasets.
 
 
 def test_embedded_fashion_is_balanced():

@@ -1,4 +1,4 @@
-"""What a teacher says of images: entropy and confidence against float64, saturated teachers, the OOD subset."""
+"""Predictions of a teacher against float64 references."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def images(n: int) -> ImageCache:
 
 
 def said(logits: np.ndarray, batch_size: int = 4) -> Predictions:
-    """The answers of a teacher that gives these logits, in turn."""
+    """Predictions of a teacher with these logits."""
     rest = iter(torch.from_numpy(logits).split(batch_size))
     return predict(images(len(logits)), lambda _: next(rest), batch_size)
 
 
 def entropy(logits: np.ndarray) -> np.ndarray:
-    """In nats, in float64, by scipy."""
+    """In nats, float64, from scipy."""
     log_p = logits.astype(np.float64) - logsumexp(logits.astype(np.float64), axis=1, keepdims=True)
     return -(np.exp(log_p) * log_p).sum(1)
 

@@ -1,4 +1,4 @@
-"""torchvision's data sets for segmentation, on small trees of their layout."""
+"""torchvision's segmentation datasets, on small directories of their layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognising an architecture from a bare state dict, and loading a stranger's checkpoint whole."""
+"""Recognition of architectures, and checkpoints without a card."""
 
 import json
 

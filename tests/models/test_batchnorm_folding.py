@@ -1,4 +1,4 @@
-"""A folded teacher gives the answers of the one it was made from."""
+"""A folded network has the outputs of the original."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = (32, 32)
 
 
 def trained(architecture: str) -> nn.Module:
-    """Random weights, but BatchNorm scales and statistics unlike the initial ones."""
+    """Random weights, with BatchNorm scales and statistics that are not the initial ones."""
     net = tiny.random_network(1, ModelCard(architecture, 5, SIZE))
     torch.manual_seed(0)
     for module in net.modules():
@@ -71,7 +71,7 @@ def test_folding_keeps_input_gradients():
 
 
 class Awkward(nn.Module):
-    """Four convolutions before BatchNorms, none of which may be folded, and one, `plain`, that may."""
+    """Four convolutions that must not be folded into, and `plain`, which may."""
 
     def __init__(self) -> None:
         super().__init__()

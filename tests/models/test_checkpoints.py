@@ -1,4 +1,4 @@
-"""Foreign weights: every usual wrapping comes off; nothing hostile or damaged comes in."""
+"""Checkpoints: wrapping is removed; damaged and unsafe files are refused."""
 
 import argparse
 import collections
@@ -89,7 +89,7 @@ def test_partial_prefix_is_kept(tmp_path):
 
 
 class Payload:
-    """Unpickled, it leaves a file behind: the tripwire."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, path):
         self.path = path

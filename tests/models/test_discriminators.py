@@ -1,4 +1,4 @@
-"""A patch discriminator's logit sees a patch of the size asked for: measured, not computed."""
+"""Patch discriminators: receptive fields measured by gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def support(net, size, row):
     (gradient,) = torch.autograd.grad(judged[0, 0, row, judged.shape[3] // 2], x)
     rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
     columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten().tolist()
-    assert len(rows) == len(columns) == rows[-1] - rows[0] + 1, "a square without holes"
+    assert len(rows) == len(columns) == rows[-1] - rows[0] + 1
     return rows[0], rows[-1]
 
 
@@ -75,7 +75,7 @@ def test_patch_count_on_32_pixels(patch, side):
 
 
 def test_discriminator_parameters_match_paper():
-    """By hand: kernel² · in · out, biases where no BatchNorm follows, two a channel of it. L = 8 at width 128."""
+    """kernel² · in · out, plus biases without BatchNorm or two parameters per channel with it; L = 8 at width 128."""
     hidden, last = 4 * 4 * 3 * 128 + 128, 256 + 1
     published = {
         1: 640 + 1,  # the published ones count 640 and have no bias in the last layer; ours has one
@@ -93,7 +93,7 @@ def test_discriminator_parameters_match_paper():
 
 @pytest.mark.parametrize("patch", [*PATCH_LAYERS, 32])
 def test_gray_images_have_bounded_logits(patch):
-    """Zero padding then looks like mid-grey: a grey image is judged alike inside and at the border, up to biases."""
+    """Zero padding means mid-gray, so borders of a gray image have similar logits."""
     net = build_discriminator(patch, 32, width=8).eval()
     judged = net(torch.full((1, 3, 32, 32), 0.5))
     assert torch.isfinite(judged).all()

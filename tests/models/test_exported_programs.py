@@ -1,4 +1,4 @@
-"""Program files as teachers: used as they are, vetted before they are opened."""
+"""Exported programs as teachers, validated before they are loaded."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def small(channels: int = 3) -> nn.Sequential:
 
 
 class Flat(nn.Module):
-    """Fixed to the batch it was traced with."""
+    """Exported with a fixed batch size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def script(module, path):
 
 
 def rewritten(source, target, change):
-    """A copy of an archive in which `change(name, content)` gives the content of every record."""
+    """Copy an archive with the contents that `change(name, content)` returns."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))

@@ -1,4 +1,4 @@
-"""The classifiers of the paper, and two smaller ones counted by hand: sizes and features, C = 100."""
+"""The built-in classifiers: parameters and feature shapes, C = 100."""
 
 from __future__ import annotations
 

@@ -94,3 +94,19 @@ def test_example_input_is_fixed() -> None:
     assert card.example_input(4).shape == (4, 3, *card.image_size)
     assert torch.equal(card.example_input(2), card.example_input(2))
     assert build_model(card.architecture, classes=card.classes).eval()(card.example_input()).shape[0] == 1
+
+
+def test_distill_accepts_python_objects(tmp_path) -> None:
+    import compress
+
+    images = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labeled = torch.utils.data.TensorDataset(images, torch.arange(32) % 5)
+    run = compress.distill(
+        load_model(small().eval(), ModelOverrides(image_size=(16, 16)))[0], student=small(),
+        unlabeled=torch.utils.data.DataLoader(images, batch_size=8), validation=labeled, method="kd", steps=2,
+        batch_size=8, device="cpu", settings={"data.views": 1, "data.cache_dir": str(tmp_path / "cache")},
+        output_dir=tmp_path / "run",
+    )  # fmt: skip
+    student, card = load_model(run.best)
+    assert card.architecture == register_module(small())
+    assert student(card.example_input()).shape == (1, 5)

@@ -1,4 +1,4 @@
-"""ONNX files as teachers: their answers are PyTorch's, and what cannot be a teacher is refused in one sentence."""
+"""ONNX files as teachers, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images(n: int = 5, size: int = SIZE) -> Tensor:
 
 
 def ours(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
-    """A network of ours and its file, as `compress export` writes it."""
+    """Export a network as `compress export` does."""
     net = tiny.random_network(4, card).eval()
     example = torch.zeros(1, 3, *card.image_size)
     export_onnx(net, example, path, exporter="torchscript", metadata=card_to_metadata(card), **options)
@@ -47,7 +47,7 @@ def ours(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
 
 
 def theirs(path: Path, net: nn.Module | None = None, **options) -> nn.Module:
-    """A stranger's network, which carries no card and normalises nothing."""
+    """Export a network without card and normalization."""
     net = net or tiny.random_network(5).get_submodule("body").eval()
     export_onnx(net, torch.zeros(1, 3, SIZE, SIZE), path, exporter="torchscript", **options)
     return net
@@ -64,7 +64,7 @@ def own(tmp_path_factory) -> tuple[Path, nn.Module]:
     return path, ours(path)
 
 
-# Answers.
+# Outputs.
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])
@@ -73,7 +73,7 @@ def test_own_onnx_file_has_its_card(own, n):
     model, card = load_model(str(path))
     equal(model, net, images(n))
     assert (card.classes, card.image_size, card.task, card.grayscale) == (CLASSES, (SIZE, SIZE), "classification", True)
-    assert (card.mean, card.std) == (CARD.mean, CARD.std), "the student's, which learns from it"
+    assert (card.mean, card.std) == (CARD.mean, CARD.std)
     assert (card.class_names, card.metrics) == (CARD.class_names, CARD.metrics)
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -130,7 +130,7 @@ def test_grayscale_onnx_file_is_detected(tmp_path):
 
 
 def test_probabilities_become_logits(tmp_path):
-    """softmax(log p / T) is softmax(t / T): they are logits up to a constant an image."""
+    """softmax(log p / T) = softmax(t / T): log p are logits up to a constant per image."""
     net = tiny.random_network(5).get_submodule("body").eval()
     theirs(tmp_path / "t.onnx", nn.Sequential(net, nn.Softmax(1)).eval())
     model, _ = load_model(str(tmp_path / "t.onnx"))
@@ -148,7 +148,7 @@ def test_half_precision_onnx_file(tmp_path):
     torch.testing.assert_close(found, images().mean((2, 3)), rtol=1e-2, atol=1e-2)
 
 
-# A black box among the players.
+# Black boxes in training.
 
 
 def test_onnx_teacher_has_no_gradients(own):
@@ -193,13 +193,13 @@ def test_onnx_inspection_counts_nothing(own):
     assert found.sha256 == hashlib.sha256(own[0].read_bytes()).hexdigest()
 
 
-# What cannot be a teacher.
+# Refused files.
 
 
 def stranger(
     path: Path, shape=("n", 3, SIZE, SIZE), *, kind=TensorProto.FLOAT, inputs=1, outputs=1, labels=False
 ) -> Path:
-    """A file that answers with the mean of each channel, or with the greatest one's number."""
+    """Write a graph that outputs channel means, or the argmax of them."""
     names = [f"in{i}" for i in range(inputs)]
     axes = numpy_helper.from_array(torch.tensor([2, 3]).numpy(), "axes")
     nodes = [helper.make_node("ReduceMean", [names[0], "axes"], ["mean"], keepdims=0)]
@@ -241,7 +241,7 @@ def test_damaged_onnx_file_is_refused(own, tmp_path, content):
 
 
 def test_unsupported_image_size_is_reported(tmp_path):
-    """It says that any size will do, and has a linear layer that knows better."""
+    """A graph with dynamic size and a linear layer for one size."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)).eval()
     theirs(tmp_path / "t.onnx", net)
     model = onnx.load(tmp_path / "t.onnx")

@@ -1,4 +1,4 @@
-"""Segmenters: the paper's pair, torchvision's and smp's, from their users' files to logits at the images' size."""
+"""Segmentation networks: the paper's pair, torchvision's and smp's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def published(name, classes, **options):
 
 @pytest.fixture(scope="module")
 def lraspp():
-    """torchvision's smallest, with statistics that are not the initial ones."""
+    """The smallest of torchvision, with BatchNorm statistics that are not the initial ones."""
     model = published("lraspp_mobilenet_v3_large", 5)
     for name, buffer in model.named_buffers():
         if "running" in name:
@@ -84,7 +84,7 @@ def test_deeplab_mobilenet_matches_torchvision():
 
 
 def test_undilated_mobilenet_matches_torchvision():
-    """Away from the border, and up to the stride where dilation begins, both backbones compute the same."""
+    """Both backbones agree away from the border, up to the first dilated stride."""
     ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
     theirs = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})
@@ -275,7 +275,7 @@ def test_segmenters_are_listed():
 
 
 class Whole(nn.Module):
-    """Eight-channel features at half the size; `form` is how its answer is wrapped."""
+    """Logits at half the size, as a tensor, tuple or dict."""
 
     def __init__(self, classes: int, form: str = "plain") -> None:
         super().__init__()

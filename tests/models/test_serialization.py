@@ -1,4 +1,4 @@
-"""The model folder: what goes in comes out, and damage is noticed."""
+"""Model directories: saving, loading, and detection of damage."""
 
 import json
 
