@@ -139,6 +139,16 @@ def file_lock(path: Path, *, wait: Callable[[], None] | None = None) -> Iterator
         yield locked
 
 
+@contextlib.contextmanager
+def lock_open_file(file: IO[Any]) -> Iterator[None]:
+    """Hold an exclusive lock on an open file, after waiting for other holders."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock `path` (see `file_lock`)."""
     try:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 import pydantic
 
 from compress.errors import CompressError
-from compress.files import write_bytes
+from compress.files import lock_open_file, write_bytes
 from profiles.formatting import to_json_safe
 from profiles.latency.benchmark import Latency
 
@@ -107,7 +106,7 @@ def append_records(folder: Path, records: Sequence[Record]) -> Path:
     path = Path(folder) / FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file, file_locked(file):
+        with path.open("ab+") as file, lock_open_file(file):
             end = truncate_partial_line(file)
             try:
                 file.write(lines.encode())
@@ -119,21 +118,6 @@ def append_records(folder: Path, records: Sequence[Record]) -> Path:
     except OSError as error:
         raise RecordError(f"{path}: cannot be written ({error.strerror or error}); choose another folder.") from error
     return path
-
-
-@contextlib.contextmanager
-def file_locked(file: BinaryIO) -> Iterator[None]:
-    """Lock an open file against other processes; on Windows this does nothing."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def truncate_partial_line(file: BinaryIO) -> int:
