@@ -22,7 +22,7 @@ from compress.engine.accelerator import Accelerator
 from compress.errors import CompressError
 from compress.files import sha256, write_bytes, write_json
 
-FORMAT = 1
+FORMAT = 2
 #: (step, state shared by all processes, state of this process)
 Checkpoint = tuple[int, dict[str, Any], dict[str, Any]]
 
@@ -42,7 +42,12 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, *, keep: int = 2, progress: Callable[[str], None] = print
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        keep: int = 2,
+        progress: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator

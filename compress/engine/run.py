@@ -327,9 +327,7 @@ class Run:
                 groups = [self.task.visualize(images, self.teacher(images))]
             unlabeled = self.sources.get("unlabeled")
             if unlabeled is not None:
-                batches = unlabeled.batches(
-                    LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False
-                )  # fmt: skip
+                batches = unlabeled.batches(LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False)
                 groups.append(self.accelerator.to_float_images(batches.batch_at(0)[0]))
             save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
             save_image_grid(self.run_dir / f"{name}.png", groups)
