@@ -1,4 +1,4 @@
-"""Small data sets, and trainings in this process instead of processes of their own."""
+"""Trainings in this process instead of processes of their own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from compress.cli import main
 from compress.experiments import artifacts
@@ -41,42 +39,10 @@ class Broken:
 '''
 
 
-@pytest.fixture(scope="session", autouse=True)
-def image_cache(tmp_path_factory) -> Iterator[None]:
-    """Decode each data set once per session."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _random_state() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         yield
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory) -> Path:
-    """Eight images of noise, as unlabeled data."""
-    folder = tmp_path_factory.mktemp("photos")
-    noise = np.random.default_rng(0)
-    for i in range(8):
-        Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def clothes(tmp_path_factory) -> Path:
-    """Forty labeled images of Fashion-MNIST's ten classes."""
-    from compress.data import open_images
-
-    folder = tmp_path_factory.mktemp("clothes")
-    images = open_images("embedded/fashion", split="val", labeled=True)
-    for label in range(10):
-        (folder / f"class{label}").mkdir()
-        for i in np.flatnonzero(np.asarray(images.labels) == label)[:4]:
-            images.open_image(int(i)).save(folder / f"class{label}" / f"{i}.png")
-    return folder
 
 
 class TrainingCalls:
