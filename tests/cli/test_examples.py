@@ -1,4 +1,4 @@
-"""The examples in the help work as printed, and the help itself is cheap."""
+"""The examples in the help run as printed, and the help imports little."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from invoking import run
 
 from compress.cli import COMMANDS
 
-#: commands whose examples take more than a few seconds
+#: commands with examples that take more than a few seconds
 SLOW = ("distill", "compare", "sweep", "train", "bench", "demo", "export", "compress distill")
 
 
 def examples(*command: str) -> list[list[str]]:
-    """The arguments of every example in the help of a command, `compress` left out."""
+    """Return the arguments of every example in the help of a command."""
     text = run(*command, "--help").stdout
     found = re.search(r"Examples?:\n", text)
     assert found, f"{command}: no example"
@@ -31,7 +31,7 @@ def examples(*command: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in COMMANDS])
-def test_the_examples_work_as_printed(command, tmp_path, monkeypatch, first_run) -> None:
+def test_help_example_runs(command, tmp_path, monkeypatch, first_run) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(first_run[0], tmp_path / "runs" / "demo")  # for `compress report`
     for arguments in examples(command):
@@ -41,12 +41,12 @@ def test_the_examples_work_as_printed(command, tmp_path, monkeypatch, first_run)
         assert result.stdout.strip()
 
 
-def test_the_example_of_the_whole_is_that_of_distill() -> None:
+def test_main_example_is_distill() -> None:
     assert examples() == examples("distill")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_names_every_option_with_a_sentence(command) -> None:
+def test_every_option_has_help(command) -> None:
     text = run(command, "--help").stdout
     assert "--json" in text
     assert "--debug" in text
@@ -56,7 +56,7 @@ def test_the_help_names_every_option_with_a_sentence(command) -> None:
         assert len(option.split()) > 2, f"{command}: {option.strip()} has no help"
 
 
-def test_no_help_imports_torch() -> None:
+def test_help_imports_no_heavy_package() -> None:
     script = (
         "import sys\n"
         "from click.testing import CliRunner\n"

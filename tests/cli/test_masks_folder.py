@@ -1,4 +1,4 @@
-"""A folder of pictures and masks, from training to the sentence about what is wrong in it."""
+"""A directory of images and masks: training on it, and errors that name its files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from invoking import answer, refusal, run
+from invoking import read_error, read_result, run
 from PIL import Image
 
 
 def scene(folder: Path, i: int, part: str = "train") -> None:
-    """A bright square of class 1 on dark ground of class 0, framed by what nobody judges."""
+    """A bright square of class 1 on dark ground of class 0, inside a border that is ignored."""
     at = np.random.default_rng(i).integers(2, 20, 2)
     mask = np.zeros((36, 48), dtype=np.uint8)
     mask[at[0] : at[0] + 12, at[1] : at[1] + 12] = 1
@@ -41,68 +41,66 @@ def train(folder: Path, *arguments: object) -> Result:
     )  # fmt: skip
 
 
-def test_a_segmenter_is_trained_on_it_and_measured_class_by_class(folder):
-    answer(train(folder, "--json"))
+def test_masks_train_and_score_segmenter(folder):
+    read_result(train(folder, "--json"))
     card = json.loads((folder.parent / "run" / "best" / "config.json").read_text())
     assert (card["task"], card["classes"], card["class_names"]) == ("segmentation", 2, ["ground", "square"])
     assert {"miou", "pixel_accuracy", "iou/ground", "iou/square"} <= card["metrics"].keys()
 
 
-def test_without_names_the_classes_are_counted(folder):
+def test_classes_without_names_are_counted(folder):
     (folder / "classes.txt").unlink()
-    answer(train(folder, "--json"))
+    read_result(train(folder, "--json"))
     card = json.loads((folder.parent / "run" / "best" / "config.json").read_text())
     assert (card["classes"], card["class_names"]) == (2, None)
 
 
-def test_as_strange_images_only_its_pictures_are_read(folder):
-    answer(train(folder, "--json"))
+def test_unlabeled_use_reads_no_masks(folder):
+    read_result(train(folder, "--json"))
     for path in folder.rglob("masks/*"):
         path.write_text("no image")
-    answer(
+    read_result(
         run("distill", "--teacher", folder.parent / "run" / "best", "--ood", folder, "--student", "deeplab_wrn16_1",
             "--method", "kd", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--precision", "32",
             "--out", folder.parent / "kd", "--json")
     )  # fmt: skip
 
 
-def lost(path: Path) -> None:
+def remove_mask(path: Path) -> None:
     path.unlink()
 
 
-def alone(path: Path) -> None:
+def remove_image(path: Path) -> None:
     (path.parent.parent / "images" / path.name).unlink()
 
 
-def small(path: Path) -> None:
+def resize_mask(path: Path) -> None:
     Image.new("L", (48, 35)).save(path)
 
 
-def coloured(path: Path) -> None:
+def color_mask(path: Path) -> None:
     Image.new("RGB", (48, 36)).save(path)
 
 
-def strange(path: Path) -> None:
+def add_unknown_class(path: Path) -> None:
     Image.new("L", (48, 36), 7).save(path)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize(
-    ("spoil", "code", "said"),
+    ("spoil", "code", "datum"),
     [
-        (lost, 2, "images/{}.png: has no mask; expected "),
-        (alone, 2, "masks/{}.png: a mask without its image; expected one in "),
-        (small, 1, "masks/{}.png: 48x35 pixels, but its image {}.png has 48x36; expected the same."),
-        (coloured, 1, "masks/{}.png: found colours (mode RGB), expected one class number a pixel"),
-        (strange, 1, "images/{}.png holds 7; expected classes 0 to 1, and 255"),
+        (remove_mask, 2, "images/{}.png"),
+        (remove_image, 2, "masks/{}.png"),
+        (resize_mask, 1, "48x35"),
+        (color_mask, 1, "masks/{}.png"),
+        (add_unknown_class, 1, "7"),
     ],
 )
-def test_what_is_wrong_is_one_sentence_with_the_name_of_the_file(
-    folder, part: str, spoil: Callable[[Path], None], code: int, said: str
-):
+def test_mask_error_names_file(folder, part: str, spoil: Callable[[Path], None], code: int, datum: str):
     name = {"train": "3", "val": "6"}[part]
     spoil(folder / part / "masks" / f"{name}.png")
-    sentence = refusal(train(folder), code)
-    assert said.replace("{}", name) in sentence
+    sentence = read_error(train(folder), code)
+    assert datum.replace("{}", name) in sentence
     assert str(folder / part) in sentence
     assert not (folder.parent / "run" / "metrics.jsonl").exists()

@@ -149,7 +149,9 @@ def test_doctor_reports_packages_and_machine() -> None:
     assert result["bf16"] in ("fast", "native", "emulated")
 
 
-@pytest.mark.parametrize(("package", "version", "broken"), [("onnx", None, "onnx"), ("torch", "2.15.0+cpu", "torchvision")])
+@pytest.mark.parametrize(
+    ("package", "version", "broken"), [("onnx", None, "onnx"), ("torch", "2.15.0+cpu", "torchvision")]
+)
 def test_doctor_fails_on_broken_package(monkeypatch, package: str, version: str | None, broken: str) -> None:
     installed = environment.installed_version
     monkeypatch.setattr(environment, "installed_version", lambda name: version if name == package else installed(name))

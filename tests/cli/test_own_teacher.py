@@ -61,7 +61,9 @@ def test_state_dict_teacher_yields_onnx_student(trained, tmp_path, photos, cloth
     out = tmp_path / "run"
     made = read_result(distill(*shape, "--val", clothes, "--json", teacher=trained, ood=photos, out=out))
     best = Path(made["best"])
-    (export,) = read_result(run("export", best, "--images", clothes, "--exporter", "torchscript", "--json"))["artifacts"]
+    (export,) = read_result(run("export", best, "--images", clothes, "--exporter", "torchscript", "--json"))[
+        "artifacts"
+    ]
     assert export["parity"]["top1_agreement"] == 1.0
     scores = [read_result(run("eval", m, "--data", clothes, "--json"))["metrics"] for m in (best, export["path"])]
     assert scores[0] == scores[1] == made["metrics"]

@@ -1,4 +1,4 @@
-"""`eval` and `bench` warn of int8 files that can be wrong on the processor they run on."""
+"""`eval` and `bench` warn about int8 files that can be wrong on the processor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from invoking import TEACHER, read_result, run
 
-from compress.cli.bench import warn_of_saturation
+from compress.benchmarking import warn_of_saturation
 from compress.predictor import load_predictor
 from exporters.quantization.static import quantize_static
 
@@ -36,11 +36,12 @@ def test_commands_warn_without_vnni(eight_bits: Path, clothes: Path, tmp_path: P
         assert ("ort-cpu" in found.stderr) is not has_vnni
 
 
-def test_bench_elsewhere_warns_by_its_processor(eight_bits: Path, capsys) -> None:
-    opened = [load_predictor(str(eight_bits))]
-    capsys.readouterr()
-    for system, instructions in (("Linux aarch64", ["asimd"]), ("Linux x86_64", ["avx2", "avx_vnni"])):
-        warn_of_saturation(opened, {"system": system, "instructions": instructions})
-    assert not capsys.readouterr().err
-    warn_of_saturation(opened, {"system": "Linux x86_64", "instructions": ["avx2", "avx512f"]})
-    assert str(eight_bits) in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("system", "instructions", "warns"),
+    [("Linux aarch64", ["asimd"], 0), ("Linux x86_64", ["avx2", "avx_vnni"], 0), ("Linux x86_64", ["avx2"], 1)],
+)
+def test_remote_bench_warns_by_processor(eight_bits: Path, system: str, instructions: list[str], warns: int) -> None:
+    messages: list[str] = []
+    predictors = [load_predictor(str(eight_bits))]
+    warn_of_saturation(predictors, {"system": system, "instructions": instructions}, messages.append)
+    assert sum(str(eight_bits) in message for message in messages) == warns

@@ -12,8 +12,8 @@ import torch
 from invoking import read_result, run
 from PIL import Image
 
-from compress.models.registry import build_network
 from compress.models.card import ModelCard
+from compress.models.registry import build_network
 from compress.models.serialization import save_model
 
 NAMES = ["ground", "square", "disc"]
@@ -107,8 +107,8 @@ def test_profile_and_bench_name_segmenters() -> None:
 
 
 def test_deeplab_export_handles_odd_sizes(tmp_path) -> None:
-    from exporters.onnx_export import export_onnx
     from exporters.loading import load
+    from exporters.onnx_export import export_onnx
 
     net = build_network(ModelCard("deeplabv3_mobilenet_v2", 3, (33, 41), task="segmentation")).eval()
     export_onnx(net, torch.zeros(1, 3, 33, 41), tmp_path / "a.onnx", exporter="torchscript", dynamic_size=True)

@@ -1,29 +1,19 @@
-"""Where a measurement is for: addresses, files of targets, names, budgets."""
+"""Targets: addresses, target files, names and budgets."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-import click
 import pytest
-from invoking import answer, refusal, run
+from invoking import read_error, read_result, run
 from other_machine import classifier
 
-from compress.cli.options import duration
-from compress.cli.targets import (
-    Address,
-    Target,
-    judged,
-    read_address,
-    read_target,
-    refuse_check_without_budget,
-    refuse_over_budget,
-    target_options,
-    verdict,
-)
+from compress.benchmarking import BenchmarkResult, BenchmarkRow, compare_with_budget, fill_from_target
 from compress.errors import CompressError, UsageError
-from profiles.latency import Latency
+from compress.targets import Target, load_target, parse_address
+from profiles.latency.benchmark import Latency
+from profiles.latency.ssh import Address
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "targets" / "example.yaml"
 
@@ -34,20 +24,20 @@ def latency(p90: float, **changes: object) -> Latency:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch) -> Path:
-    """An empty working folder, and an empty one of the user's settings."""
+def workdir(tmp_path: Path, monkeypatch) -> Path:
+    """An empty working directory, and an empty directory of user settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
 
 
-def written(path: Path, text: str) -> str:
+def write(path: Path, text: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return str(path)
 
 
-# addresses
+# Addresses.
 
 
 @pytest.mark.parametrize(
@@ -61,198 +51,162 @@ def written(path: Path, text: str) -> str:
         ("ssh://board?python=~/env/bin/python", Address("board", python="env/bin/python")),
     ],
 )
-def test_an_address_has_host_user_port_and_python(url: str, expected: Address) -> None:
-    assert read_address(url) == expected
+def test_address_is_parsed(url: str, expected: Address) -> None:
+    assert parse_address(url) == expected
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "datum"),
     [
-        ("http://board", "expected ssh://"),
-        ("ssh://", "found the host ''"),
-        ("ssh://-oProxyCommand=touch%20x", "found the host"),
-        ("ssh://-l@board", "found the user '-l'"),
-        ("ssh://%2DoProxyCommand@board", "found the user"),
-        ("ssh://board;true", "found the host"),
-        ("ssh://bo%20ard", "found the host"),
+        ("http://board", "http://board"),
+        ("ssh://", "''"),
+        ("ssh://-oProxyCommand=touch%20x", "-oProxyCommand"),
+        ("ssh://-l@board", "'-l'"),
+        ("ssh://%2DoProxyCommand@board", "-oProxyCommand"),
+        ("ssh://board;true", "board;true"),
+        ("ssh://bo%20ard", "bo ard"),
         ("ssh://me:secret@board", "password"),
         ("ssh://board:0", "port 0"),
-        ("ssh://board:70000", "[Pp]ort"),
-        ("ssh://board/home/me", "without a path"),
-        ("ssh://board?pyton=/x", "did you mean 'python'"),
-        ("ssh://board?python", "expected ssh://"),
-        ("ssh://board?python=-c", "found '-c'"),
-        ("ssh://board?python=a%0Ab", "expected the path of a Python"),
+        ("ssh://board:70000", "board:70000"),
+        ("ssh://board/home/me", "board/home/me"),
+        ("ssh://board?pyton=/x", "'python'"),
+        ("ssh://board?python", "python"),
+        ("ssh://board?python=-c", "'-c'"),
+        ("ssh://board?python=a%0Ab", "python"),
     ],
 )
-def test_what_is_no_address_is_refused_in_a_sentence(url: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
-        read_address(url)
+def test_invalid_address_is_refused(url: str, datum: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_address(url)
+    assert datum in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_the_address_of_a_machine_is_shown_without_its_python() -> None:
-    assert str(read_address("ssh://me@[fe80::1]:22?python=/x")) == "me@[fe80::1]:22"
+def test_address_prints_without_python() -> None:
+    assert str(parse_address("ssh://me@[fe80::1]:22?python=/x")) == "me@[fe80::1]:22"
 
 
-# files
+# Files.
 
 
-def test_the_example_that_is_shipped_loads() -> None:
-    target = read_target(str(EXAMPLE))
+def test_example_file_sets_every_field() -> None:
+    target = load_target(str(EXAMPLE))
     assert target.address == Address("edge-board.local", "pi", None, "runtime/bin/python")
-    assert (target.batch, target.threads, target.latency_budget_ms) == ((1,), 4, 33)
-    assert target.versions == {"onnxruntime": "1.20"}  # as it is written, and not the number 1.2
-    said = {one.name for one in dataclasses.fields(Target) if getattr(target, one.name) not in (None, "", {})}
-    assert said == {one.name for one in dataclasses.fields(Target)}, "the example names every setting"
+    assert (target.batch_size, target.threads, target.latency_budget_ms) == ((1,), 4, 33)
+    assert target.versions == {"onnxruntime": "1.20"}  # text, not the number 1.2
+    assert all(getattr(target, one.name) not in (None, "", {}) for one in dataclasses.fields(Target))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "datum"),
     [
-        ("threds: 2", r"t.yaml:1: threds: no such setting.*did you mean 'threads'"),
-        ("name: x\nbatch: [0]", r"t.yaml:2: batch: expected a list of whole numbers > 0"),
-        ("batch: []", r"t.yaml:1: batch: "),
-        ("batch: 8", r"t.yaml:1: batch: found 8, expected a list"),
-        ("threads: 0", r"t.yaml:1: threads: found 0"),
-        ("runtime: onnxruntme", r"t.yaml:1: runtime: .*did you mean 'onnxruntime'"),
-        ("provider: gpu", r"t.yaml:1: provider: "),
-        ("precision: int4", r"t.yaml:1: precision: .*int8"),
-        ("scenario: singlestream", r"t.yaml:1: scenario: .*'single-stream'"),
-        ("duration: soon", r"t.yaml:1: duration: found 'soon', expected a duration"),
-        ("latency_budget_ms: -1", r"t.yaml:1: latency_budget_ms: found -1"),
-        ("latency_budget_ms: .nan", r"latency_budget_ms: "),
-        ("latency_budget_ms: fast", r"t.yaml:1: latency_budget_ms: found 'fast', expected a number"),
-        ("\nhost: board", r"t.yaml:2: host: 'board': expected ssh://"),
-        ("host: ssh://-oX", r"t.yaml:1: host: .*found the host"),
-        ("python: /usr/bin/python3", r"t.yaml:1: python: is of another machine"),
-        ("host: ssh://a\nruntime: torch", r"t.yaml:2: runtime: found torch, which runs here only"),
-        ("versions: 3", r"t.yaml:1: versions: found 3, expected a mapping"),
-        ("- a", "found a list"),
-        ("name: [", "not valid YAML"),
+        ("threds: 2", "'threads'"),
+        ("name: x\nbatch_size: [0]", "t.yaml:2: batch_size"),
+        ("batch_size: []", "batch_size"),
+        ("batch_size: 8", "batch_size"),
+        ("threads: 0", "threads"),
+        ("runtime: onnxruntme", "'onnxruntime'"),
+        ("provider: gpu", "provider"),
+        ("precision: int4", "int8"),
+        ("scenario: singlestream", "'single-stream'"),
+        ("duration: soon", "'soon'"),
+        ("latency_budget_ms: -1", "latency_budget_ms"),
+        ("latency_budget_ms: .nan", "latency_budget_ms"),
+        ("latency_budget_ms: fast", "'fast'"),
+        ("\nhost: board", "t.yaml:2: host"),
+        ("host: ssh://-oX", "-oX"),
+        ("python: /usr/bin/python3", "python"),
+        ("host: ssh://a\nruntime: torch", "t.yaml:2: runtime"),
+        ("versions: 3", "versions"),
+        ("- a", "t.yaml"),
+        ("name: [", "t.yaml"),
         ("host: ssh://a\nhost: ssh://b", "host"),
     ],
 )
-def test_an_error_in_a_file_names_its_line_and_the_nearest_key(place: Path, text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        read_target(written(place / "t.yaml", text))
+def test_file_error_names_key(workdir: Path, text: str, datum: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_target(write(workdir / "t.yaml", text))
+    assert datum in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_wrong_usage(place: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_target("nothing.yaml")
-
-
-# names
-
-
-def test_a_name_is_looked_for_beside_the_work_and_then_among_the_users_own(place: Path) -> None:
-    written(place / "config" / "compress" / "targets" / "board.yaml", "threads: 2")
-    assert read_target("board") == Target(name="board", threads=2)
-    written(place / "targets" / "board.yml", "threads: 3\nname: The board")
-    assert read_target("board") == Target(name="The board", threads=3)
-
-
-def test_an_unknown_name_says_where_it_was_looked_for_and_what_is_near(place: Path) -> None:
-    written(place / "targets" / "jetson.yaml", "threads: 2")
-    with pytest.raises(UsageError, match=r"no jetsn\.yaml in targets or .*did you mean 'jetson'"):
-        read_target("jetsn")
-    with pytest.raises(UsageError, match="no "):
-        read_target("../targets/jetson")
-
-
-# options
-
-
-@click.command()
-@click.option("--runtimes")
-@click.option("--threads", type=int)
-@click.option("--batch-size", default="1")
-@click.option("--duration", default="1s", callback=duration)
-@target_options
-def settings(**found: object) -> None:
-    click.echo(" ".join(f"{key}={found[key]}" for key in ("runtimes", "threads", "batch_size", "duration", "check")))
-
-
-def said(*arguments: str) -> str:
-    from click.testing import CliRunner
-
-    return CliRunner().invoke(settings, arguments, catch_exceptions=False).stdout.strip()
-
-
-def test_a_file_stands_in_for_options_that_are_not_given(place: Path) -> None:
-    path = written(place / "t.yaml", "runtime: openvino\nthreads: 3\nbatch: [2, 4]\nduration: 5s")
-    assert said() == "runtimes=None threads=None batch_size=1 duration=1.0 check=False"
-    assert said("--target", path) == "runtimes=openvino threads=3 batch_size=2,4 duration=5.0 check=False"
-    assert said("--threads", "1", "--target", path).startswith("runtimes=openvino threads=1 batch_size=2,4")
-
-
-# budgets
-
-
-def test_a_budget_is_held_against_the_90th_percentile_and_of_servers_the_99th() -> None:
-    target = Target(name="board", latency_budget_ms=10)
-    assert judged(target, latency(10)) == {
-        "latency_budget_ms": 10, "budget_percentile": "p90", "holds_budget": True,
-    }  # fmt: skip
-    assert judged(target, latency(10.1))["holds_budget"] is False
-    server = judged(target, latency(6, scenario="Server"))
-    assert (server["budget_percentile"], server["holds_budget"]) == ("p99", False)
-
-
-def test_without_a_budget_nothing_is_judged() -> None:
-    for target in (None, Target(name="board")):
-        assert judged(target, latency(10)) == {}
-        assert verdict(target, [("net", latency(10))]) == []
-
-
-def test_the_verdict_names_model_percentile_and_target() -> None:
-    lines = verdict(Target(name="board", latency_budget_ms=33), [("a", latency(32)), ("b", latency(40))])
-    assert lines == [
-        "a, onnxruntime, batch 1: p90 32.000 ms holds the 33 ms of board",
-        "b, onnxruntime, batch 1: p90 40.000 ms does NOT hold the 33 ms of board",
-    ]
-
-
-def test_check_fails_only_where_a_budget_is_not_held_and_needs_one() -> None:
-    target = Target(name="board", latency_budget_ms=33)
-    named = [("a", latency(32)), ("b", latency(40))]
-    refuse_over_budget(target, named, check=False)
-    refuse_over_budget(target, named[:1], check=True)
-    with pytest.raises(CompressError, match=r"^b, .* NOT hold the 33 ms of board\.$"):
-        refuse_over_budget(target, named, check=True)
-    for without in (None, Target(name="board")):
-        with pytest.raises(UsageError, match="--check needs a latency budget"):
-            refuse_check_without_budget(without, check=True)
-        refuse_check_without_budget(without, check=False)
-
-
-# a target without a host is this machine
-
-
-def test_this_machine_may_be_a_target_too(place: Path) -> None:
-    net = classifier(place / "net.onnx")
-    lines = ["threads: 1", "duration: 0.05s", "batch: [2]", "scenario: quick", "precision: fp32"]
-    path = written(place / "here.yaml", "\n".join([*lines, "latency_budget_ms: 1000000"]))
-    (row,) = answer(run("bench", net, "--target", path, "--check", "--json"))["results"]
-    assert (row["threads"], row["batch_size"], row["holds_budget"]) == (1, 2, True)
-    assert "sha256" not in row
+def test_named_target_prefers_working_directory(workdir: Path) -> None:
+    write(workdir / "config" / "compress" / "targets" / "board.yaml", "threads: 2")
+    assert load_target("board") == Target(name="board", threads=2)
+    write(workdir / "targets" / "board.yml", "threads: 3\nname: The board")
+    assert load_target("board") == Target(name="The board", threads=3)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("precision: int8", "runs in fp32 in onnxruntime, expected int8, as the target here says"),
-        ("versions: {onnxruntime: 0.1}", "here: found onnxruntime 1."),
-        ("versions: {no-such-package: 1}", "here: found no-such-package not installed here, expected 1"),
-    ],
+    ("name", "datum"), [("jetsn", "'jetson'"), ("../targets/jetson", "jetson"), ("x.yaml", "x.yaml")]
 )
-def test_this_machine_is_refused_where_it_is_not_as_the_target_says(place: Path, line: str, said: str) -> None:
-    net, path = classifier(place / "net.onnx"), written(place / "here.yaml", f"duration: 0.05s\nthreads: 1\n{line}\n")
-    result = run("bench", net, "--target", path)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert said in result.stderr.splitlines()[-1]
+def test_unknown_target_is_refused(workdir: Path, name: str, datum: str) -> None:
+    write(workdir / "targets" / "jetson.yaml", "threads: 2")
+    with pytest.raises(UsageError) as caught:
+        load_target(name)
+    assert datum in str(caught.value)
 
 
-def test_a_check_without_a_budget_is_wrong_usage(place: Path) -> None:
-    assert "--check needs a latency budget" in refusal(run("bench", "net.onnx", "--check"), 2)
+def test_target_fills_missing_arguments(workdir: Path) -> None:
+    path = write(
+        workdir / "t.yaml", "runtime: openvino\nthreads: 3\nbatch_size: [2, 4]\nduration: 5s\nscenario: server"
+    )
+    assert fill_from_target(load_target(path)) == {
+        "runtimes": ("openvino",), "threads": 3, "batch_sizes": (2, 4), "duration": 5.0, "scenarios": ("server",),
+    }  # fmt: skip
+    assert fill_from_target(None) == {}
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize(
+    ("timed", "percentile", "within"),
+    [(latency(10), "p90", True), (latency(10.1), "p90", False), (latency(6, scenario="Server"), "p99", False)],
+)
+def test_budget_uses_percentile_of_scenario(timed: Latency, percentile: str, within: bool) -> None:
+    fields = compare_with_budget(Target(name="board", latency_budget_ms=10), "net", timed)
+    assert (fields["budget_percentile"], fields["within_budget"]) == (percentile, within)
+
+
+def test_no_budget_compares_nothing() -> None:
+    for target in (None, Target(name="board")):
+        assert compare_with_budget(target, "net", latency(10)) == {}
+    assert compare_with_budget(Target(latency_budget_ms=1), "net", latency(10, scenario="Offline")) == {}
+
+
+def test_check_fails_only_over_budget() -> None:
+    target = Target(name="board", latency_budget_ms=33)
+    rows = [
+        BenchmarkRow(**vars(latency(p90)), name=name, **compare_with_budget(target, name, latency(p90)))
+        for name, p90 in (("a", 32), ("b", 40))
+    ]
+    BenchmarkResult(rows, [], [], {}).raise_failures()
+    BenchmarkResult(rows[:1], [], [], {}).raise_failures(check_budget=True)
+    with pytest.raises(CompressError, match=r"^b, "):
+        BenchmarkResult(rows, [], [], {}).raise_failures(check_budget=True)
+    with pytest.raises(CompressError, match="LoadGen died"):
+        BenchmarkResult(rows, [], ["LoadGen died"], {}).raise_failures()
+
+
+# This machine as a target.
+
+
+def test_local_target_sets_options(workdir: Path) -> None:
+    net = classifier(workdir / "net.onnx")
+    lines = ["threads: 1", "duration: 0.05s", "batch_size: [2]", "scenario: quick", "precision: fp32"]
+    path = write(workdir / "here.yaml", "\n".join([*lines, "latency_budget_ms: 1000000"]))
+    (row,) = read_result(run("bench", net, "--target", path, "--check", "--json"))["results"]
+    assert (row["threads"], row["batch_size"], row["within_budget"], row["sha256"]) == (1, 2, True, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "datum"),
+    [("precision: int8", "int8"), ("versions: {onnxruntime: '0.1'}", "0.1"), ("versions: {no-such: '1'}", "no-such")],
+)
+def test_local_target_must_match(workdir: Path, line: str, datum: str) -> None:
+    net, path = classifier(workdir / "net.onnx"), write(workdir / "here.yaml", f"duration: 0.05s\nthreads: 1\n{line}\n")
+    assert datum in read_error(run("bench", net, "--target", path), 1)
+
+
+def test_check_needs_budget(workdir: Path) -> None:
+    assert "--check" in read_error(run("bench", "net.onnx", "--check"), 2)
