@@ -98,7 +98,7 @@ class LockHeldError(CompressError):
     """Another process holds a lock; `holder` is its process id as text, or empty."""
 
     def __init__(self, path: Path, holder: str) -> None:
-        super().__init__(f"{path.parent}: process {holder or '?'} works here; wait for it, or choose another directory.")
+        super().__init__(f"{path.parent}: in use by process {holder or '?'}; wait for it, or choose another directory.")
         self.holder = holder
 
 

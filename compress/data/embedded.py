@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from compress.data.dataset import ImageSet
-from compress.errors import CompressError
 
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
 FASHION_CLASSES = [
@@ -27,7 +25,8 @@ FASHION_CLASSES = [
     "Ankle boot",
 ]
 
-#: photographs in scikit-image's wheel that it documents as public domain, CC0 or without known restrictions; see NOTICE
+PHOTO_DIR = Path(__file__).parent.parent / "embedded" / "photos"
+#: photographs of scikit-image, documented as public domain, CC0 or without known restrictions; see NOTICE
 PHOTOS = (
     "astronaut.png",
     "brick.png",
@@ -68,16 +67,8 @@ def fashion_scene_images(split: str) -> ImageSet:
 
 
 def photo_images(split: str) -> ImageSet:
-    """The photographs that scikit-image ships, the same for every split. Raises CompressError where it is missing."""
-    package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise CompressError("embedded/photos: scikit-image is not installed; run `pip install scikit-image`.")
-    folder = Path(package.origin).parent / "data"
-    paths = [folder / name for name in PHOTOS if (folder / name).is_file()]
-    if not paths:
-        raise CompressError(
-            "embedded/photos: this scikit-image ships no photographs; run `pip install scikit-image==0.26.0`."
-        )
+    """Fourteen photographs, the same for every split."""
+    paths = [PHOTO_DIR / name for name in PHOTOS]
     identity = " ".join(f"{path.name}:{path.stat().st_size}" for path in paths)
     return ImageSet("embedded/photos", [path.name for path in paths], lambda i: paths[i], identity)
 
@@ -86,11 +77,11 @@ EMBEDDED: dict[str, tuple[Callable[[str], ImageSet], str]] = {
     "fashion": (fashion_images, "Fashion-MNIST, 10,000 training and 2,000 test images, 10 classes (MIT)"),
     "fashion-scenes": (
         fashion_scene_images,
-        "garments on smooth grounds, 10,000 training and 1,000 test scenes with masks, 10 classes and background (MIT)",
+        "garments on smooth backgrounds, 10,000 training and 1,000 test scenes with masks, 11 classes (MIT)",
     ),
     "photos": (
         photo_images,
-        "fourteen photographs that scikit-image ships (public domain, CC0), for out-of-domain crops",
+        "fourteen photographs (public domain, CC0), for out-of-domain crops",
     ),
 }
 

@@ -41,9 +41,7 @@ def pair_images_with_masks(name: str, dataset: Any, mask_spec: MaskSpec, identit
     missing = [path for path in used if not path.is_file()]
     if missing or not pairs:
         problem = f"{missing[0]} is missing ({len(missing)} of {len(used)} files)" if missing else "found no images"
-        raise CompressError(
-            f"{name}: {problem}; extract its archives again, or change --data-root."
-        )
+        raise CompressError(f"{name}: {problem}; extract its archives again, or change --data-root.")
     images = ImageSet(name, [str(image) for image, _ in pairs], lambda i: pairs[i][0], identity)
     if not labeled:
         return images

@@ -6,8 +6,6 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -424,14 +422,6 @@ def test_embedded_photos_are_in_notice():
     assert all(min(images.read_image(i).size) >= 300 for i in range(len(images)))
     notice = (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
     assert all(name in notice for name in PHOTOS)
-
-
-def test_embedded_photos_import_no_skimage():
-    code = (
-        "import sys; from compress.data import open_images as o; o('embedded/photos'); print('skimage' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_datasets_have_descriptions():
