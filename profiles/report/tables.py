@@ -117,7 +117,7 @@ def format_score(comparison: Comparison, record: Record) -> str:
 
 
 def format_metric(value: Any) -> str:
-    """A further metric: a percentage where it is a share, else the number itself."""
+    """Format a metric: a share as a percentage, any other number unchanged."""
     known = finite_number(value)
     return format_percent(known) if known is not None and 0 <= known <= 1 else format_significant(known)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from profiles.latency.warmup import Clock
 
 
-class Hands:
+class ManualClock:
     """Time passes only when something is called; `clock` shows it."""
 
     def __init__(self) -> None:

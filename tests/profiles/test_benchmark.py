@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clockwork import Hands
+from clockwork import ManualClock
 
 from profiles.latency import benchmark, machine
 from profiles.latency.benchmark import (
@@ -32,8 +32,8 @@ def delays(seed: int, typical: float) -> np.ndarray:
 class Player:
     """A call that takes the next of known delays, and remembers those that it took."""
 
-    def __init__(self, hands: Hands, times: np.ndarray) -> None:
-        self.hands, self.left, self.took = hands, iter(times), list[float]()
+    def __init__(self, timer: ManualClock, times: np.ndarray) -> None:
+        self.hands, self.left, self.took = timer, iter(times), list[float]()
 
     def __call__(self, _: object) -> None:
         self.took.append(float(next(self.left)))
@@ -41,16 +41,21 @@ class Player:
 
 
 def time_one(
-    call: Callable[[Any], object], hands: Hands, example: Any = None, *, batch_size: int = 1, duration_s: float = 1.0
+    call: Callable[[Any], object],
+    timer: ManualClock,
+    example: Any = None,
+    *,
+    batch_size: int = 1,
+    duration_s: float = 1.0,
 ) -> Latency:
     one = Candidate(call, example, batch_size)
-    return benchmark_interleaved({"": one}, duration_s=duration_s, rounds=1, clock=hands.clock).latencies[""]
+    return benchmark_interleaved({"": one}, duration_s=duration_s, rounds=1, clock=timer.clock).latencies[""]
 
 
-def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
+def agrees(result: Latency, times: list[float], batch_size: int = 1) -> None:
     """Held against numpy's own arithmetic."""
     ms = 1e3 * np.array(times)
-    assert found.runs == len(times)
+    assert result.runs == len(times)
     for name, value in {
         "p50": np.percentile(ms, 50),
         "p90": np.percentile(ms, 90),
@@ -58,39 +63,39 @@ def agrees(found: Latency, times: list[float], batch_size: int = 1) -> None:
         "mean": np.mean(ms),
         "std": np.std(ms),
     }.items():
-        assert getattr(found, f"latency_ms_{name}") == pytest.approx(float(value), abs=1e-6), name
-    assert found.throughput_ips == pytest.approx(batch_size * len(times) / sum(times))
+        assert getattr(result, f"latency_ms_{name}") == pytest.approx(float(value), abs=1e-6), name
+    assert result.throughput_ips == pytest.approx(batch_size * len(times) / sum(times))
 
 
 def test_statistics_match_numpy() -> None:
-    hands = Hands()
-    player = Player(hands, delays(0, 0.004))
-    found = time_one(player, hands, batch_size=4)
-    assert found.warmup_runs is not None
-    assert 200 < found.runs < 300
-    agrees(found, player.took[found.warmup_runs :], batch_size=4)
+    timer = ManualClock()
+    player = Player(timer, delays(0, 0.004))
+    result = time_one(player, timer, batch_size=4)
+    assert result.warmup_runs is not None
+    assert 200 < result.runs < 300
+    agrees(result, player.took[result.warmup_runs :], batch_size=4)
 
 
 def test_warmup_is_not_counted() -> None:
-    hands = Hands()
+    timer = ManualClock()
     slow_at_first = np.concatenate([np.linspace(0.5, 0.01, 30), np.full(9000, 0.01)])
-    player = Player(hands, slow_at_first)
-    found = time_one(player, hands, duration_s=30.0)
-    assert found.latency_ms_p99 == pytest.approx(10)
-    assert (found.warmup_stable, found.latency_ms_std) == (True, pytest.approx(0, abs=1e-9))
-    assert found.warmup_runs is not None
-    assert found.warmup_runs > 30
-    agrees(found, player.took[found.warmup_runs :])
+    player = Player(timer, slow_at_first)
+    result = time_one(player, timer, duration_s=30.0)
+    assert result.latency_ms_p99 == pytest.approx(10)
+    assert (result.warmup_stable, result.latency_ms_std) == (True, pytest.approx(0, abs=1e-9))
+    assert result.warmup_runs is not None
+    assert result.warmup_runs > 30
+    agrees(result, player.took[result.warmup_runs :])
 
 
 def test_first_calls_of_slices_are_discarded() -> None:
-    hands = Hands()
-    players = {name: Player(hands, delays(seed, typical)) for seed, (name, typical) in enumerate(SPEEDS.items())}
-    found = benchmark_interleaved(
-        {n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=hands.clock
+    timer = ManualClock()
+    players = {name: Player(timer, delays(seed, typical)) for seed, (name, typical) in enumerate(SPEEDS.items())}
+    result = benchmark_interleaved(
+        {n: Candidate(p, None) for n, p in players.items()}, duration_s=1.0, clock=timer.clock
     )
     for name, player in players.items():
-        one = found.latencies[name]
+        one = result.latencies[name]
         counted = player.took[one.warmup_runs :]
         # what was counted is all but two calls at the start of each of five slices
         assert one.runs == len(counted) - 5 * benchmark.DISCARDED_CALLS
@@ -101,50 +106,50 @@ SPEEDS = {"a": 0.003, "b": 0.006, "c": 0.012}
 
 
 def test_order_is_reversed_every_round() -> None:
-    hands = Hands()
+    timer = ManualClock()
     order: list[str] = []
 
     def call(name: str) -> None:
         order.append(name)
-        hands.pass_(SPEEDS[name])
+        timer.pass_(SPEEDS[name])
 
-    found = benchmark_interleaved(
-        {n: Candidate(call, n) for n in SPEEDS}, warmup_s=0, duration_s=1.0, rounds=4, clock=hands.clock
+    result = benchmark_interleaved(
+        {n: Candidate(call, n) for n in SPEEDS}, warmup_s=0, duration_s=1.0, rounds=4, clock=timer.clock
     ).latencies
     # the slice at the turning point and the next one are of the same
     assert [name for name, _ in groupby(order)] == list("abcab" + "cbabcba")
     for name, typical in SPEEDS.items():
-        assert found[name].latency_ms_p50 == pytest.approx(1e3 * typical)
-        assert found[name].runs == pytest.approx(1 / typical, abs=5)
+        assert result[name].latency_ms_p50 == pytest.approx(1e3 * typical)
+        assert result[name].runs == pytest.approx(1 / typical, abs=5)
 
 
 def test_round_medians_are_in_order() -> None:
-    hands = Hands()
+    timer = ManualClock()
     speed = {"a": 0.01, "b": 0.02}
 
     def call(name: str) -> None:
         # the machine grows slower for both, by the same share, and a second of it is a round
-        hands.pass_(speed[name] * (1 + int(hands.now) // 4))
+        timer.pass_(speed[name] * (1 + int(timer.now) // 4))
 
-    found = benchmark_interleaved(
-        {n: Candidate(call, n) for n in speed}, warmup_s=0, duration_s=20.0, rounds=10, clock=hands.clock
+    result = benchmark_interleaved(
+        {n: Candidate(call, n) for n in speed}, warmup_s=0, duration_s=20.0, rounds=10, clock=timer.clock
     )
-    assert len(found.round_medians["a"]) == len(found.round_medians["b"]) == 10
-    assert found.round_medians["a"] == sorted(found.round_medians["a"])
-    assert found.round_medians["a"][-1] > 5 * found.round_medians["a"][0]
-    assert "The machine was busy" in found.latencies["a"].load_warning
+    assert len(result.round_medians["a"]) == len(result.round_medians["b"]) == 10
+    assert result.round_medians["a"] == sorted(result.round_medians["a"])
+    assert result.round_medians["a"][-1] > 5 * result.round_medians["a"][0]
+    assert "The machine was busy" in result.latencies["a"].load_warning
 
 
 def test_duration_and_minimum_runs() -> None:
-    hands = Hands()
-    assert time_one(hands.pass_, hands, 0.01).runs in (100, 101)
-    assert time_one(hands.pass_, hands, 5.0).runs == 10
+    timer = ManualClock()
+    assert time_one(timer.pass_, timer, 0.01).runs in (100, 101)
+    assert time_one(timer.pass_, timer, 5.0).runs == 10
 
 
 def test_synchronization_is_timed() -> None:
-    hands = Hands()
-    candidate = Candidate(hands.pass_, 0.001, synchronize=lambda: hands.pass_(0.009))
-    assert time_calls(candidate, seconds=0, at_least=3, clock=hands.clock) == pytest.approx([0.01] * 3)
+    timer = ManualClock()
+    candidate = Candidate(timer.pass_, 0.001, synchronize=lambda: timer.pass_(0.009))
+    assert time_calls(candidate, seconds=0, at_least=3, clock=timer.clock) == pytest.approx([0.01] * 3)
 
 
 class Joules:
@@ -152,8 +157,8 @@ class Joules:
 
     source = "a test"
 
-    def __init__(self, hands: Hands, silent_after: int = 1000) -> None:
-        self.hands, self.last, self.laps, self.silent_after = hands, 0.0, 0, silent_after
+    def __init__(self, timer: ManualClock, silent_after: int = 1000) -> None:
+        self.hands, self.last, self.laps, self.silent_after = timer, 0.0, 0, silent_after
 
     def read_delta(self) -> float | None:
         self.laps, passed = self.laps + 1, self.hands.now - self.last
@@ -162,38 +167,38 @@ class Joules:
 
 
 def test_energy_is_per_image() -> None:
-    hands = Hands()
-    pair = {n: Candidate(hands.pass_, SPEEDS[n], batch_size=4) for n in "ab"}
-    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies
+    timer = ManualClock()
+    pair = {n: Candidate(timer.pass_, SPEEDS[n], batch_size=4) for n in "ab"}
+    result = benchmark_interleaved(pair, duration_s=1.0, clock=timer.clock, meter=lambda *_: Joules(timer)).latencies
     # 10 W for 3 ms are 30 mJ, for four images
-    assert found["a"].energy_mj == pytest.approx(30 / 4)
-    assert found["b"].energy_mj == pytest.approx(60 / 4)
-    assert found["a"].energy_source == "a test"
+    assert result["a"].energy_mj == pytest.approx(30 / 4)
+    assert result["b"].energy_mj == pytest.approx(60 / 4)
+    assert result["a"].energy_source == "a test"
 
 
 def test_incomplete_energy_is_none() -> None:
-    hands = Hands()
-    pair = {n: Candidate(hands.pass_, SPEEDS[n]) for n in "ab"}
-    found = benchmark_interleaved(pair, duration_s=1.0, clock=hands.clock, meter=lambda *_: Joules(hands, 7)).latencies[
-        "a"
-    ]
-    assert (found.energy_mj, found.energy_source) == (None, "")
-    short = benchmark_interleaved(pair, duration_s=0.1, clock=hands.clock, meter=lambda *_: Joules(hands)).latencies[
+    timer = ManualClock()
+    pair = {n: Candidate(timer.pass_, SPEEDS[n]) for n in "ab"}
+    result = benchmark_interleaved(
+        pair, duration_s=1.0, clock=timer.clock, meter=lambda *_: Joules(timer, 7)
+    ).latencies["a"]
+    assert (result.energy_mj, result.energy_source) == (None, "")
+    short = benchmark_interleaved(pair, duration_s=0.1, clock=timer.clock, meter=lambda *_: Joules(timer)).latencies[
         "a"
     ]
     assert short.energy_mj is None
 
 
 def test_latency_has_its_environment(monkeypatch) -> None:
-    hands, clocks = Hands(), iter([2000.0, 2100.0, 9999.0] * 10)
+    timer, clocks = ManualClock(), iter([2000.0, 2100.0, 9999.0] * 10)
     monkeypatch.setattr(machine, "clock_mhz", lambda *_: next(clocks))
     monkeypatch.setattr(machine, "cpu_governor", lambda: "performance")
-    one = Candidate(hands.pass_, 0.01, threads=1, load_ms=5.0, first_call_ms=12.0, peak_bytes=1000)
-    found = benchmark_interleaved({"": one}, duration_s=1.0, rounds=3, clock=hands.clock).latencies[""]
-    assert (found.load_ms, found.first_call_ms, found.peak_bytes) == (5.0, 12.0, 1000)
-    assert (found.clock_mhz, found.governor) == (2100.0, "performance")
-    assert found.machine == machine.device_name()
-    assert (found.scenario, found.valid) == ("quick", None)
+    one = Candidate(timer.pass_, 0.01, threads=1, load_ms=5.0, first_call_ms=12.0, peak_bytes=1000)
+    result = benchmark_interleaved({"": one}, duration_s=1.0, rounds=3, clock=timer.clock).latencies[""]
+    assert (result.load_ms, result.first_call_ms, result.peak_bytes) == (5.0, 12.0, 1000)
+    assert (result.clock_mhz, result.governor) == (2100.0, "performance")
+    assert result.machine == machine.device_name()
+    assert (result.scenario, result.valid) == ("quick", None)
 
 
 def test_no_candidate_is_an_error() -> None:
@@ -217,8 +222,8 @@ def test_ratio_is_paired_by_round() -> None:
 
 
 def test_ratios_cover_all_pairs() -> None:
-    found = pairwise_ratios({"a": [1.0], "b": [2.0], "c": [8.0]})
-    assert {key: one.p50 for key, one in found.items()} == {("b", "a"): 2.0, ("c", "a"): 8.0, ("c", "b"): 4.0}
+    result = pairwise_ratios({"a": [1.0], "b": [2.0], "c": [8.0]})
+    assert {key: one.p50 for key, one in result.items()} == {("b", "a"): 2.0, ("c", "a"): 8.0, ("c", "b"): 4.0}
 
 
 def test_unequal_rounds_are_refused() -> None:

@@ -52,14 +52,14 @@ NAMES_OF_OTHERS = {name for name, _ in OTHERS.values()}
 
 def agree(name: str, side: int) -> None:
     """Products to the last MAC; all else is of a kind that only fvcore counts; nothing is left out; layers add up."""
-    found = count_flops(build_model(name, classes=10), (torch.zeros(1, 3, side, side),))
-    assert (found.counter, found.unsupported) == ("fvcore", {})
-    assert found.products == found.macs_torch
-    rest = {kind: macs for kind, macs in found.by_operator.items() if kind in NAMES_OF_OTHERS}
-    assert found.macs == found.products + sum(rest.values())
-    assert found.layers[0].macs == sum(layer.own_macs for layer in found.layers) == found.macs
-    assert found.layers[0].params == sum(layer.own_params for layer in found.layers) == found.params
-    assert found.layers[0].activations == sum(layer.own_activations for layer in found.layers) == found.activations
+    result = count_flops(build_model(name, classes=10), (torch.zeros(1, 3, side, side),))
+    assert (result.counter, result.unsupported) == ("fvcore", {})
+    assert result.products == result.macs_torch
+    rest = {kind: macs for kind, macs in result.by_operator.items() if kind in NAMES_OF_OTHERS}
+    assert result.macs == result.products + sum(rest.values())
+    assert result.layers[0].macs == sum(layer.own_macs for layer in result.layers) == result.macs
+    assert result.layers[0].params == sum(layer.own_params for layer in result.layers) == result.params
+    assert result.layers[0].activations == sum(layer.own_activations for layer in result.layers) == result.activations
 
 
 @pytest.mark.filterwarnings("ignore")  # libraries' own talk of their random weights
@@ -90,8 +90,8 @@ def test_activations_match_fvcore(name: str) -> None:
     [("vit_medium_patch16_reg4_gap_256", 10.8, 22.6), ("vit_betwixt_patch16_reg4_gap_256", 16.5, 28.2)],
 )
 def test_transformers_match_timm(name: str, gmac: float, millions: float) -> None:
-    found = count_flops(build_model(f"timm/{name}", classes=1000), (torch.zeros(1, 3, 256, 256),))
-    assert (round(found.macs / 1e9, 1), round((found.activations or 0) / 1e6, 1)) == (gmac, millions)
+    result = count_flops(build_model(f"timm/{name}", classes=1000), (torch.zeros(1, 3, 256, 256),))
+    assert (round(result.macs / 1e9, 1), round((result.activations or 0) / 1e6, 1)) == (gmac, millions)
 
 
 class Made(TorchDispatchMode):
@@ -104,10 +104,10 @@ class Made(TorchDispatchMode):
         self.numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        answer = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in self.PRODUCTS:
-            self.numbers += answer.numel()
-        return answer
+            self.numbers += output.numel()
+        return output
 
 
 def test_attention_scores_are_activations() -> None:

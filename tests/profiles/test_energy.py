@@ -24,34 +24,34 @@ def test_rapl_packages_are_summed(tmp_path: Path) -> None:
     zones = [zone(tmp_path, f"intel-rapl:{i}", f"package-{i}") for i in range(2)]
     zone(tmp_path, "intel-rapl:0:0", "core")
     zone(tmp_path, "intel-rapl:2", "psys")
-    found = energy.open_energy_meter("cpu", root=tmp_path)
-    assert found is not None
-    assert (found.source, found.read_delta()) == ("RAPL package", None)
+    result = energy.open_energy_meter("cpu", root=tmp_path)
+    assert result is not None
+    assert (result.source, result.read_delta()) == ("RAPL package", None)
     for path, count in zip(zones, (300_000, 200_000), strict=True):
         (path / "energy_uj").write_text(str(count))
-    assert found.read_delta() == pytest.approx(0.5)
-    assert found.read_delta() == 0
+    assert result.read_delta() == pytest.approx(0.5)
+    assert result.read_delta() == 0
 
 
 def test_rapl_counter_may_wrap(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0", count=999_000, limit=999_999)
-    found = energy.open_energy_meter("cpu", root=tmp_path)
-    assert found is not None
-    found.read_delta()
+    result = energy.open_energy_meter("cpu", root=tmp_path)
+    assert result is not None
+    result.read_delta()
     (path / "energy_uj").write_text("1000")
-    assert found.read_delta() == pytest.approx(0.002)
+    assert result.read_delta() == pytest.approx(0.002)
 
 
 def test_failed_counter_gives_no_energy(tmp_path: Path) -> None:
     path = zone(tmp_path, "intel-rapl:0", "package-0")
-    found = energy.open_energy_meter("cpu", root=tmp_path)
-    assert found is not None
-    found.read_delta()
+    result = energy.open_energy_meter("cpu", root=tmp_path)
+    assert result is not None
+    result.read_delta()
     (path / "energy_uj").write_text("")
-    assert found.read_delta() is None
+    assert result.read_delta() is None
     (path / "energy_uj").write_text("5")
-    assert found.read_delta() is None
-    assert found.read_delta() == 0
+    assert result.read_delta() is None
+    assert result.read_delta() == 0
 
 
 def test_unreadable_counters_are_no_meter(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ class Library(SimpleNamespace):
 
     NVMLError = Refusal
 
-    def __init__(self, count: int = 1, **answers: Any) -> None:
-        super().__init__(answers=answers, count=count)
+    def __init__(self, count: int = 1, **outputs: Any) -> None:
+        super().__init__(outputs=outputs, count=count)
 
     def nvmlDeviceGetCount(self) -> int:
         return self.count
@@ -84,25 +84,25 @@ class Library(SimpleNamespace):
         return uuid
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("nvmlDeviceGet") and name not in self.answers:
+        if name.startswith("nvmlDeviceGet") and name not in self.outputs:
             raise AttributeError(name)
 
-        def answer(handle: str, *_: object) -> Any:
-            found = self.answers[name]
-            if isinstance(found, Exception):
-                raise found
-            return next(found) if hasattr(found, "__next__") else found
+        def output(handle: str, *_: object) -> Any:
+            result = self.outputs[name]
+            if isinstance(result, Exception):
+                raise result
+            return next(result) if hasattr(result, "__next__") else result
 
-        return answer
+        return output
 
 
 def test_nvml_meter_reads_gpu_energy(monkeypatch) -> None:
     library = Library(nvmlDeviceGetTotalEnergyConsumption=iter([0, 1000, 3500]))
     monkeypatch.setattr(energy, "open_gpu", lambda uuid=None: NvmlDevice(library, "one"))
-    found = energy.open_energy_meter("cuda")
-    assert found is not None
-    assert (found.source, found.read_delta()) == ("NVML", None)
-    assert found.read_delta() == pytest.approx(2.5)
+    result = energy.open_energy_meter("cuda")
+    assert result is not None
+    assert (result.source, result.read_delta()) == ("NVML", None)
+    assert result.read_delta() == pytest.approx(2.5)
 
 
 def test_gpu_without_counter_has_no_meter(monkeypatch) -> None:
@@ -115,8 +115,8 @@ def test_gpu_without_counter_has_no_meter(monkeypatch) -> None:
 
 def test_nvml_device_queries() -> None:
     mask = 0x04 | 0x20 | 0x40 | 0x01  # the last is idleness
-    answers = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
-    one = NvmlDevice(Library(nvmlDeviceGetName=b"NVIDIA H200", **answers), "one")
+    outputs = {"nvmlDeviceGetCurrentClocksThrottleReasons": mask, "nvmlDeviceGetClockInfo": 1980}
+    one = NvmlDevice(Library(nvmlDeviceGetName=b"NVIDIA H200", **outputs), "one")
     assert (one.read_name(), one.read_clock_mhz(), one.throttle_reason()) == (
         "NVIDIA H200",
         1980.0,
@@ -131,8 +131,8 @@ def test_gpu_is_selected_by_uuid(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
     def handle(uuid: str | None, count: int) -> str | None:
-        found = gpu.open_gpu(uuid, find=lambda: Library(count))
-        return None if found is None else found.handle
+        result = gpu.open_gpu(uuid, find=lambda: Library(count))
+        return None if result is None else result.handle
 
     assert handle(None, 1) == "number 0"
     assert handle(None, 2) is None
@@ -161,7 +161,7 @@ def test_ambiguous_first_gpu_is_none(environment, count: int, expected) -> None:
 
 @pytest.mark.gpu
 def test_real_gpu_has_name_and_clock() -> None:
-    found = gpu.open_gpu()
-    assert found is not None
-    assert found.read_name()
-    assert (found.read_clock_mhz() or 0) > 0
+    result = gpu.open_gpu()
+    assert result is not None
+    assert result.read_name()
+    assert (result.read_clock_mhz() or 0) > 0

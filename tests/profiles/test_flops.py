@@ -29,20 +29,20 @@ def wrn_macs(depth: int, width: int, classes: int) -> int:
 
 @pytest.mark.parametrize(("name", "depth", "width", "giga"), [("wrn40_2", 40, 2, 0.329), ("wrn16_1", 16, 1, 0.027)])
 def test_wide_resnets_match_the_formula(name: str, depth: int, width: int, giga: float) -> None:
-    found = count_flops(build_model(name, classes=100), image())
-    assert found.macs == pytest.approx(giga * 1e9, rel=0.01)
-    assert found.macs_torch == wrn_macs(depth, width, 100)
-    assert found.by_operator["conv"] + found.by_operator["linear"] == wrn_macs(depth, width, 100)
-    assert found.unsupported == {}
+    result = count_flops(build_model(name, classes=100), image())
+    assert result.macs == pytest.approx(giga * 1e9, rel=0.01)
+    assert result.macs_torch == wrn_macs(depth, width, 100)
+    assert result.by_operator["conv"] + result.by_operator["linear"] == wrn_macs(depth, width, 100)
+    assert result.unsupported == {}
 
 
 def test_resnet50_matches_published_count() -> None:
-    found = count_flops(torchvision.resnet50(weights=None), image(224))
-    assert found.macs == pytest.approx(4.14e9, rel=0.01)
-    assert found.flops == 2 * found.macs
-    assert found.params == 25_557_032
-    assert found.macs_torch == found.products == pytest.approx(found.macs, rel=0.01)
-    assert found.unsupported == {}
+    result = count_flops(torchvision.resnet50(weights=None), image(224))
+    assert result.macs == pytest.approx(4.14e9, rel=0.01)
+    assert result.flops == 2 * result.macs
+    assert result.params == 25_557_032
+    assert result.macs_torch == result.products == pytest.approx(result.macs, rel=0.01)
+    assert result.unsupported == {}
 
 
 def test_attention_is_counted_in_all_forms() -> None:
@@ -57,11 +57,11 @@ def test_attention_is_counted_in_all_forms() -> None:
         def forward(self, x):
             return self.layer(x, x, x, need_weights=False)[0]
 
-    found = count_flops(Itself(), (torch.zeros(1, tokens, width),))
+    result = count_flops(Itself(), (torch.zeros(1, tokens, width),))
     by_hand = 4 * tokens * width * width + 2 * tokens * tokens * width
-    assert found.macs == by_hand
-    assert found.macs_torch == by_hand
-    assert found.unsupported == {}
+    assert result.macs == by_hand
+    assert result.macs_torch == by_hand
+    assert result.unsupported == {}
 
 
 def test_products_unknown_to_fvcore_are_counted() -> None:
@@ -77,15 +77,15 @@ def test_uncountable_operator_is_reported() -> None:
         def forward(self, x):
             return torch.linalg.inv(x) @ x
 
-    found = count_flops(Solver(), (torch.eye(4),))
-    assert list(found.unsupported) == ["aten::linalg_inv"]
-    assert found.macs == 64
+    result = count_flops(Solver(), (torch.eye(4),))
+    assert list(result.unsupported) == ["aten::linalg_inv"]
+    assert result.macs == 64
 
 
 def test_shared_parameters_are_counted_once() -> None:
     linear = nn.Linear(8, 8, bias=False)
-    found = count_flops(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
-    assert (found.params, found.macs) == (64, 128)
+    result = count_flops(nn.Sequential(linear, linear), (torch.zeros(1, 8),))
+    assert (result.params, result.macs) == (64, 128)
 
 
 def test_counting_restores_modes() -> None:
@@ -108,6 +108,6 @@ def test_untraceable_program_is_counted_by_torch() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
     script = torch.jit.trace(net, image(8))
     assert isinstance(script, nn.Module)
-    found = count_flops(script, image(8))
-    assert (found.counter, found.macs) == ("torch", 3 * 4 * 9 * 64 + 4 * 64 * 5)
-    assert found.macs == found.macs_torch == count_flops(net, image(8)).macs
+    result = count_flops(script, image(8))
+    assert (result.counter, result.macs) == ("torch", 3 * 4 * 9 * 64 + 4 * 64 * 5)
+    assert result.macs == result.macs_torch == count_flops(net, image(8)).macs

@@ -23,8 +23,8 @@ def test_published_counts_are_current(row: dict[str, Any]) -> None:
     assert count_products(net, example) == row["macs_torch"]
     assert sum(parameter.numel() for parameter in net.parameters()) == row["params"]
     if row["macs"] < 1e9:  # the whole count takes a real image
-        found = count_flops(build_model(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),))
-        assert (found.macs, found.flops, found.activations) == (row["macs"], row["flops"], row["activations"])
+        result = count_flops(build_model(row["network"], classes=row["classes"]), (torch.zeros(1, 3, *row["size"]),))
+        assert (result.macs, result.flops, result.activations) == (row["macs"], row["flops"], row["activations"])
 
 
 @pytest.mark.parametrize("row", PAGE["segmentation"], ids=lambda row: row["network"])

@@ -76,7 +76,7 @@ class Heard:
     """What a tab said and asked for."""
 
     said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("no Chromium found: install one (Debian: apt-get install chromium) or name it in CHROMIUM")
     with sync_playwright() as play:
-        found = play.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield found
-        found.close()
+        result = play.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield result
+        result.close()
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ def column(tab: Any, key: str) -> list[str]:
     return tab.locator(f"#table tbody tr[data-row] > :nth-child({keys.index(key) + 1})").all_inner_texts()
 
 
-def expected(place: int, limits: dict[str, float], tolerance: float) -> int | None:
+def expected(position: int, limits: dict[str, float], tolerance: float) -> int | None:
     """The rule of the choice, plainly: the cheapest of those that hold the limits and come near the best of them."""
 
     def price(i: int, name: str) -> float | None:
-        return row_cost(ROWS[i], row_latency(ROWS[i], place), name)
+        return row_cost(ROWS[i], row_latency(ROWS[i], position), name)
 
     files = {(row["name"], row["role"]) for row in ROWS if row["format"]}
     shipped = [i for i, row in enumerate(ROWS) if row["format"] or (row["name"], row["role"]) not in files]
@@ -187,9 +187,9 @@ def test_large_page_stays_small():
 
 
 def test_policy_allows_only_own_scripts():
-    found = re.search(r'Content-Security-Policy" content="([^"]+)"', HTML)
-    assert found
-    content = found[1].replace("&#39;", "'")
+    result = re.search(r'Content-Security-Policy" content="([^"]+)"', HTML)
+    assert result
+    content = result[1].replace("&#39;", "'")
     scripts = re.findall(r"<script>(.*?)</script>", HTML, re.DOTALL)
     assert len(scripts) == 2
     assert content == security_policy(scripts)
@@ -330,10 +330,10 @@ def test_filters_apply_to_table_and_charts(open_page):
 
 def test_other_setting_shows_its_latencies(open_page):
     tab = open_page()
-    for place, settings in enumerate(DATA["settings"]):
-        tab.select_option("#place", str(place))
+    for position, settings in enumerate(DATA["settings"]):
+        tab.select_option("#place", str(position))
         assert settings["label"] in tab.locator("#place option:checked").inner_text()
-        wanted = [i for i, row in enumerate(ROWS) if str(place) in row["times"]]
+        wanted = [i for i, row in enumerate(ROWS) if str(position) in row["times"]]
         tab.wait_for_function("(n) => document.querySelectorAll('#chart-latency .point').length === n", arg=len(wanted))
         assert points(tab, "chart-latency") == wanted
     tab.select_option("#place", label="Synthetic CPU, 2 cores, CPU, 2 threads, batch 1, any runtime")
@@ -345,15 +345,15 @@ def test_choice_follows_the_limits(open_page):
     assert int(tab.locator("#pick").get_attribute("data-row")) == DATA["pick"] == expected(0, {}, DATA["tolerance"])
     rng = random.Random(0)
     for _ in range(6):
-        place = rng.randrange(len(DATA["settings"]))
-        tab.select_option("#place", str(place))
+        position = rng.randrange(len(DATA["settings"]))
+        tab.select_option("#place", str(position))
         limits = {}
         for name in ("latency", "flops", "size", "energy"):
-            priced = [p for row in ROWS if (p := row_cost(row, row_latency(row, place), name)) is not None]
+            priced = [p for row in ROWS if (p := row_cost(row, row_latency(row, position), name)) is not None]
             limit = float(f"{rng.choice(priced):.3g}") if rng.random() < 0.5 else None
             limits |= {} if limit is None else {name: limit}
             tab.fill(f"#limit-{name}", "" if limit is None else str(limit))
-        pick = expected(place, limits, DATA["tolerance"])
+        pick = expected(position, limits, DATA["tolerance"])
         tab.wait_for_function(
             "(row) => document.getElementById('pick').dataset.row === row", arg="" if pick is None else str(pick)
         )
@@ -445,11 +445,11 @@ def test_page_csv_matches_python(open_page):
     draw_all(tab)
     with tab.expect_download() as download:
         tab.locator("#csv").click()
-    found = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
+    result = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
     wanted = list(csv.reader(io.StringIO(rows_to_csv(DATA))))
-    assert found[0] == wanted[0]
-    assert len(found) == len(wanted)
-    for line, like in zip(found[1:], wanted[1:], strict=True):
+    assert result[0] == wanted[0]
+    assert len(result) == len(wanted)
+    for line, like in zip(result[1:], wanted[1:], strict=True):
         assert [value(text) for text in line] == [value(text) for text in like]
 
 
@@ -472,10 +472,10 @@ def test_page_is_accessible(open_page, scheme, width):
     tab.locator("#table tbody button.name").first.click()
     tab.fill("#limit-latency", "0.2")
     tab.wait_for_timeout(200)
-    found = axe.Axe().run(tab, options={"rules": {"target-size": {"enabled": True}}}).response["violations"]
+    result = axe.Axe().run(tab, options={"rules": {"target-size": {"enabled": True}}}).response["violations"]
     grave = [
         (one["id"], [node["html"][:160] for node in one["nodes"]][:4])
-        for one in found
+        for one in result
         if one["impact"] in ("serious", "critical")
     ]
     assert grave == []

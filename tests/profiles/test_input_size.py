@@ -22,15 +22,15 @@ class Attends(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.conv(x).flatten(2).mT
-        return self.head(F.scaled_dot_product_attention(places, places, places).mean(1))
+        positions = self.conv(x).flatten(2).mT
+        return self.head(F.scaled_dot_product_attention(positions, positions, positions).mean(1))
 
 
 def test_cost_by_size_matches_formula() -> None:
-    found = count_flops_by_size(Attends(), [(4, 4), (8, 4), (16, 16)])
-    assert [row.macs for row in found] == [12 * n + 8 * n * n + 16 for n in (16, 32, 256)]
-    assert [row.flops for row in found] == [2 * (row.macs or 0) for row in found]
-    assert [row.activations for row in found] == [4 * n + (n * n + 4 * n) + 4 for n in (16, 32, 256)]
+    result = count_flops_by_size(Attends(), [(4, 4), (8, 4), (16, 16)])
+    assert [row.macs for row in result] == [12 * n + 8 * n * n + 16 for n in (16, 32, 256)]
+    assert [row.flops for row in result] == [2 * (row.macs or 0) for row in result]
+    assert [row.activations for row in result] == [4 * n + (n * n + 4 * n) + 4 for n in (16, 32, 256)]
 
 
 def test_nonlinear_growth_is_described() -> None:

@@ -33,8 +33,8 @@ def rows(net: nn.Module, x: Tensor) -> dict[str, Layer]:
 
 
 def test_operations_belong_to_their_caller() -> None:
-    found = rows(Shared(), torch.zeros(2, 4))
-    assert {path: (row.macs, row.calls) for path, row in found.items()} == {
+    result = rows(Shared(), torch.zeros(2, 4))
+    assert {path: (row.macs, row.calls) for path, row in result.items()} == {
         "": (4 * 32 + 16, 1),
         "layer": (32, 1),
         "first": (64, 2),
@@ -44,12 +44,14 @@ def test_operations_belong_to_their_caller() -> None:
         "list.1": (32, 1),
         "idle": (0, 0),
     }
-    assert (found[""].own_macs, found[""].own_activations) == (16, 4)
+    assert (result[""].own_macs, result[""].own_activations) == (16, 4)
 
 
 def test_shared_parameters_in_layer_table() -> None:
-    found = rows(Shared(), torch.zeros(2, 4))
-    assert {path: (row.params, row.shared_params) for path, row in found.items() if row.params + row.shared_params} == {
+    result = rows(Shared(), torch.zeros(2, 4))
+    assert {
+        path: (row.params, row.shared_params) for path, row in result.items() if row.params + row.shared_params
+    } == {
         "": (20 + 16 + 10, 0),
         "layer": (20, 0),
         "first": (0, 20),
@@ -63,15 +65,15 @@ def test_shared_parameters_in_layer_table() -> None:
 def test_tied_weights_are_counted_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     net[1].weight = net[0].weight
-    found = rows(net, torch.zeros(1, 4))
-    assert [(found[path].params, found[path].shared_params) for path in ("", "0", "1")] == [(16, 0), (16, 0), (0, 16)]
-    assert found["1"].macs == 16
+    result = rows(net, torch.zeros(1, 4))
+    assert [(result[path].params, result[path].shared_params) for path in ("", "0", "1")] == [(16, 0), (16, 0), (0, 16)]
+    assert result["1"].macs == 16
 
 
 def test_parent_totals_include_children() -> None:
-    found = rows(build_model("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
-    for path, row in found.items():
-        below = [other for name, other in found.items() if name and name.rpartition(".")[0] == path]
+    result = rows(build_model("torchvision/mobilenet_v3_small", classes=10), torch.zeros(1, 3, 32, 32))
+    for path, row in result.items():
+        below = [other for name, other in result.items() if name and name.rpartition(".")[0] == path]
         assert row.macs == row.own_macs + sum(other.macs for other in below)
         assert row.params == row.own_params + sum(other.params for other in below)
         assert row.activations == row.own_activations + sum(other.activations for other in below)
@@ -86,8 +88,8 @@ def test_direct_forward_belongs_to_caller() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(self.one.forward(x), self.two.weight)
 
-    found = rows(Around(), torch.zeros(1, 4))
-    assert (found[""].own_macs, found["one"].calls, found["one"].macs, found["two"].macs) == (32, 0, 0, 0)
+    result = rows(Around(), torch.zeros(1, 4))
+    assert (result[""].own_macs, result["one"].calls, result["one"].macs, result["two"].macs) == (32, 0, 0, 0)
 
 
 def test_foreign_layer_keeps_its_path() -> None:
@@ -100,17 +102,17 @@ def test_foreign_layer_keeps_its_path() -> None:
             return self.others[0](x)
 
     layer = nn.Linear(4, 4)
-    found = rows(nn.Sequential(Caller(layer), layer), torch.zeros(1, 4))
-    assert {path: (row.macs, row.calls) for path, row in found.items()} == {"": (32, 1), "0": (0, 1), "1": (32, 2)}
+    result = rows(nn.Sequential(Caller(layer), layer), torch.zeros(1, 4))
+    assert {path: (row.macs, row.calls) for path, row in result.items()} == {"": (32, 1), "0": (0, 1), "1": (32, 2)}
 
 
 def test_layer_table_limits() -> None:
-    found = count_flops(build_model("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
-    assert [layer.path for layer in limit_depth(found, 1) if layer.has_cost] == [
+    result = count_flops(build_model("wrn16_1", classes=10), (torch.zeros(1, 3, 32, 32),)).layers
+    assert [layer.path for layer in limit_depth(result, 1) if layer.has_cost] == [
         "", "conv1", "block1", "block2", "block3", "bn", "fc",
     ]  # fmt: skip
-    part = select_subtree(found, "block1")
-    whole = next(layer for layer in found if layer.path == "block1")
+    part = select_subtree(result, "block1")
+    whole = next(layer for layer in result if layer.path == "block1")
     assert (part[0].path, part[0].depth, part[0].macs) == ("", 0, whole.macs)
     assert all(layer.path in ("", "0", "1") for layer in limit_depth(part, 1))
 
@@ -118,8 +120,8 @@ def test_layer_table_limits() -> None:
 def test_untraceable_program_has_no_layers() -> None:
     script = torch.jit.trace(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
     assert isinstance(script, nn.Module)
-    found = count_flops(script, (torch.zeros(1, 4),))
-    assert (found.layers, found.activations, found.products) == ((), None, 16)
+    result = count_flops(script, (torch.zeros(1, 4),))
+    assert (result.layers, result.activations, result.products) == ((), None, 16)
 
 
 def test_counting_removes_hooks() -> None:

@@ -16,10 +16,10 @@ from profiles.latency.machine import GpuInfo, describe_machine, parse_gpu
 
 
 def test_machine_description_is_json() -> None:
-    found = json.loads(json.dumps(describe_machine()))
-    assert found["cores"] >= 1
-    assert found["cpu"]
-    assert {"python", "torch", "onnxruntime"} <= set(found["versions"])
+    result = json.loads(json.dumps(describe_machine()))
+    assert result["cores"] >= 1
+    assert result["cpu"]
+    assert {"python", "torch", "onnxruntime"} <= set(result["versions"])
 
 
 def test_machine_description_is_anonymous() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from clockwork import Hands
+from clockwork import ManualClock
 
 from profiles.latency import memory
 from profiles.latency.memory import load_and_first_call, peak_resident_memory
@@ -18,8 +18,8 @@ def test_peak_sees_freed_memory() -> None:
     script = (
         "from profiles.latency.memory import *; print(peak_resident_memory(lambda: bytearray(100_000_000).count(1)))"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    assert found == "None" or 90e6 < int(found) < 200e6
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert result == "None" or 90e6 < int(result) < 200e6
 
 
 def test_unmeasurable_call_still_runs(monkeypatch, tmp_path) -> None:
@@ -38,18 +38,18 @@ def test_unmeasurable_call_still_runs(monkeypatch, tmp_path) -> None:
 
 
 def test_loading_and_first_call_are_timed() -> None:
-    hands = Hands()
+    timer = ManualClock()
 
     def load():
-        hands.pass_(2.0)
-        return lambda seconds: hands.pass_(seconds)
+        timer.pass_(2.0)
+        return lambda seconds: timer.pass_(seconds)
 
     def example(_: object) -> float:
-        hands.pass_(100.0)
+        timer.pass_(100.0)
         return 0.5
 
-    found = load_and_first_call(load, example, peak=lambda call: call() or 77, clock=hands.clock)
-    assert (found.load_ms, found.first_call_ms, found.peak_bytes, found.example) == (2000.0, 500.0, 77, 0.5)
+    result = load_and_first_call(load, example, peak=lambda call: call() or 77, clock=timer.clock)
+    assert (result.load_ms, result.first_call_ms, result.peak_bytes, result.example) == (2000.0, 500.0, 77, 0.5)
 
 
 def test_loading_errors_are_raised() -> None:

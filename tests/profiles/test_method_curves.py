@@ -39,19 +39,19 @@ def test_label_positions_are_optimal(seed: int) -> None:
     rng = random.Random(seed)
     wanted = sorted(rng.random() for _ in range(3))
     gap = 0.1
-    found = separate_positions(wanted, gap)
-    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(found))
-    assert min(found) >= 0
-    assert max(found) <= MAX_LABEL_HEIGHT + 1e-9
+    result = separate_positions(wanted, gap)
+    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(result))
+    assert min(result) >= 0
+    assert max(result) <= MAX_LABEL_HEIGHT + 1e-9
     grid = np.arange(0, MAX_LABEL_HEIGHT + 1e-9, 0.02)
     choices = (c for c in itertools.product(grid, repeat=3) if c[1] - c[0] >= gap and c[2] - c[1] >= gap)
     best = min(sum((a - b) ** 2 for a, b in zip(c, wanted, strict=True)) for c in choices)
-    assert sum((a - b) ** 2 for a, b in zip(found, wanted, strict=True)) <= best + 1e-9
+    assert sum((a - b) ** 2 for a, b in zip(result, wanted, strict=True)) <= best + 1e-9
 
 
 def test_crowded_labels_keep_their_order() -> None:
-    found = separate_positions([0.5] * 20, 0.1)
-    assert found == sorted(found)
+    result = separate_positions([0.5] * 20, 0.1)
+    assert result == sorted(result)
     assert separate_positions([], 0.1) == []
 
 

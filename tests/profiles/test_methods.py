@@ -102,14 +102,14 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
         replace(A, settings={"bn": 10}), B, skipped=[("D", "needs labeled images (--data)")],
         failed=[("E", 1, "the loss is nan")], commands=["compress compare"],
     )  # fmt: skip
-    paths, found = write_method_report(tmp_path, mine)
+    paths, result = write_method_report(tmp_path, mine)
     assert {path.name for path in paths.values()} == {
         f"compare.{e}" for e in ("html", "md", "csv", "json", "svg", "png")
     }
-    assert json.loads(paths["json"].read_text()) == found
+    assert json.loads(paths["json"].read_text()) == result
     rows = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
-    assert [row["method"] for row in rows] == [one["method"] for one in found["methods"]] == ["b", "a"]
-    for row, one in zip(rows, found["methods"], strict=True):
+    assert [row["method"] for row in rows] == [one["method"] for one in result["methods"]] == ["b", "a"]
+    for row, one in zip(rows, result["methods"], strict=True):
         scores = [each["last"] for each in one["runs"]]
         assert float(row["mean"]) == one["mean"] == pytest.approx(statistics.mean(scores))
         assert float(row["std"]) == one["std"] == pytest.approx(statistics.stdev(scores))
@@ -142,8 +142,8 @@ def test_method_report_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_method_report_without_runs(tmp_path: Path) -> None:
-    paths, found = write_method_report(tmp_path, contest(failed=[("A", 0, "<b>no</b>")]))
-    assert found["methods"] == []
+    paths, result = write_method_report(tmp_path, contest(failed=[("A", 0, "<b>no</b>")]))
+    assert result["methods"] == []
     assert "png" not in paths
     assert "No run has finished." in paths["html"].read_text()
     assert "&lt;b&gt;no&lt;/b&gt;" in paths["html"].read_text()

@@ -29,8 +29,8 @@ class Everything(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(self.deep(self.conv(x)).relu())
-        places = x.flatten(2).transpose(1, 2)
-        return self.head((places @ (places.transpose(1, 2) @ places)).mean(1))
+        positions = x.flatten(2).transpose(1, 2)
+        return self.head((positions @ (positions.transpose(1, 2) @ positions)).mean(1))
 
 
 def written(path: Path, net: nn.Module, side: int, **options: object) -> Path:
@@ -43,11 +43,11 @@ def test_exported_network_has_same_macs(name: str, side: int, tmp_path: Path) ->
     torch.manual_seed(0)
     net = build_model(name, classes=10)
     path = written(tmp_path / "net.onnx", net, side)
-    found = count_onnx_flops(path, onnx.load(path))
-    assert found.macs == count_products(net, (torch.zeros(1, 3, side, side),))
-    assert (found.flops, found.input_size, found.unsupported) == (2 * found.macs, (side, side), {})
-    assert found.weight_bytes == 4 * found.params
-    assert set(found.weights_by_type) == {"FLOAT"}
+    result = count_onnx_flops(path, onnx.load(path))
+    assert result.macs == count_products(net, (torch.zeros(1, 3, side, side),))
+    assert (result.flops, result.input_size, result.unsupported) == (2 * result.macs, (side, side), {})
+    assert result.weight_bytes == 4 * result.params
+    assert set(result.weights_by_type) == {"FLOAT"}
 
 
 def test_open_image_size(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_open_image_size(tmp_path: Path) -> None:
     path = written(tmp_path / "net.onnx", net, 16, dynamic_size=True)
     model = onnx.load(path)
     for size in ((16, 16), (32, 8)):
-        found = count_onnx_flops(path, model, size)
-        assert found.macs == count_products(net, (torch.zeros(1, 3, *size),))
-        assert {"Conv", "ConvTranspose", "MatMul"} <= set(found.by_operator)
+        result = count_onnx_flops(path, model, size)
+        assert result.macs == count_products(net, (torch.zeros(1, 3, *size),))
+        assert {"Conv", "ConvTranspose", "MatMul"} <= set(result.by_operator)
     assert count_onnx_flops(path, model, otherwise=(16, 16)).input_size == (16, 16)
     with pytest.raises(OnnxCostError, match="--input-size"):
         count_onnx_flops(path, model)
@@ -78,8 +78,8 @@ def graph(
     """A small file with one input of 4 axes."""
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     one = helper.make_tensor_value_info("x", kind, [1, 3, 8, 8])
-    answer = helper.make_tensor_value_info("y", kind, None)
-    made = helper.make_graph(nodes, "g", [one], [answer], tensors)
+    output = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(nodes, "g", [one], [output], tensors)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(made, opset_imports=opsets, ir_version=9)
 
@@ -95,11 +95,11 @@ def test_int8_weights(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wide"]),
         helper.make_node("Conv", ["x", "wide"], ["y"]),
     ]
-    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "int8.onnx"))
-    assert found.by_operator == {"Conv": 4 * 27 * 36}
-    assert found.weights_by_type == {"INT8": 109, "FLOAT": 1}
-    assert found.weight_bytes == 109 + 4
-    assert found.activations == 4 * 36
+    result = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "int8.onnx"))
+    assert result.by_operator == {"Conv": 4 * 27 * 36}
+    assert result.weights_by_type == {"INT8": 109, "FLOAT": 1}
+    assert result.weight_bytes == 109 + 4
+    assert result.activations == 4 * 36
 
 
 def test_einsum_gemm_and_integer_products(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_einsum_gemm_and_integer_products(tmp_path: Path) -> None:
     weights = {
         "e": np.zeros((3, 2), np.float32), "flat": np.array([16, 8]), "g": np.zeros((5, 16), np.float32),
     }  # fmt: skip
-    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "sums.onnx"))
-    assert found.by_operator == {"Einsum": 3 * 2 * 64, "Gemm": 8 * 16 * 5}
-    assert found.params == 6 + 80  # shapes are no weights
+    result = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "sums.onnx"))
+    assert result.by_operator == {"Einsum": 3 * 2 * 64, "Gemm": 8 * 16 * 5}
+    assert result.params == 6 + 80  # shapes are no weights
 
 
 def test_only_the_taken_branch_counts(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_only_the_taken_branch_counts(tmp_path: Path) -> None:
         "half": np.array(0.5, np.float32), "large": np.zeros((9, 3, 3, 3), np.float32),
         "small": np.zeros((2, 3, 1, 1), np.float32),
     }  # fmt: skip
-    found = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "if.onnx"))
-    assert found.by_operator == {"Conv": 6 * 64}
+    result = count_onnx_flops(*saved(graph(nodes, weights), tmp_path / "if.onnx"))
+    assert result.by_operator == {"Conv": 6 * 64}
 
 
 def test_uncounted_operators_are_reported(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_uncounted_operators_are_reported(tmp_path: Path) -> None:
         helper.make_node("FusedConv", ["x", "w"], ["c"], domain="com.microsoft", activation="Relu"),
         helper.make_node("Gelu", ["c"], ["y"], domain="com.microsoft"),
     ]
-    found = count_onnx_flops(*saved(graph(nodes, {"w": np.zeros((4, 3, 3, 3), np.float32)}), tmp_path / "fused.onnx"))
-    assert (found.macs, found.unsupported) == (0, {"com.microsoft.FusedConv": 1})
+    result = count_onnx_flops(*saved(graph(nodes, {"w": np.zeros((4, 3, 3, 3), np.float32)}), tmp_path / "fused.onnx"))
+    assert (result.macs, result.unsupported) == (0, {"com.microsoft.FusedConv": 1})
 
 
 def test_file_without_images_is_refused(tmp_path: Path) -> None:

@@ -74,22 +74,22 @@ OTHERS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_macs(name: str) -> None:
     net, macs = CONVOLUTIONS[name]
-    found = count_flops(net, (IMAGE,))
-    assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
+    result = count_flops(net, (IMAGE,))
+    assert (result.macs, result.macs_torch, result.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_product_macs(name: str) -> None:
     call, macs = PRODUCTS[name]
-    found = count_flops(Does(call), (X,))
-    assert (found.macs, found.macs_torch, found.unsupported) == (macs, macs, {})
+    result = count_flops(Does(call), (X,))
+    assert (result.macs, result.macs_torch, result.unsupported) == (macs, macs, {})
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_operators_only_fvcore_counts(name: str) -> None:
     net, macs = OTHERS[name]
-    found = count_flops(net, (IMAGE,))
-    assert (found.macs, found.macs_torch, found.unsupported, found.products) == (macs, 0, {}, 0)
+    result = count_flops(net, (IMAGE,))
+    assert (result.macs, result.macs_torch, result.unsupported, result.products) == (macs, 0, {}, 0)
 
 
 def test_deformable_convolution_macs() -> None:
@@ -103,8 +103,8 @@ def test_deformable_convolution_macs() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x, torch.zeros(1, 18, 6, 6))
 
-    found = count_flops(Deformed(), (IMAGE,))
-    assert (found.macs, found.macs_torch) == (4 * 6 * 9 * 36, 0)
+    result = count_flops(Deformed(), (IMAGE,))
+    assert (result.macs, result.macs_torch) == (4 * 6 * 9 * 36, 0)
 
 
 @pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -118,17 +118,17 @@ def test_recurrent_macs(layer: type, gates: int) -> None:
             return self.layer(x)[0]
 
     steps = 3 * 4
-    found = count_flops(Read(), (X,))
-    assert found.macs == steps * 2 * gates * ((5 * 7 + 7 * 7) + (14 * 7 + 7 * 7))
-    assert (found.macs_torch, found.activations, found.unsupported) == (found.macs, steps * 14, {})
+    result = count_flops(Read(), (X,))
+    assert result.macs == steps * 2 * gates * ((5 * 7 + 7 * 7) + (14 * 7 + 7 * 7))
+    assert (result.macs_torch, result.activations, result.unsupported) == (result.macs, steps * 14, {})
 
 
 @pytest.mark.parametrize("path", [None, [0, 1, 0, 1], [1, 2, 0, 1]])
 def test_einsum_follows_its_path(path: list[int] | None) -> None:
     i, j, k, m = 3, 7, 5, 2
     left_first, right_first = i * j * k + i * k * m, j * k * m + i * j * m
-    found = contraction_macs("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
-    assert found == (right_first if path == [1, 2, 0, 1] else left_first)
+    result = contraction_macs("ij,jk,km->im", [[i, j], [j, k], [k, m]], [i, m], path)
+    assert result == (right_first if path == [1, 2, 0, 1] else left_first)
 
 
 def test_einsum_without_arrow() -> None:
@@ -146,9 +146,9 @@ def test_autograd_function_is_reported() -> None:
         def forward(ctx, x):
             return x @ x.mT
 
-    found = count_flops(Does(Own.apply), (X,))
-    assert list(found.unsupported) == ["prim::PythonOp.Own"]
-    assert (found.products, found.macs_torch) == (0, 3 * 4 * 5 * 4)
+    result = count_flops(Does(Own.apply), (X,))
+    assert list(result.unsupported) == ["prim::PythonOp.Own"]
+    assert (result.products, result.macs_torch) == (0, 3 * 4 * 5 * 4)
 
 
 def test_in_place_operators_are_free() -> None:

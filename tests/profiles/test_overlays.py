@@ -40,9 +40,9 @@ FAR, FAR_ENOUGH = 19.0, 13.0
 def differences(palette: list[tuple[int, int, int]]) -> np.ndarray:
     """CIEDE2000 between all pairs, by scikit-image."""
     lab = rgb2lab(np.array(palette, dtype=np.uint8)[None] / 255)[0]
-    found = deltaE_ciede2000(lab[:, None], lab[None])
-    np.fill_diagonal(found, np.inf)
-    return found
+    outcome = deltaE_ciede2000(lab[:, None], lab[None])
+    np.fill_diagonal(outcome, np.inf)
+    return outcome
 
 
 @pytest.mark.parametrize(("classes", "least"), [(11, FAR), (13, FAR), (21, FAR_ENOUGH), (40, FAR_ENOUGH)])
@@ -79,8 +79,8 @@ def test_overlay_colors_identify_classes():
     labels = rng.integers(0, 13, (32, 32)).astype(np.uint8)
     palette = class_colors([str(c) for c in range(13)])
     seen = blend_labels(image, labels, palette).astype(float)
-    grey = image @ (0.299, 0.587, 0.114)
-    alone = (seen - (1 - overlays.OPACITY) * grey[..., None]) / overlays.OPACITY
+    gray = image @ (0.299, 0.587, 0.114)
+    alone = (seen - (1 - overlays.OPACITY) * gray[..., None]) / overlays.OPACITY
     nearest = np.linalg.norm(alone[:, :, None] - palette, axis=-1).argmin(-1)
     assert np.array_equal(nearest, labels)
 
@@ -133,8 +133,8 @@ def test_saved_overlays_load_equal(tmp_path: Path, shown: Overlays):
     assert list(back.predictions) == ["teacher", "KD"]
     assert all(np.array_equal(back.predictions[name], shown.predictions[name]) for name in back.predictions)
     assert back.class_names == NAMES
-    with Image.open(path) as picture:
-        assert picture.info["Description"] == shown.description
+    with Image.open(path) as figure:
+        assert figure.info["Description"] == shown.description
     before = path.read_bytes()
     assert save_overlays(tmp_path, shown).read_bytes() == before
 
@@ -159,10 +159,10 @@ def test_report_embeds_overlays(tmp_path: Path, shown: Overlays):
     for name, content in damaged.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / ARRAYS).write_bytes(content)
-    pictures, notes = collect_overlays([tmp_path / name for name in ("kd", "mosaic", *damaged, "none")], tmp_path)
-    assert list(pictures.values()) == [tmp_path / IMAGE]
+    figures, notes = collect_overlays([tmp_path / name for name in ("kd", "mosaic", *damaged, "none")], tmp_path)
+    assert list(figures.values()) == [tmp_path / IMAGE]
     assert [note.partition(" could")[0] for note in notes] == [f"The overlays of {name}" for name in damaged]
-    paths = write_report(tmp_path, [Record("x")], images=pictures, notes=notes).files
+    paths = write_report(tmp_path, [Record("x")], images=figures, notes=notes).files
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     assert 'alt="2 validation images' in html
     assert "teacher 100.0 %, KD 50.0 %, MosaicKD 100.0 %." in html
@@ -186,18 +186,18 @@ def test_inconsistent_arrays_are_refused(tmp_path: Path, shown: Overlays, change
 def test_command_embeds_overlays(tmp_path: Path, shown: Overlays):
     from compress.cli.report import report as command
 
-    for name, answer in shown.predictions.items():
+    for name, output in shown.predictions.items():
         record = Record(name, metrics={"miou": 0.5, "iou/coat": 0.25}, task="segmentation")
         append_records(tmp_path / "runs" / name, [record])
-        save_overlays(tmp_path / "runs" / name, replace(shown, predictions={name: answer}))
+        save_overlays(tmp_path / "runs" / name, replace(shown, predictions={name: output}))
     out = tmp_path / "out"
     result = CliRunner().invoke(command, [str(tmp_path / "runs"), "--out", str(out), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout)["metric"] == "miou"
     text = (out / "report.md").read_text()
     assert text.count("![2 validation images") == text.count(".png>)") == 1
     assert "Columns: the image, truth, KD, teacher." in text
-    with Image.open(out / IMAGE) as picture:
-        assert picture.width == 4 * (overlays.TILE + overlays.GAP) - overlays.GAP
+    with Image.open(out / IMAGE) as figure:
+        assert figure.width == 4 * (overlays.TILE + overlays.GAP) - overlays.GAP
 
 
 def test_headings_fit_their_column():

@@ -32,8 +32,8 @@ QUICK = replace(LARGE, precision="int8", metrics={"accuracy": 0.895}, latencies=
 
 
 def best(records: list[Record], budget: Limits | None = None) -> str | None:
-    found = recommend(Comparison(records), budget).record
-    return None if found is None else f"{found.name} {found.precision}"
+    result = recommend(Comparison(records), budget).record
+    return None if result is None else f"{result.name} {result.precision}"
 
 
 def test_best_student_without_limits():

@@ -62,9 +62,9 @@ def test_average_needs_every_seed():
     far = replace(STUDENT, run=STUDENT.run | {"seed": 1}, metrics={"accuracy": 0.6, "f1": 0.5},
                   export={"parity": {"max_abs": 1e-3}})  # fmt: skip
     near = replace(STUDENT, export={"parity": {"max_abs": 1e-6}})
-    (found,) = average_seeds([near, far])
-    assert found.metrics == {"accuracy": pytest.approx(0.7)}
-    assert found.export == far.export
+    (result,) = average_seeds([near, far])
+    assert result.metrics == {"accuracy": pytest.approx(0.7)}
+    assert result.export == far.export
 
 
 def test_directory_of_runs_is_searched(tmp_path: Path):

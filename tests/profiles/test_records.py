@@ -63,10 +63,10 @@ def test_later_line_wins(tmp_path: Path):
     append_records(tmp_path, [Record("a", metrics={"accuracy": 0.1, "f1": 0.3}, macs=5, run={"seed": 0, "steps": 3})])
     append_records(tmp_path, [Record("a", latencies=[slow], run={"seed": 0})])
     append_records(tmp_path, [Record("a", metrics={"accuracy": 0.2}, latencies=[fast, elsewhere], run={"seed": 0})])
-    (found,) = read_records(tmp_path)
-    assert found.metrics == {"accuracy": 0.2, "f1": 0.3}
-    assert (found.macs, found.run["steps"]) == (5, 3)
-    assert found.latencies == [fast, elsewhere]
+    (result,) = read_records(tmp_path)
+    assert result.metrics == {"accuracy": 0.2, "f1": 0.3}
+    assert (result.macs, result.run["steps"]) == (5, 3)
+    assert result.latencies == [fast, elsewhere]
 
 
 def test_forms_and_seeds_are_separate():
@@ -78,8 +78,8 @@ def test_forms_and_seeds_are_separate():
 
 
 def test_default_keeps_earlier_task():
-    (found,) = merge_lines([Record("a", task="segmentation"), Record("a", macs=3)])
-    assert (found.task, found.macs) == ("segmentation", 3)
+    (result,) = merge_lines([Record("a", task="segmentation"), Record("a", macs=3)])
+    assert (result.task, result.macs) == ("segmentation", 3)
 
 
 def test_partial_line_is_ignored(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_unwritable_folder_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         ('{"schema": 2, "rec\n', "line 1: damaged, not JSON"),
         ("[" * 100_000 + "\n", "line 1: damaged, not JSON"),
@@ -150,11 +150,11 @@ def test_unwritable_folder_is_named(tmp_path: Path):
         ('{"schema": 2, "name": "a", "latencies": [{"latency_ms_p50": 1}]}\n', "line 1: not a record: latencies.0.latency_ms_p90: "),
     ],
 )  # fmt: skip
-def test_invalid_line_is_refused(tmp_path: Path, content: str, said: str):
+def test_invalid_line_is_refused(tmp_path: Path, content: str, text: str):
     (tmp_path / FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(RecordError) as caught:
         read_records(tmp_path)
-    assert said in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
 

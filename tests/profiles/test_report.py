@@ -35,12 +35,12 @@ from profiles.report.tables import runs_table
 
 
 def latency(p50: float, **more: Any) -> Latency:
-    told = {
+    listed = {
         "latency_ms_p50": p50, "latency_ms_p90": 2 * p50, "latency_ms_p99": 4 * p50, "latency_ms_mean": p50, "latency_ms_std": 0.1,
         "throughput_ips": 1000 / p50, "batch_size": 1, "runs": 10, "threads": 1, "runtime": "onnxruntime", "device": "cpu",
         "precision": "fp32", "load_before": 0.1, "load_after": 0.1,
     }  # fmt: skip
-    return Latency(**told | more)
+    return Latency(**listed | more)
 
 
 MACHINE = {
@@ -166,7 +166,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grid.png")
     return tmp_path / "grid.png"
@@ -191,15 +191,15 @@ def assert_needs_nothing_else(html: str) -> None:
             assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
 
 
-def test_markdown_golden_file(tmp_path: Path, picture: Path):
+def test_markdown_golden_file(tmp_path: Path, image: Path):
     _, markdown, _ = report(
-        tmp_path, [TEACHER, MOSAIC, PLAIN], title="Fashion", images={"Mosaics": picture}, notes=["One seed."], commands=["make demo"]
+        tmp_path, [TEACHER, MOSAIC, PLAIN], title="Fashion", images={"Mosaics": image}, notes=["One seed."], commands=["make demo"]
     )  # fmt: skip
     assert markdown == GOLDEN
 
 
-def test_page_has_tables_and_images(tmp_path: Path, picture: Path):
-    html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], images={"Mosaics": picture})
+def test_page_has_tables_and_images(tmp_path: Path, image: Path):
+    html, _, _ = report(tmp_path, [TEACHER, MOSAIC, PLAIN], images={"Mosaics": image})
     page = Page(html)
     for words in ("80.50 %", "0.0500", "2.0e-06", "Some CPU", "MosaicKD wrn16_1", "compress distill --out runs/a"):
         assert words in page.text
@@ -207,7 +207,7 @@ def test_page_has_tables_and_images(tmp_path: Path, picture: Path):
         if tag == "img":
             assert attributes["alt"] == "Mosaics"
             source = base64.b64decode((attributes["src"] or "").partition(",")[2])
-            with Image.open(io.BytesIO(source)) as embedded, Image.open(picture) as original:
+            with Image.open(io.BytesIO(source)) as embedded, Image.open(image) as original:
                 assert np.array_equal(np.asarray(embedded), np.asarray(original))
         if tag == "th":
             assert attributes["scope"] in ("col", "row")
@@ -216,32 +216,32 @@ def test_page_has_tables_and_images(tmp_path: Path, picture: Path):
 
 
 def test_json_has_the_records(tmp_path: Path):
-    _, _, found = report(tmp_path, [TEACHER, MOSAIC, PLAIN])
-    assert found["best"] == "MosaicKD wrn16_1"
-    student = found["records"][1]
+    _, _, outcome = report(tmp_path, [TEACHER, MOSAIC, PLAIN])
+    assert outcome["best"] == "MosaicKD wrn16_1"
+    student = outcome["records"][1]
     assert student["metrics"] == {"accuracy": 0.805}
     assert student["retained_share"] == pytest.approx(0.805 / 0.92)
     assert (student["macs_ratio"], student["params_ratio"], student["speedup"]) == (4, 4, 4)
-    assert found["records"][0]["speedup"] is None
+    assert outcome["records"][0]["speedup"] is None
     front = ["MosaicKD wrn16_1", "Teacher"]
-    assert found["pareto"] == {"flops": front, "latency": front, "size": front, "energy": []}
+    assert outcome["pareto"] == {"flops": front, "latency": front, "size": front, "energy": []}
 
 
 NASTY = "<script>alert(1)</script>|`a` $x_1$ \"'&amp; ![x](http:y) \n# 漢字 \x07\ud800"
 
 
-def test_report_escapes_names(tmp_path: Path, picture: Path):
+def test_report_escapes_names(tmp_path: Path, image: Path):
     records = [
         replace(TEACHER, name="T" + NASTY, machine={NASTY: NASTY}, versions={NASTY: NASTY}, architecture=NASTY),
         replace(MOSAIC, name=NASTY, method=NASTY, metrics={"accuracy": 0.5, NASTY: 0.1}, unsupported={NASTY: 2},
                 latencies=[latency(1.0, runtime=NASTY, device=NASTY)], run={"command": NASTY, "ood": NASTY, "steps": NASTY, "history": [{"seconds": 1, "accuracy": 0.5}]}),
     ]  # fmt: skip
     paths = write_report(
-        tmp_path, records, title=NASTY, images={NASTY: picture}, notes=[NASTY], commands=[NASTY + "```"]
+        tmp_path, records, title=NASTY, images={NASTY: image}, notes=[NASTY], commands=[NASTY + "```"]
     ).files
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     page = Page(html)
-    plain = Page(write_report(tmp_path / "plain", [TEACHER, MOSAIC], images={"a": picture}).files["html"].read_text())
+    plain = Page(write_report(tmp_path / "plain", [TEACHER, MOSAIC], images={"a": image}).files["html"].read_text())
     assert [tag for tag, _ in page.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"li", "ul"}
     assert "<script>alert(1)</script>" in page.text
@@ -263,16 +263,16 @@ def test_chart_files_name_every_model(tmp_path: Path):
     assert "var(--" not in drawn
 
 
-def test_report_is_reproducible(tmp_path: Path, picture: Path):
-    both = [write_report(tmp_path / name, [TEACHER, MOSAIC], images={"a": picture}).files for name in "ab"]
+def test_report_is_reproducible(tmp_path: Path, image: Path):
+    both = [write_report(tmp_path / name, [TEACHER, MOSAIC], images={"a": image}).files for name in "ab"]
     assert both[0]["html"].read_bytes() == both[1]["html"].read_bytes()
 
 
 def test_report_without_records(tmp_path: Path):
-    html, markdown, found = report(tmp_path, [])
+    html, markdown, outcome = report(tmp_path, [])
     assert "There are no results yet." in html
     assert markdown == "# Compression report\n\nThere are no results yet.\n"
-    assert found["records"] == []
+    assert outcome["records"] == []
 
 
 def test_unmeasured_values_are_missing(tmp_path: Path):
@@ -281,11 +281,11 @@ def test_unmeasured_values_are_missing(tmp_path: Path):
         Record("B", "student", metrics={"miou": 0.4}),
         Record("C", "teacher", metrics={"miou": 0.0}, macs=0),
     ]
-    html, markdown, found = report(tmp_path, bare)
+    html, markdown, outcome = report(tmp_path, bare)
     assert "Deploy B: 40.0 % mIoU." in markdown
     assert "| A | model | – |" in markdown
     assert "Not evaluated on mIoU: A." in html
-    assert [record["retained_share"] for record in found["records"]] == [None, None, None]
+    assert [record["retained_share"] for record in outcome["records"]] == [None, None, None]
     assert "Latency" not in markdown
     assert report(tmp_path, [Record("A")])[2]["summary"] == "No model was evaluated."
     one = report(tmp_path, [Record("A", metrics={"accuracy": 0.5}, macs=5, flops=10)])
@@ -294,8 +294,8 @@ def test_unmeasured_values_are_missing(tmp_path: Path):
 
 def test_savings_may_be_negative(tmp_path: Path):
     large = replace(MOSAIC, macs=200_000_000, flops=400_000_000, latencies=[latency(4.0)])
-    _, _, found = report(tmp_path, [TEACHER, large])
-    assert "with 2× more MACs, 4× fewer parameters and 2× higher latency" in found["summary"]
+    _, _, outcome = report(tmp_path, [TEACHER, large])
+    assert "with 2× more MACs, 4× fewer parameters and 2× higher latency" in outcome["summary"]
 
 
 def test_latencies_of_one_setting_are_compared():
@@ -308,9 +308,9 @@ def test_latencies_of_one_setting_are_compared():
 
 def test_student_is_compared_with_its_teacher(tmp_path: Path):
     other = replace(TEACHER, name="Other", metrics={"accuracy": 0.5})
-    lost, found = replace(MOSAIC, name="lost"), replace(MOSAIC, run={"teacher": "Other"})
-    comparison = Comparison([TEACHER, other, lost, found])
-    assert comparison.retained_accuracy(found) == pytest.approx(0.805 / 0.5)
+    lost, outcome = replace(MOSAIC, name="lost"), replace(MOSAIC, run={"teacher": "Other"})
+    comparison = Comparison([TEACHER, other, lost, outcome])
+    assert comparison.retained_accuracy(outcome) == pytest.approx(0.805 / 0.5)
     assert comparison.retained_accuracy(lost) is None
     assert any("several teachers" in caveat for caveat in report(tmp_path, comparison.records)[2]["caveats"])
 
@@ -339,8 +339,8 @@ def test_report_caveats(tmp_path: Path):
         assert words in caveats
 
 
-def test_unreadable_image_is_a_caveat(tmp_path: Path, picture: Path):
-    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:200])
+def test_unreadable_image_is_a_caveat(tmp_path: Path, image: Path):
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:200])
     (tmp_path / "text.png").write_text("no picture")
     wrong = {
         "cut": tmp_path / "cut.png",
@@ -348,9 +348,9 @@ def test_unreadable_image_is_a_caveat(tmp_path: Path, picture: Path):
         "gone": tmp_path / "gone.png",
         "folder": tmp_path,
     }
-    html, _, found = report(tmp_path, [MOSAIC], images=wrong | {"good": picture})
+    html, _, outcome = report(tmp_path, [MOSAIC], images=wrong | {"good": image})
     assert html.count("<img") == 1
-    assert sum("could not be read" in caveat for caveat in found["caveats"]) == 4
+    assert sum("could not be read" in caveat for caveat in outcome["caveats"]) == 4
 
 
 def test_large_image_is_reduced(tmp_path: Path):
@@ -379,9 +379,9 @@ def test_pareto_matches_brute_force(seed: int):
     rng = random.Random(seed)
     for _ in range(20):
         points = [(float(rng.randrange(6)), float(rng.randrange(6))) for _ in range(rng.randrange(12))]
-        found = pareto_indices(points)
-        assert sorted(found) == [i for i in range(len(points)) if not is_beaten(points, i)]
-        assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
+        outcome = pareto_indices(points)
+        assert sorted(outcome) == [i for i in range(len(points)) if not is_beaten(points, i)]
+        assert [points[i][0] for i in outcome] == sorted(points[i][0] for i in outcome)
 
 
 def test_labels_do_not_overlap(tmp_path: Path):
@@ -390,9 +390,9 @@ def test_labels_do_not_overlap(tmp_path: Path):
         replace(MOSAIC, name=f"model {i}", method=f"method {i % 8}", flops=int(10 ** rng.uniform(6, 10)), metrics={"accuracy": rng.random()})
         for i in range(40)
     ]  # fmt: skip
-    _, _, found = report(tmp_path, many)
+    _, _, outcome = report(tmp_path, many)
     drawn = (tmp_path / "report_flops.svg").read_text()
-    assert all(f">{name}</text>" in drawn for name in found["pareto"]["flops"])
+    assert all(f">{name}</text>" in drawn for name in outcome["pareto"]["flops"])
 
 
 def test_number_formats():
@@ -452,7 +452,7 @@ def test_report_command(tmp_path: Path):
     assert "# Both" in (out / "report.md").read_text()
     assert "![gallery (b)](<../b/gallery.png>)" in (out / "report.md").read_text()
     result = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
-    found = json.loads(result.stdout)
-    assert found["models"] == 3
-    assert found["html"] == str(out / "report.html")
-    assert found["pareto"]["flops"] == ["MosaicKD wrn16_1", "Teacher"]
+    outcome = json.loads(result.stdout)
+    assert outcome["models"] == 3
+    assert outcome["html"] == str(out / "report.html")
+    assert outcome["pareto"]["flops"] == ["MosaicKD wrn16_1", "Teacher"]

@@ -32,28 +32,28 @@ def lines(entries: dict[str, Any]) -> str:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario_numbers_are_loadgens(scenario: Scenario) -> None:
     rules = ScenarioSettings(scenario, duration_s=0.3, latency_bound_ms=1000 if scenario == "Server" else None)
-    found = run_scenario(nap(batch=1 if scenario == "SingleStream" else 4), rules, load_before=0.25)
-    assert (found.scenario, found.runtime, found.submission_length) == (scenario, "nap", False)
-    assert found.valid is (not found.invalid_reason)
-    assert found.latency_ms_p50 <= found.latency_ms_p90 <= found.latency_ms_p99
+    result = run_scenario(nap(batch=1 if scenario == "SingleStream" else 4), rules, load_before=0.25)
+    assert (result.scenario, result.runtime, result.submission_length) == (scenario, "nap", False)
+    assert result.valid is (not result.invalid_reason)
+    assert result.latency_ms_p50 <= result.latency_ms_p90 <= result.latency_ms_p99
     # a nap is never shorter than asked for; a query of eight takes two of four images
-    assert found.latency_ms_p50 >= {"MultiStream": 4.0}.get(scenario, 2.0)
-    assert found.throughput_ips > 0
-    assert (found.load_before, found.latency_bound_ms) == (0.25, 1000 if scenario == "Server" else None)
-    assert (found.target_qps is not None) is (scenario == "Server")
-    assert found.runs == 1 if scenario == "Offline" else found.runs > 1
+    assert result.latency_ms_p50 >= {"MultiStream": 4.0}.get(scenario, 2.0)
+    assert result.throughput_ips > 0
+    assert (result.load_before, result.latency_bound_ms) == (0.25, 1000 if scenario == "Server" else None)
+    assert (result.target_qps is not None) is (scenario == "Server")
+    assert result.runs == 1 if scenario == "Offline" else result.runs > 1
 
 
 def test_server_misses_an_impossible_bound() -> None:
-    found = run_scenario(nap(ms=5), ScenarioSettings("Server", duration_s=0.3, target_qps=40, latency_bound_ms=1))
-    assert (found.target_qps, found.latency_bound_ms, found.valid) == (40, 1, False)
-    assert "exceeded the latency bound" in found.invalid_reason
+    result = run_scenario(nap(ms=5), ScenarioSettings("Server", duration_s=0.3, target_qps=40, latency_bound_ms=1))
+    assert (result.target_qps, result.latency_bound_ms, result.valid) == (40, 1, False)
+    assert "exceeded the latency bound" in result.invalid_reason
 
 
 def test_too_few_queries_are_invalid() -> None:
-    found = run_scenario(nap(ms=10), ScenarioSettings("MultiStream", duration_s=0.2))
-    assert found.valid is False
-    assert "at least 662 queries" in found.invalid_reason
+    result = run_scenario(nap(ms=10), ScenarioSettings("MultiStream", duration_s=0.2))
+    assert result.valid is False
+    assert "at least 662 queries" in result.invalid_reason
 
 
 def test_failing_model_is_an_error() -> None:
@@ -106,10 +106,10 @@ class Asked:
 
         from profiles.latency.loadgen import create_settings
 
-        found = create_settings(mlperf_loadgen, rules, 4, WarmupResult(10, True, 0.004), folder)
-        self.seconds, self.queries = found.min_duration_ms / 1e3, found.min_query_count
-        self.server_qps, self.offline_qps = found.server_target_qps, found.offline_expected_qps
-        self.bound_ms, self.samples = found.server_target_latency_ns / 1e6, found.multi_stream_samples_per_query
+        result = create_settings(mlperf_loadgen, rules, 4, WarmupResult(10, True, 0.004), folder)
+        self.seconds, self.queries = result.min_duration_ms / 1e3, result.min_query_count
+        self.server_qps, self.offline_qps = result.server_target_qps, result.offline_expected_qps
+        self.bound_ms, self.samples = result.server_target_latency_ns / 1e6, result.multi_stream_samples_per_query
 
 
 def test_settings_follow_the_warmup(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_submission_uses_mlperf_settings(scenario: str, queries: int, tmp_path: 
 
     # in a process of its own: LoadGen reads its settings once in its life
     code = CONFIGURED.format(path=[str(Path(__file__).parent), *sys.path], scenario=scenario, folder=str(tmp_path))
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert float(found[0]) == 600
-    assert int(found[1]) == queries
-    assert scenario != "Server" or float(found[2]) == 15
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(result[0]) == 600
+    assert int(result[1]) == queries
+    assert scenario != "Server" or float(result[2]) == 15
 
 
 def test_log_ignores_broken_lines(tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_multi_stream_latency_is_per_query() -> None:
     keys = {f"result_{p}.00_percentile_per_query_latency_ns": 8e6 + p for p in (50, 90, 99)}
     images = {f"result_{p}.00_percentile_latency_ns": 1e6 for p in (50, 90, 99)}
     rest = {"result_mean_query_latency_ns": 10e6, "result_query_count": 5, "result_validity": "VALID"}
-    found = latency_fields(keys | images | rest, "MultiStream")
-    assert found["latency_ms_p90"] == pytest.approx(8.00009)
-    assert found["throughput_ips"] == pytest.approx(800)
-    assert (found["runs"], found["valid"], found["invalid_reason"]) == (5, True, "")
+    result = latency_fields(keys | images | rest, "MultiStream")
+    assert result["latency_ms_p90"] == pytest.approx(8.00009)
+    assert result["throughput_ips"] == pytest.approx(800)
+    assert (result["runs"], result["valid"], result["invalid_reason"]) == (5, True, "")
 
 
 def test_scenario_leaves_no_files(monkeypatch, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ def chain() -> nn.Module:
 def test_peak_of_live_tensors(device: str) -> None:
     with torch.device(device):
         net, x = chain(), torch.zeros(50, 100)
-    found = measure_memory(net, (x,))
-    assert found.weight_bytes == 4 * (100 * 200 + 200 * 10)
-    assert found.activation_peak_bytes == 4 * 50 * (200 + 200)
-    assert found.peak_bytes == found.weight_bytes + 4 * 50 * 100 + found.activation_peak_bytes
+    result = measure_memory(net, (x,))
+    assert result.weight_bytes == 4 * (100 * 200 + 200 * 10)
+    assert result.activation_peak_bytes == 4 * 50 * (200 + 200)
+    assert result.peak_bytes == result.weight_bytes + 4 * 50 * 100 + result.activation_peak_bytes
 
 
 def test_views_take_no_memory() -> None:
@@ -43,8 +43,8 @@ def test_repeated_peak_is_equal() -> None:
         "def small(): return len([torch.ones(1 << 18) for _ in range(100)])\n"
         "print([peak_memory(small, torch.device('cpu')) for _ in range(3)])"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    assert found == "[None, None, None]" or all(9e7 < size < 2e8 for size in numbers(found))
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert result == "[None, None, None]" or all(9e7 < size < 2e8 for size in numbers(result))
 
 
 def numbers(text: str) -> list[int]:

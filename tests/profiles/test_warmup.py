@@ -6,57 +6,57 @@ from collections.abc import Iterable
 from itertools import chain, cycle, repeat
 
 import pytest
-from clockwork import Hands
+from clockwork import ManualClock
 
 from profiles.latency.warmup import WarmupResult, are_stable, warm_up
 
 
 def warmed(times: Iterable[float], least_s: float = 0.2, limit_s: float = 3.0) -> tuple[WarmupResult, float]:
     """What the warm-up of a call with these times came to, and how long it took."""
-    hands, left = Hands(), iter(times)
+    timer, left = ManualClock(), iter(times)
 
     def once() -> float:
         seconds = next(left)
-        hands.pass_(seconds)
+        timer.pass_(seconds)
         return seconds
 
-    return warm_up(once, least_s=least_s, limit_s=limit_s, clock=hands.clock), hands.now
+    return warm_up(once, least_s=least_s, limit_s=limit_s, clock=timer.clock), timer.now
 
 
 def test_stable_call_needs_minimum_warmup() -> None:
-    found, seconds = warmed(repeat(0.001))
-    assert found.is_stable is True
+    result, seconds = warmed(repeat(0.001))
+    assert result.is_stable is True
     assert 0.2 <= seconds < 0.3
-    assert found.runs == pytest.approx(1000 * seconds)
-    assert found.median_s == 0.001
+    assert result.runs == pytest.approx(1000 * seconds)
+    assert result.median_s == 0.001
 
 
 def test_speeding_up_call_is_awaited() -> None:
     slow = (0.010 - 0.009 * i / 100 for i in range(100))
-    found, seconds = warmed(chain(slow, repeat(0.001)))
-    assert (found.is_stable, found.median_s) == (True, 0.001)
+    result, seconds = warmed(chain(slow, repeat(0.001)))
+    assert (result.is_stable, result.median_s) == (True, 0.001)
     assert seconds > 0.5
 
 
 def test_slowing_call_stops_at_the_limit() -> None:
-    found, seconds = warmed(0.001 * 1.002**i for i in range(10_000))
-    assert found.is_stable is False
+    result, seconds = warmed(0.001 * 1.002**i for i in range(10_000))
+    assert result.is_stable is False
     assert 3.0 <= seconds < 3.1
 
 
 def test_unstable_call_is_reported() -> None:
-    found, _ = warmed(cycle([0.01] * 7 + [0.02] * 7))
-    assert found.is_stable is False
+    result, _ = warmed(cycle([0.01] * 7 + [0.02] * 7))
+    assert result.is_stable is False
 
 
 def test_outliers_do_not_matter() -> None:
-    found, _ = warmed(cycle([0.001] * 9 + [0.02]))
-    assert found.is_stable is True
+    result, _ = warmed(cycle([0.001] * 9 + [0.02]))
+    assert result.is_stable is True
 
 
 def test_very_slow_call_runs_once() -> None:
-    found, seconds = warmed(repeat(5.0))
-    assert (found.runs, found.is_stable, seconds) == (1, None, 5.0)
+    result, seconds = warmed(repeat(5.0))
+    assert (result.runs, result.is_stable, seconds) == (1, None, 5.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// What a row costs, which rows no other beats, and which one to ship. The rule is that of profiles/advice.py.
+// What a row costs, which rows no other beats, and which one to ship. The rule is that of profiles/report/recommendation.py.
 
 const DEVICES = { cpu: "CPU", cuda: "CUDA" };
 const PERCENTILES = {

@@ -1,6 +1,6 @@
 // What the page was given: read once, never changed. A row is one model in one format and precision.
 
-/** A packed column (packing.py) -> its values. Objects have no prototype: a key may be called anything. */
+/** A packed column (html.py) -> its values. Objects have no prototype: a key may be called anything. */
 function unpack(column, length) {
   if (column === null) return Array(length).fill(null);
   if (Array.isArray(column)) return column;

@@ -9,7 +9,7 @@ const timeColumn = (key) => ({
 });
 const textColumn = (of) => ({ value: of, text: of });
 
-/** Key (named by Python, cells.py) -> what it sorts by and says. `down`: what is best is large. */
+/** Key (named by Python, html_tables.py) -> what it sorts by and says. `down`: what is best is large. */
 const COLUMNS = {
   name: { label: "Model", value: (row) => row.name, text: (row) => row.name },
   ...Object.fromEntries(
