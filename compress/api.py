@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from compress.training.launch import ignore
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader, Dataset
@@ -50,10 +52,6 @@ CALIBRATORS = ("auto", "minmax", "percentile", "entropy")
 QUANTIZERS = ("onnxruntime", "modelopt")
 INT8_TARGETS = ("ort-cpu", "ort-cpu-vnni", "ort-cuda", "openvino", "openvino-vnni", "tensorrt", "tensorrt-rtx")
 SCENARIOS = ("quick", "single-stream", "multi-stream", "offline", "server")
-
-
-def ignore(message: str) -> None:
-    """Discard a status line."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def distill(
 ) -> RunResult:
     """Train a small student from a teacher and unlabeled images.
 
-    Exactly one of `steps`, `epochs` and `time_limit` ends the training. Arguments that are None keep the value of the
+    At most one of `steps`, `epochs` and `time_limit` is given: the length of the training. Arguments that are None keep the value of the
     recipe, or the default of the method.
 
     Args:
@@ -140,7 +138,7 @@ def distill(
         validation: Labeled images to measure on; never trained on.
         method: A name from `list_methods`, or "package.module:Class"; default "mosaic".
         patch_size: Patch size of mosaic in pixels, or "auto" to choose it from the distance of the data.
-        steps: Number of training steps.
+        steps: Number of training steps; 10,000 if no length is given.
         epochs: Number of passes over the images.
         time_limit: Training time in seconds.
         batch_size: Images per step, all processes together.
@@ -153,7 +151,7 @@ def distill(
         settings: Any other setting by its dotted key, such as `{"method.local": 0.5}`.
         teacher_arch: Architecture of a state dict that is not recognized.
         classes: Number of classes; must match the teacher's.
-        trust_pickle: Load a fully pickled teacher. A pickle can run any code.
+        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
         data_root: Directory of data sets that are known by name.
         output_dir: Run directory; default "runs/METHOD-STUDENT".
         resume: None resumes a run if there is one, True requires one, False replaces it.
@@ -587,7 +585,7 @@ def evaluate(
         classes: Number of classes, if the file does not contain it.
         image_size: Input (height, width) in pixels, if the file does not contain it.
         ema: Load the averaged weights if the file contains both.
-        trust_pickle: Load a full pickle or a version-compatible engine. Both can run any code.
+        trust_pickle: Load a full pickle, TorchScript file or version-compatible engine. They can run any code.
         record: Directory whose records.jsonl the result is added to.
         progress: Called with status lines.
 
@@ -637,7 +635,7 @@ def inspect(
         data_root: Directory of data sets that are known by name.
         image_size: Input (height, width) in pixels, if the checkpoint does not contain it.
         ema: Load the averaged weights if the file contains both.
-        trust_pickle: Run the code in a pickled file. Only for files you trust.
+        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
 
     Returns:
         Format, architecture, card and values; with `unlabeled` the predictions for it.
@@ -680,7 +678,7 @@ def profile(
         arch: Architecture of a state dict that is not recognized.
         classes: Number of classes of an architecture.
         ema: Load the averaged weights if the file contains both.
-        trust_pickle: Load a full pickle. A pickle can run any code.
+        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
         record: Directory whose records.jsonl the result is added to.
 
     Returns:

@@ -60,9 +60,9 @@ def export(
     progress: Callable[[str], None], **options: Any,
 ) -> ExportSummary:  # fmt: skip
     """Export a model; see `compress.export`."""
-    from compress.analysis.generator_samples import iter_generator_samples
     from compress.data.calibration import open_calibration_images
     from compress.models.metadata import card_to_metadata
+    from compress.training.generator_samples import iter_generator_samples
     from exporters.api import export_all, graph_metadata, resolve_output_path
 
     if options["quantizer"] == "modelopt":

@@ -55,19 +55,6 @@ class Target:
         return None if self.host is None else parse_address(self.host, python=self.python)
 
 
-@dataclass(frozen=True)
-class BudgetCheck:
-    """A latency compared with the budget of a target."""
-
-    percentile: str  #: "p90" or "p99"
-    latency_ms: float
-    budget_ms: float
-
-    @property
-    def is_within(self) -> bool:
-        return self.latency_ms <= self.budget_ms
-
-
 def parse_address(url: str, *, python: str | None = None) -> Address:
     """Parse `ssh://user@host:port?python=/path`; `python` is the default. Raises UsageError."""
     try:

@@ -24,7 +24,7 @@ from compress.cli.output import emit
 @options.data_root
 @click.option("--image-size", type=options.Size(), metavar="HxW", help="Input size, if the checkpoint has none.")
 @click.option("--ema", is_flag=True, help="Load the averaged weights if the file contains both.")
-@click.option("--trust-pickle", is_flag=True, help="Run the code in a pickled file. Only for files you trust.")
+@click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code.")
 @options.common_options
 def inspect(checkpoint: str, as_json: bool, **settings: Any) -> None:
     """Describe CHECKPOINT: format, architecture, classes, input and values; with --ood, its predictions for that data.

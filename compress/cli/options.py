@@ -140,8 +140,12 @@ overrides = click.option(
 compute_options = add_options(
     precision,
     device,
-    click.option("--devices", type=COUNT, default=1, help="Number of processes, one per device (torchrun)."),
-    click.option("--restarts", type=click.IntRange(min=0), default=0, help="Restarts after a process fails."),
+    click.option(
+        "--devices", type=COUNT, default=1, show_default=True, help="Number of processes, one per device (torchrun)."
+    ),
+    click.option(
+        "--restarts", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a process fails."
+    ),
     click.option("--seed", type=click.IntRange(min=0), help="Random seed.  [default: 0]"),
     click.option("--recipe", type=PATH, help="YAML file of settings, or a shipped recipe; options override it."),
     overrides,
@@ -154,7 +158,7 @@ training_options = add_options(
     validation,
     data_root,
     click.option("--out", "output_dir", type=PATH, help="Run directory.  [default: runs/METHOD-STUDENT]"),
-    click.option("--steps", type=COUNT, help="Number of training steps."),
+    click.option("--steps", type=COUNT, help="Number of training steps.  [default: 10000]"),
     click.option("--epochs", type=POSITIVE, help="Number of epochs (instead of --steps)."),
     click.option("--time-limit", type=DURATION, metavar="10m", help="Training time (instead of --steps): 90s, 1.5h."),
     click.option("--batch-size", type=COUNT, help="Images per step, all processes together.  [default: by method]"),
@@ -168,7 +172,7 @@ teacher_options = add_options(
     click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
     click.option("--teacher-arch", metavar="NAME", help="Architecture of a state dict that is not recognized."),
     click.option("--classes", type=click.IntRange(min=2), help="Number of classes; must match the teacher's."),
-    click.option("--trust-pickle", is_flag=True, help="Load a fully pickled teacher. A pickle can run any code."),
+    click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code."),
 )
 
 
@@ -186,7 +190,7 @@ def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
         click.option("--ema", is_flag=True, help="Load the averaged weights if the file contains both."),
         click.option(
             "--trust-pickle", "--trust-engine", "trust_pickle", is_flag=True,
-            help="Load a full pickle or a version-compatible engine. Both can run any code.",
+            help="Load a full pickle, TorchScript file or version-compatible engine. They can run any code.",
         ),
     )  # fmt: skip
 
