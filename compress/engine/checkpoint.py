@@ -187,7 +187,7 @@ def read_state(path: Path) -> dict[str, Any]:
         CompressError: If the file contains more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only
     except pickle.UnpicklingError as error:
         raise CompressError(
             f"{path}: found objects other than tensors and plain values, expected a checkpoint of this package; start "

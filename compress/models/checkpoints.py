@@ -101,7 +101,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
     check_decompressed_size(path)
     try:
         with torch.serialization.safe_globals(list_safe_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only
     except pickle.UnpicklingError as error:
         blocked = parse_blocked_global(str(error))
         if blocked is None:
@@ -136,7 +136,7 @@ def parse_blocked_global(message: str) -> str | None:
 def load_trusted_pickle(path: Path) -> Any:
     """Load a pickle that the user trusts. The only place in this package that executes code in a file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=False)  # noqa: TID251 - --trust-pickle
     except (ImportError, AttributeError) as error:
         raise CompressError(f"{path}: its code is not on the Python path ({error}); install it first.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

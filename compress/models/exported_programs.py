@@ -92,7 +92,7 @@ def load_torchscript(path: Path) -> tuple[ExportedProgramModel, InputSignature]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces TorchScript's deprecation at every load
-            module = torch.jit.load(str(path), map_location="cpu")
+            module = torch.jit.load(str(path), map_location="cpu")  # noqa: TID251 - trusted
     except (RuntimeError, ValueError, OSError) as error:
         raise CompressError(f"{path}: cannot be loaded as TorchScript ({first_line(error)}); save it again.") from error
     module.eval()
