@@ -76,8 +76,8 @@ def test_masks_are_palette_indices(tmp_path):
     palette.putdata(values.flatten().tolist())
     palette.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     palette.save(tmp_path / "palette.png")
-    image.save(tmp_path / "grey.png")
-    for name in ("palette.png", "grey.png"):
+    image.save(tmp_path / "gray.png")
+    for name in ("palette.png", "gray.png"):
         assert (one(tmp_path / name).read_mask(0) == values).all()
     Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
     with pytest.raises(UnreadableImageError, match="RGB"):

@@ -140,8 +140,8 @@ def test_bare_checkpoint_is_enough(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     net, card = load_model(str(tmp_path / "w.safetensors"), ModelOverrides(mean=[0.2], std=[0.4]))
     assert (card.architecture, card.classes, card.grayscale, card.image_size) == ("wrn16_1", 10, True, (32, 32))
-    grey = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(net(grey.expand(-1, 3, -1, -1)), model((grey - 0.2) / 0.4))
+    gray = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(net(gray.expand(-1, 3, -1, -1)), model((gray - 0.2) / 0.4))
 
 
 def test_half_precision_becomes_full(tmp_path):

@@ -59,9 +59,9 @@ def test_family_stages_match_paper(name):
 @pytest.mark.parametrize("name", ["wrn16_1", "resnet18", "vgg11"])
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_families_read_all_input_kinds(name, size):
-    for grey in (False, True):
-        mean = (0.5,) if grey else (0.5,) * 3
-        card = ModelCard(name, classes=3, image_size=(size, size), mean=mean, std=mean, grayscale=grey)
+    for gray in (False, True):
+        mean = (0.5,) if gray else (0.5,) * 3
+        card = ModelCard(name, classes=3, image_size=(size, size), mean=mean, std=mean, grayscale=gray)
         assert build_network(card).eval()(torch.rand(1, 3, size, size)).shape == (1, 3)
 
 
@@ -71,8 +71,8 @@ def test_network_normalizes_images():
     by_hand = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
     assert torch.allclose(net(x), net.body(by_hand), atol=1e-6)
     assert not any("normalise" in key for key in net.state_dict())
-    grey = build_network(
+    gray = build_network(
         ModelCard("wrn16_1", classes=3, image_size=(32, 32), mean=(0.3,), std=(0.4,), grayscale=True)
     ).eval()
     luma = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] - 0.3) / 0.4
-    assert torch.allclose(grey(x), grey.body(luma), atol=1e-6)
+    assert torch.allclose(gray(x), gray.body(luma), atol=1e-6)

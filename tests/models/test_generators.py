@@ -103,7 +103,7 @@ def test_dcgan_init_statistics(kind):
 def reader(channels: int = 3) -> nn.Module:
     """A network with the normalization of a teacher."""
     mean, std = (values[:channels] for values in ((0.3, 0.5, 0.6), (0.35, 0.2, 0.1)))
-    return nn.Sequential(Normalize(mean, std, grey=channels == 1), nn.Flatten())
+    return nn.Sequential(Normalize(mean, std, grayscale=channels == 1), nn.Flatten())
 
 
 @pytest.mark.parametrize("tanh", [False, True])

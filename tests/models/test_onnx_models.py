@@ -27,7 +27,7 @@ from compress.training.setup import incompatibility_reason
 from exporters.onnx_export import export_onnx
 
 SIZE, CLASSES = tiny.SIZE, tiny.CLASSES
-#: grey, with statistics of its own, and names
+#: gray, with statistics of its own, and names
 CARD = ModelCard(
     "tiny:small", CLASSES, (SIZE, SIZE), mean=(0.3,), std=(0.2,), grayscale=True, class_names=["a", "b", "c", "d"],
     metrics={"accuracy": 0.5},

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
-from click.testing import CliRunner
 from torch import nn
 
-from compress.cli import main
+import compress
 from compress.errors import CompressError, UsageError
 from compress.models.architecture_index import recognize_architecture
 from compress.models.card import ModelCard
@@ -23,6 +21,7 @@ from compress.models.overrides import ModelOverrides
 from compress.models.pretrained import default_preprocessing
 from compress.models.registry import MODELS, build_model, build_model_like, build_network, build_on_meta, infer_task
 from compress.models.serialization import load_model_directory, save_model
+from compress.profiling import ModelProfile
 
 PAIR = ("deeplabv3_resnet50", "deeplabv3_mobilenet_v2")
 NAMES = torchvision.models.list_models(module=torchvision.models.segmentation)
@@ -49,15 +48,12 @@ def lraspp():
     [("deeplabv3_resnet50", 40.97, 40.89, 39.64), ("deeplabv3_mobilenet_v2", 5.54, 5.55, 5.11)],
 )
 def test_paper_pair_has_published_macs(name, gigamacs, convolutions, millions):
-    done = CliRunner().invoke(main, ["profile", name, "--classes", "13", "--input-size", "256x256", "--json"])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["counter"] == "fvcore"
-    assert found["macs"] / 1e9 == pytest.approx(gigamacs, rel=0.02)
-    assert found["by_operator"]["conv"] / 1e9 == pytest.approx(convolutions, abs=0.005)
-    assert found["params"] / 1e6 == pytest.approx(millions, abs=0.005)
-    assert found["unsupported"] == {}
-    assert found["trained"] is False
+    result = compress.profile(name, classes=13, image_size=(256, 256))
+    assert isinstance(result, ModelProfile)
+    assert result.macs / 1e9 == pytest.approx(gigamacs, rel=0.02)
+    assert result.by_operator["conv"] / 1e9 == pytest.approx(convolutions, abs=0.005)
+    assert result.params / 1e6 == pytest.approx(millions, abs=0.005)
+    assert (result.counter, result.unsupported, result.is_trained) == ("fvcore", {}, False)
 
 
 def test_deeplab_resnet50_matches_torchvision():

@@ -59,7 +59,7 @@ def test_channels_last_weights_are_saved(tmp_path):
 
 
 def test_grayscale_model_is_saved(tmp_path):
-    card = a_card(grey=True, mean=(0.3,), std=(0.3,))
+    card = a_card(grayscale=True, mean=(0.3,), std=(0.3,))
     net = trained_looking(card)
     save_model(tmp_path, net, card)
     again, found = load_model_directory(tmp_path)
@@ -151,7 +151,7 @@ def test_unknown_embedded_model_lists_known():
 
 
 def test_student_copies_teacher_input():
-    teacher = a_card(grey=True, mean=(0.3,), std=(0.3,), metrics={"accuracy": 1.0}, sha256="x")
+    teacher = a_card(grayscale=True, mean=(0.3,), std=(0.3,), metrics={"accuracy": 1.0}, sha256="x")
     student, card = build_model_like("wrn40_1", like=teacher)
     assert (card.architecture, card.classes, card.grayscale, card.mean) == ("wrn40_1", 10, True, (0.3,))
     assert card.metrics == {}
