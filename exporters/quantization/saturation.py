@@ -10,19 +10,19 @@ from exporters.cpu import SAFE_WEIGHT, saturation_warning
 from exporters.onnx_validation import iter_tensors, model_metadata, read_model
 
 
-def list_unsafe_weights(model: ModelProto, folder: Path) -> list[str]:
+def list_unsafe_weights(model: ModelProto, directory: Path) -> list[str]:
     """Return the names of int8 weights whose products can exceed 16 bits.
 
     Args:
         model: The graph.
-        folder: Directory of weights that are stored in other files.
+        directory: Directory of weights that are stored in other files.
     """
     return [
         tensor.name
         for tensor in iter_tensors(model)
         if tensor.data_type == TensorProto.INT8
         and len(tensor.dims) > 1
-        and abs(numpy_helper.to_array(tensor, str(folder)).astype(int)).max(initial=0) > SAFE_WEIGHT
+        and abs(numpy_helper.to_array(tensor, str(directory)).astype(int)).max(initial=0) > SAFE_WEIGHT
     ]
 
 
