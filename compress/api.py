@@ -125,8 +125,8 @@ def distill(
 ) -> RunResult:
     """Train a small student from a teacher and unlabeled images.
 
-    At most one of `steps`, `epochs` and `time_limit` is given: the length of the training. Arguments that are None keep the value of the
-    recipe, or the default of the method.
+    At most one of `steps`, `epochs` and `time_limit` is given: the length of the training. Arguments that are None keep
+    the value of the recipe, or the default of the method.
 
     Args:
         teacher: Trained model: a name, directory, checkpoint, exported program, or a module that maps float images

@@ -36,6 +36,16 @@ WORKER = "compress.training.worker"
 Progress = Callable[[str], None]
 
 
+class LostPeerError(CompressError):
+    """Another process of a distributed training has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "lost the connection to another process of this training; see its message. The same command continues from "
+            "the last checkpoint."
+        )
+
+
 def ignore(message: str) -> None:
     """Discard a progress message."""
 
@@ -120,18 +130,15 @@ def train_in_dir(
         return launch_processes(setup.config, job, devices=devices, restarts=restarts)
     if image_count is not None:
         setup = replace(setup, method=cast("Any", SynthesisOnly(cast("Any", setup.method), image_count)))
-    with run_dir_lock(run_dir):
-        run = create_run(setup, run_dir, resume=resume, quiet=progress is ignore)
-        try:
+    try:
+        with run_dir_lock(run_dir):
+            run = create_run(setup, run_dir, resume=resume, quiet=progress is ignore)
             run.peak_memory_bytes = peak_memory(partial(train, setup.method, run), run.accelerator.device)
-        except RuntimeError as error:
-            if run.accelerator.world_size > 1 and is_connection_error(error):
-                raise CompressError(
-                    "lost the connection to another process of this training; see its own message. The same command "
-                    "continues from the last checkpoint."
-                ) from error
-            raise
-        run.accelerator = leave_process_group(run.accelerator)
+            run.accelerator = leave_process_group(run.accelerator)
+    except RuntimeError as error:
+        if is_connection_error(error):
+            raise LostPeerError from error
+        raise
     return summarize_training(run) if is_first_process() else None
 
 
@@ -139,7 +146,8 @@ def is_connection_error(error: RuntimeError) -> bool:
     """Check whether a collective operation failed because another process has ended."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return is_distributed and (isinstance(error, distributed.DistError) or "gloo" in str(error).lower())
 
 
 def summarize_training(run: Run) -> TrainingSummary:
@@ -190,6 +198,8 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
         if name.startswith("torch.distributed.elastic"):  # it logs what is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    # A store that restarted processes share with their predecessors holds addresses of ended ones.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="compress-train-") as name:
         directory = Path(name)
         (directory / RECIPE).write_text(dump_yaml(config), encoding="utf-8")
@@ -204,8 +214,9 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
         except SignalException as error:
             raise read_worker_error(directory, 0, -error.sigval) from error
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise read_worker_error(directory, rank, failure.exitcode) from error
+            failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+            errors = [read_worker_error(directory, rank, failure.exitcode) for rank, failure in failures]
+            raise next((one for one in errors if not isinstance(one, LostPeerError)), errors[0]) from error
         return TrainingSummary(**json.loads((directory / SUMMARY).read_text(encoding="utf-8")))
 
 
@@ -222,6 +233,8 @@ def read_worker_error(directory: Path, rank: int, exit_code: int) -> CompressErr
     code, message = content["exit_code"], content["message"]
     if code > 128:
         return Interrupted(code - 128, message)
+    if content["type"] == LostPeerError.__name__:
+        return LostPeerError()
     error = UsageError(message) if code == UsageError.exit_code else CompressError(message)
     error.add_note(content["traceback"])
     return error

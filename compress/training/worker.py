@@ -38,7 +38,9 @@ def main(directory: Path) -> int:
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
         message = str(error) if isinstance(error, CompressError) else f"process {rank}: {type(error).__name__}: {error}"
-        content = {"exit_code": code, "message": message, "traceback": traceback.format_exc()}
+        content = {
+            "type": type(error).__name__, "exit_code": code, "message": message, "traceback": traceback.format_exc(),
+        }  # fmt: skip
         (directory / ERROR.format(rank=rank)).write_text(json.dumps(content), encoding="utf-8")
         return code
     return 0

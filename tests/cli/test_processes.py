@@ -111,7 +111,7 @@ def test_two_processes_train_one_student(tmp_path, photos, clothes):
     assert err.count("step 2") <= 1, "one display"
     states = [torch.load(file, weights_only=True) for file in sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))]
     assert ["shared" in state for state in states] == [True, False]
-    assert not torch.equal(states[0]["own"]["random"], states[1]["own"]["random"])
+    assert not torch.equal(states[0]["per_rank"]["random"], states[1]["per_rank"]["random"])
 
 
 @pytest.mark.slow
