@@ -75,9 +75,7 @@ class CachedDataset:
     ) -> Batches:  # fmt: skip
         """Return the batches of one order; batch i is a pure function of (seed, i, rank)."""
         counts = None if repeats is None else repeats.numpy()
-        return Batches(
-            self.cache, batch_size, seed=seed, rank=rank, world=world_size, augment=augment, times=counts
-        )
+        return Batches(self.cache, batch_size, seed=seed, rank=rank, world=world_size, augment=augment, times=counts)
 
     def predict_all(self, teacher: FrozenModel) -> tuple[Tensor, Tensor]:
         """Return the teacher's class and confidence for every image."""
