@@ -75,15 +75,14 @@ def test_latency_has_stage_times() -> None:
 
 @pytest.mark.gpu
 def test_stage_times_on_a_gpu() -> None:
-    from compress.cli.candidates import candidate
-
     from compress.models.card import ModelCard
     from compress.models.registry import build_network
+    from profiles.latency.cases import create_candidate
 
-    card = ModelCard("wrn16_1", 10, (32, 32))
-    one = candidate(build_network(card), card, 8, provider="cuda")
-    assert one.parts is not None
-    result = time_stages(one.parts, one.example)
+    network = build_network(ModelCard("wrn16_1", 10, (32, 32)))
+    one = create_candidate(network, (32, 32), 8, provider="cuda")
+    assert one.gpu_stages is not None
+    result = time_stages(one.gpu_stages, one.example)
     whole = benchmark_interleaved({"": one}, duration_s=1.0).latencies[""].latency_ms_p90
     assert isinstance(result, StageTimes)
     assert min(result.copy_in_ms, result.compute_ms, result.copy_out_ms) > 0
