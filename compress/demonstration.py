@@ -109,6 +109,4 @@ def train_student(
 
 def describe_record(record: Record) -> DemoModel:
     run = record.run
-    return DemoModel(
-        record.metrics, run.get("last"), record.macs, record.params, run.get("steps"), run.get("wall_s")
-    )
+    return DemoModel(record.metrics, run.get("last"), record.macs, record.params, run.get("steps"), run.get("wall_s"))

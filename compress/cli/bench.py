@@ -10,6 +10,11 @@ from compress import api
 from compress.cli import latency_tables, options
 from compress.cli.output import emit, print_status
 
+#: MLPerf's names of scenarios
+LOADGEN_NAMES = {
+    "SingleStream": "single-stream", "MultiStream": "multi-stream", "Offline": "offline", "Server": "server",
+}  # fmt: skip
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
@@ -22,7 +27,7 @@ from compress.cli.output import emit, print_status
               help="Images per call.  [default: 1]")  # fmt: skip
 @click.option("--duration", type=options.DURATION, metavar="3s",
               help="Time per row.  [default: 3s; 10s for LoadGen's scenarios]")  # fmt: skip
-@click.option("--scenario", "scenarios", type=options.CommaList(api.SCENARIOS), metavar="S[,S…]",
+@click.option("--scenario", "scenarios", type=options.CommaList(api.SCENARIOS, aliases=LOADGEN_NAMES), metavar="S[,S…]",
               help=f"quick, or MLPerf LoadGen's {', '.join(api.SCENARIOS[1:])}.  [default: quick]")  # fmt: skip
 @click.option("--mlperf", is_flag=True, help="Run LoadGen's scenarios at submission length (10 minutes or more each).")
 @click.option("--target-qps", type=options.POSITIVE,

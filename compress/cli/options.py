@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,17 +50,19 @@ class Size(click.ParamType):
 
 
 class CommaList(click.ParamType):
-    """`a,b` -> ("a", "b"), without duplicates. Each part is one of `choices`, or is converted by `item`."""
+    """`a,b` -> ("a", "b"), without duplicates; each part is one of `choices` or `aliases`, or converted by `item`."""
 
     name = "list"
 
-    def __init__(self, choices: Sequence[str] = (), item: click.ParamType | None = None) -> None:
-        self.choices, self.item = tuple(choices), item
+    def __init__(
+        self, choices: Sequence[str] = (), item: click.ParamType | None = None, aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.choices, self.item, self.aliases = tuple(choices), item, aliases or {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if not isinstance(value, str):
             return tuple(value)
-        parts = [part.strip() for part in value.split(",") if part.strip()]
+        parts = [self.aliases.get(part.strip(), part.strip()) for part in value.split(",") if part.strip()]
         if not parts:
             self.fail(f"found {value!r}, expected values separated by commas", param, ctx)
         for part in parts:

@@ -80,7 +80,7 @@ def test_scenarios_have_verdicts(file: Path) -> None:
 
 def test_network_runs_scenario_with_overrides() -> None:
     overrides = ["--input-size", "16x16", "--classes", 3]
-    arguments = ["--runtimes", "torch", "--batch-size", 2, "--scenario", "multi-stream", *overrides, *BRIEF, "--json"]
+    arguments = ["--runtimes", "torch", "--batch-size", 2, "--scenario", "MultiStream", *overrides, *BRIEF, "--json"]
     (one,) = read_result(run("bench", "wrn16_1", *arguments))["results"]
     assert (one["scenario"], one["runtime"], one["batch_size"]) == ("MultiStream", "torch", 2)
     assert one["valid"] is False

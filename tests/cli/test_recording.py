@@ -16,8 +16,8 @@ def measured(tmp_path_factory, clothes) -> Path:
     """The embedded teacher, exported, timed, scored and counted into one directory."""
     folder = tmp_path_factory.mktemp("measured")
     file = folder / "teacher.onnx"
-    read_result(run("export", TEACHER, "--images", clothes, "--exporter", "torchscript", "--out", file, "--record", folder,
-               "--json"))  # fmt: skip
+    export = ["--images", clothes, "--exporter", "torchscript", "--out", file, "--record", folder, "--json"]
+    read_result(run("export", TEACHER, *export))
     for model in (TEACHER, file):
         read_result(run("eval", model, "--data", clothes, "--record", folder, "--json"))
     read_result(run("bench", file, "--duration", "0.05s", "--threads", 1, "--record", folder, "--json"))
