@@ -26,7 +26,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Move the average towards the current weights of `net`."""
+        """Move the average toward the current weights of `net`."""
         for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
             if average.is_floating_point():
                 average.lerp_(current.to(average), 1 - self.decay)

@@ -1,6 +1,6 @@
 """A process that imports everything once and forks runs, which are killed at a given time or disk access.
 
-Reads orders from standard input, one JSON object per line, and answers each with a line. Keys: `folder`; `after`
+Reads orders from standard input, one JSON object per line, and writes a line for each. Keys: `folder`; `after`
 (seconds) or `touch` (number of a disk access, with `before`) until the kill; `when` (words in the diary) to send
 `signal`; `hang` to sleep in the third step.
 """

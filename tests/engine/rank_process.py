@@ -54,11 +54,11 @@ def compare_runs(folder: Path, name: str, precision: str) -> dict[str, Any]:
     rest = make(folder / "cut")
     train(tiny.tiny_method(name), rest)
     one, other = tiny.final_state(whole), tiny.final_state(rest)
-    streams = {name: kept for name, (kept, _) in whole.registered.items() if isinstance(kept, Stream)}
-    pools = [kept for kept, _ in whole.registered.values() if isinstance(kept, ImagePool)]
+    streams = {name: stateful for name, (stateful, _) in whole.registered.items() if isinstance(stateful, Stream)}
+    pools = [stateful for stateful, _ in whole.registered.values() if isinstance(stateful, ImagePool)]
     return {
         "differences": tiny.state_differences(one, other, ignore=contract.CLOCK),
-        "trainables": state_hashes({n: player.state_dict() for n, player in whole.trainables.items()}),
+        "trainables": state_hashes({n: model.state_dict() for n, model in whole.trainables.items()}),
         "random": tiny.hash_tensor(torch.get_rng_state()),
         "positions": {name: stream.position for name, stream in streams.items()},
         "first images": [float(stream.batches.batch_at(0)[0].float().mean()) for stream in streams.values()],

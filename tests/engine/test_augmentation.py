@@ -62,7 +62,7 @@ def test_crop_flip_shifts_whole_pixels():
     x = images(n=20)
     seen = random_crop_flip(x)
     padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
-    found = set()
+    shifts = set()
     for image, whole, view in zip(x, padded, seen, strict=True):
         matches = [
             (top, left, mirrored)
@@ -72,10 +72,10 @@ def test_crop_flip_shifts_whole_pixels():
             if fits(whole[:, top : top + 12, left : left + 12], view.flip(2) if mirrored else view)
         ]
         assert len(matches) == 1
-        found |= set(matches)
+        shifts |= set(matches)
         assert image.shape == view.shape
-    assert len(found) > 15
-    assert {mirrored for *_, mirrored in found} == {False, True}
+    assert len(shifts) > 15
+    assert {mirrored for *_, mirrored in shifts} == {False, True}
 
 
 def fits(crop, view):
@@ -155,8 +155,8 @@ def test_color_jitter_mixes_channels(no_light):
     assert (y.amax((1, 2, 3)) <= x.amax((1, 2, 3)) + 1e-6).all()
     assert (y.amin((1, 2, 3)) >= x.amin((1, 2, 3)) - 1e-6).all()
     gray = torch.rand(16, 1, 8, 8).expand(-1, 3, -1, -1)
-    found = color_jitter(gray)
-    assert torch.allclose(found, found[:, :1].expand_as(found), atol=1e-6)
+    result = color_jitter(gray)
+    assert torch.allclose(result, result[:, :1].expand_as(result), atol=1e-6)
 
 
 def test_color_jitter_one_mix_per_image(no_light):
@@ -179,24 +179,24 @@ def test_color_jitter_keeps_colorfulness(no_light):
     torch.manual_seed(2)
     red = torch.zeros(3000, 3, 1, 1)
     red[:, 0] = 1
-    found = color_jitter(red)[:, :, 0, 0]
-    assert torch.allclose(found.mean(0), torch.full((3,), 1 / 3), atol=0.03)
-    assert float((found.amax(1) - found.amin(1)).mean()) > 0.5
+    result = color_jitter(red)[:, :, 0, 0]
+    assert torch.allclose(result.mean(0), torch.full((3,), 1 / 3), atol=0.03)
+    assert float((result.amax(1) - result.amin(1)).mean()) > 0.5
 
 
 def test_color_jitter_is_linear_per_channel():
     torch.manual_seed(4)
     ramp = torch.linspace(0.3, 0.7, 9).expand(2000, 3, 1, 9)  # gray, so mixing changes nothing
-    found = color_jitter(ramp)
-    assert found.amin() >= 0
-    assert found.amax() <= 1
-    free = (found.amin((1, 2, 3)) > 0) & (found.amax((1, 2, 3)) < 1)
-    steps = found[free].diff(dim=3)
+    result = color_jitter(ramp)
+    assert result.amin() >= 0
+    assert result.amax() <= 1
+    free = (result.amin((1, 2, 3)) > 0) & (result.amax((1, 2, 3)) < 1)
+    steps = result[free].diff(dim=3)
     assert torch.allclose(steps, steps[..., :1].expand_as(steps), atol=1e-5)  # linear where nothing was clamped
     slopes = (steps[..., 0] / (0.4 / 8)).abs()
     assert slopes.amin() >= 1 - LIGHT - 1e-4
     assert slopes.amax() <= 1 + LIGHT + 1e-4
-    middles = found[free][..., 4] - 0.5
+    middles = result[free][..., 4] - 0.5
     assert middles.abs().amax() <= LIGHT / 2 + 1e-5
     assert slopes.std() > 0.2
     assert middles.std() > 0.1

@@ -44,10 +44,10 @@ def two(tmp_path, messages) -> CheckpointManager:
 
 def load_step(checkpoints: CheckpointManager) -> int:
     """Load a checkpoint, check that it is bit-identical to what was saved, and return its step."""
-    found = checkpoints.load()
-    assert found is not None
-    step, shared, own = found
-    assert tiny.state_differences((shared, own), state(step)) == []
+    loaded = checkpoints.load()
+    assert loaded is not None
+    step, shared, per_rank = loaded
+    assert tiny.state_differences((shared, per_rank), state(step)) == []
     return step
 
 
@@ -152,15 +152,15 @@ def test_checkpoint_corrupt_keeps_previous_valid(tmp_path, messages):
 
 def test_checkpoint_same_step_saved_twice(tmp_path, monkeypatch):
     checkpoints = CheckpointManager(tmp_path, HERE, keep=1)
-    shared, own = state(1)
-    checkpoints.save(1, shared, own)
+    shared, per_rank = state(1)
+    checkpoints.save(1, shared, per_rank)
     for _ in range(3):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "write_json", dies)
             with pytest.raises(KeyboardInterrupt):
-                checkpoints.save(1, {"step": 0}, own)
+                checkpoints.save(1, {"step": 0}, per_rank)
         assert load_step(checkpoints) == 1
-        checkpoints.save(1, shared, own)
+        checkpoints.save(1, shared, per_rank)
         assert load_step(checkpoints) == 1
         assert len(list(tmp_path.iterdir())) == 2
 

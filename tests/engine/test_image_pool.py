@@ -267,8 +267,8 @@ def test_synthesis_loss_logged_when_computed(tmp_path):
     run = tiny_run(tmp_path, "deepinversion", steps=8, log_every=5)
     train(tiny_method("deepinversion", student_steps=3), run)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    found = {line["step"]: {"G", "S"} & line.keys() for line in lines if line["kind"] == "train"}
-    assert found == {1: {"G", "S"}, 4: {"G", "S"}, 5: {"S"}, 7: {"G", "S"}, 8: {"S"}}
+    losses_by_step = {line["step"]: {"G", "S"} & line.keys() for line in lines if line["kind"] == "train"}
+    assert losses_by_step == {1: {"G", "S"}, 4: {"G", "S"}, 5: {"S"}, 7: {"G", "S"}, 8: {"S"}}
 
 
 def test_synthesis_progress_is_displayed(tmp_path, monkeypatch):

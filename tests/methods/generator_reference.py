@@ -22,8 +22,10 @@ Losses = dict[str, Tensor]
 
 
 class Twins:
-    """T, G and S of a run in double precision, played as the authors do: nothing is frozen, every gradient is computed,
-    and the wrong ones are thrown away. `optimizers`: name -> a function of parameters and, for S, a rate that falls.
+    """T, G and S of a run in float64; nothing is frozen, and unused gradients are discarded.
+
+    Args:
+        optimizers: Name -> function from parameters to an optimizer.
     """
 
     def __init__(self, method: Any, run: Run, optimizers: dict[str, Callable[..., Optimizer]]) -> None:
@@ -36,7 +38,7 @@ class Twins:
     def noise(self) -> Tensor:
         return torch.randn(self.m.n, self.m.z_dim).double()
 
-    def fall(self, progress: float, names: str) -> None:
+    def decay_rates(self, progress: float, names: str) -> None:
         for name in names:
             self.optimizers[name].param_groups[0]["lr"] = self.rates[name] * (1 + math.cos(math.pi * progress)) / 2
 
@@ -80,7 +82,7 @@ def assert_same_steps(
         run.set_progress(i / STEPS)
         mine = method.step()
         torch.set_rng_state(state)
-        twins.fall(i / STEPS, falling)
+        twins.decay_rates(i / STEPS, falling)
         for name, his in step(twins).items():
             assert mine[name].item() == pytest.approx(his.item(), rel=5e-5, abs=1e-6), (i, name)
     # Adam can turn the rounding of a gradient near 0 into a whole step, so compare most weights, and the norm.

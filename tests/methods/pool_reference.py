@@ -65,9 +65,9 @@ def bn_statistics(inside: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(x.mean((0, 2, 3)), x.transpose(0, 1).flatten(1).var(1, correction=0)) for x in inside]
 
 
-def bn_distance(net: nn.Module, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+def bn_distance(net: nn.Module, stats: list[tuple[Tensor, Tensor]]) -> Tensor:
     layers = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    pairs = zip(layers, found, strict=True)
+    pairs = zip(layers, stats, strict=True)
     return sum((l.running_mean - m).norm() + (l.running_var - v).norm() for l, (m, v) in pairs)
 
 

@@ -62,20 +62,20 @@ def test_one_repeat_is_plain_sampling(tmp_path):
     ],
 )
 def test_class_repeats_inverse_to_counts(counts, repeats, expected):
-    found = class_repeats(torch.tensor(counts), float(repeats))
-    assert torch.allclose(found, torch.tensor(expected).double())
+    actual = class_repeats(torch.tensor(counts), float(repeats))
+    assert torch.allclose(actual, torch.tensor(expected).double())
 
 
 def test_class_repeats_keep_total_and_cap():
     generator = torch.Generator().manual_seed(0)
     for repeats in (1.0, 1.5, 4.0, 50.0):
         counts = torch.randint(0, 1000, (100,), generator=generator) ** 3 // 10**6
-        found = class_repeats(counts, repeats)
-        assert float((found * counts).sum()) == pytest.approx(float(counts.sum()))
-        assert float(found.max()) <= repeats
-        open_ = (counts > 0) & (found < repeats)
+        actual = class_repeats(counts, repeats)
+        assert float((actual * counts).sum()) == pytest.approx(float(counts.sum()))
+        assert float(actual.max()) <= repeats
+        open_ = (counts > 0) & (actual < repeats)
         if open_.any():
-            assert torch.allclose((found * counts)[open_], (found * counts)[open_][0])
+            assert torch.allclose((actual * counts)[open_], (actual * counts)[open_][0])
 
 
 def test_shortage_messages_name_classes():

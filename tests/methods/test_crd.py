@@ -106,7 +106,7 @@ def test_step_matches_reference(tmp_path, settings):
         tiny.assert_weights_near(run.trainables[name].net, getattr(reference, name), rtol=1e-3, atol=5e-5)
 
 
-# The images that each is told from.
+# Negatives.
 
 
 @pytest.mark.parametrize("negatives", [5, 24])
@@ -190,7 +190,7 @@ def test_first_scores_average_to_noise_odds(tmp_path):
     assert log_h.exp().mean().item() == pytest.approx(1 / 48, rel=1e-5)
 
 
-# What comes of it.
+# Training.
 
 
 def test_heads_train_with_student(tmp_path):
@@ -198,7 +198,7 @@ def test_heads_train_with_student(tmp_path):
     train(tiny_method("crd"), run)
     state = tiny.final_state(run)["shared"]["trainables"]
     assert state.keys() == {"S", "E_T", "E_S"}
-    assert all(player["optimizer"]["state"] for player in state.values())
+    assert all(model["optimizer"]["state"] for model in state.values())
 
 
 def test_embeddings_identify_their_image(tmp_path):

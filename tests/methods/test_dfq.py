@@ -96,7 +96,7 @@ def test_batchnorm_modes_per_phase(tmp_path, eval_mode_G, seen_by_G):
         for name in "GS"
     }
     assert batches == {"G": {seen_by_G}, "S": {6}}
-    assert all(player.net.training for player in run.trainables.values())
+    assert all(model.net.training for model in run.trainables.values())
 
 
 def contradiction(S, T, x: Tensor) -> Tensor:

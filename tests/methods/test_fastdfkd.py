@@ -29,11 +29,11 @@ class Reference(pool_reference.PoolReference):
         self.meta = Adam(self.G.parameters(), lr=method.lr_G * method.iterations, betas=(0.5, 0.999))
         self.averages: list[tuple[Tensor, Tensor]] = []
 
-    def smooth(self, found: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    def smooth(self, stats: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         if not self.averages:
-            return found
+            return stats
         k = self.m.bn_momentum
-        pairs = zip(found, self.averages, strict=True)
+        pairs = zip(stats, self.averages, strict=True)
         return [((1 - k) * m + k * old_m, (1 - k) * v + k * old_v) for (m, v), (old_m, old_v) in pairs]
 
     def synthesize(self) -> tuple[float, Tensor, Tensor]:
@@ -49,14 +49,14 @@ class Reference(pool_reference.PoolReference):
         optimizer = Adam(
             [{"params": fast.parameters()}, {"params": [z], "lr": m.lr_z}], lr=m.lr_G, betas=(0.5, 0.999)
         )  # fmt: skip
-        lowest, best, found = math.inf, z, []
+        lowest, best, stats = math.inf, z, []
         self.meta.zero_grad()
         for _ in range(m.iterations):
             x = fast(z)
             seen = random_crop_flip(x).double()
             t, inside = pool_reference.forward_with_bn_inputs(self.T, seen)
-            found = pool_reference.bn_statistics(inside)
-            loss = m.bn * pool_reference.bn_distance(self.T, self.smooth(found)) + m.cross_entropy * F.cross_entropy(
+            stats = pool_reference.bn_statistics(inside)
+            loss = m.bn * pool_reference.bn_distance(self.T, self.smooth(stats)) + m.cross_entropy * F.cross_entropy(
                 t, y
             )
             if self.run.step >= m.warmup:
@@ -72,7 +72,7 @@ class Reference(pool_reference.PoolReference):
             for mine, its in zip(self.G.parameters(), fast.parameters(), strict=True):
                 mine.grad = 67 * (mine.data - its.data)
         self.meta.step()
-        self.averages = [(a.detach(), b.detach()) for a, b in self.smooth(found)]
+        self.averages = [(a.detach(), b.detach()) for a, b in self.smooth(stats)]
         return lowest, best, y
 
 
@@ -118,9 +118,9 @@ def test_meta_learning_improves_start(tmp_path, reptile):
     first, cost = [], method.synthesis_loss
 
     def noted(x, y):
-        found = cost(x, y)
-        first.append(found[0].item())
-        return found
+        result = cost(x, y)
+        first.append(result[0].item())
+        return result
 
     method.synthesis_loss = noted
     for _ in range(30):
@@ -143,19 +143,19 @@ def test_meta_step_scales_learning_rate(tmp_path, monkeypatch):
 def test_warmup_trains_no_student(tmp_path):
     run = tiny_run(tmp_path, "fastdfkd", steps=8, log_every=1)
     method = tiny_method("fastdfkd", warmup=3, student_steps=2, reset=0)
-    asked = []
+    used_at = []
     setup = method.setup
 
     def watched(run):
         setup(run)
         rest = method.S.forward_eval
-        method.S.forward_eval = lambda x: asked.append(run.step) or rest(x)
+        method.S.forward_eval = lambda x: used_at.append(run.step) or rest(x)
 
     method.setup = watched
     train(method, run)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"G", "S"} & line.keys() for line in lines] == [{"G"}] * 3 + [{"G", "S"}, {"S"}] * 2 + [{"G", "S"}]
-    assert sorted(set(asked)) == [3, 5, 7], "in the warm-up there is no adversarial term"
+    assert sorted(set(used_at)) == [3, 5, 7], "in the warm-up there is no adversarial term"
     assert len(method.pool) == 8 * 6
     assert run.trainables["S"].optimizer.state_dict()["state"][0]["momentum_buffer"] is not None
 

@@ -24,12 +24,12 @@ def map_and_logits(net: nn.Module, x: Tensor, *, after: int) -> tuple[Tensor, Te
     """Return the map after layer `after` of the tiny classifier and its logits, without hooks."""
     body = net.get_submodule("body")
     x = net.get_submodule("normalize")(x)
-    found = x
+    captured = x
     for i, layer in enumerate(body.children()):
         x = layer(x)
         if i == after:
-            found = x
-    return found, x
+            captured = x
+    return captured, x
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_regressor_maps_shapes(inside, outside, kernel, stride):
 
 def test_regressor_output_can_be_negative():
     """A wide ResNet's hint is read before a ReLU."""
-    answer = build_regressor((4, 8, 8), (3, 8, 8))(torch.randn(16, 4, 8, 8)).detach()
-    assert answer.mean((0, 2, 3)).abs().max() < 1e-5
-    assert float(answer.min()) < -1
+    output = build_regressor((4, 8, 8), (3, 8, 8))(torch.randn(16, 4, 8, 8)).detach()
+    assert output.mean((0, 2, 3)).abs().max() < 1e-5
+    assert float(output.min()) < -1
 
 
 def test_regressor_of_other_ratio_raises():

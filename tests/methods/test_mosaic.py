@@ -197,7 +197,7 @@ def test_ood_fraction_sets_batch(tmp_path, share, images):
 
 def test_logit_cache_skips_ood_images(tmp_path):
     """With a full cache the teacher predicts mosaics only, with equal losses."""
-    losses, asked = [], []
+    losses, teacher_batches = [], []
     for keep in (False, True):
         method, run = (
             tiny_method("mosaic", augment=False, cache_teacher_logits=keep, student_steps=40),
@@ -209,8 +209,8 @@ def test_logit_cache_skips_ood_images(tmp_path):
         sizes: list[int] = []
         run.teacher.net.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
         losses.append([plain(method.step()) for _ in range(2)])
-        asked.append(sizes[-20:])
-    assert asked == [[2 * tiny.BATCH] * 20, [tiny.BATCH] * 20]
+        teacher_batches.append(sizes[-20:])
+    assert teacher_batches == [[2 * tiny.BATCH] * 20, [tiny.BATCH] * 20]
     for mine, his in zip(*losses, strict=True):
         assert mine == pytest.approx(his, rel=1e-3)
 

@@ -66,7 +66,7 @@ def test_step_matches_reference(tmp_path, settings):
 def test_relations_approach_teacher(tmp_path):
     run = tiny_run(tmp_path, "rkd", steps=60, batch_size=16)
     x = tiny.InMemoryImages(seed=5).pixels[:24] / 255
-    found = []
+    values = []
     for moment in ("before", "after"):
         run.student.eval()
         with torch.no_grad():
@@ -74,11 +74,11 @@ def test_relations_approach_teacher(tmp_path):
                 distinct_images.features_and_logits(run.student, x),
                 distinct_images.features_and_logits(run.teacher.net, x),
             )
-        found.append((relations.distance(f_s, f_t), relations.angle(f_s, f_t)))
+        values.append((relations.distance(f_s, f_t), relations.angle(f_s, f_t)))
         if moment == "before":
             train(tiny_method("rkd", lr=0.02), run)
-    assert found[1][0] < found[0][0] / 2
-    assert found[1][1] < found[0][1] / 2
+    assert values[1][0] < values[0][0] / 2
+    assert values[1][1] < values[0][1] / 2
 
 
 class Convolved(nn.Module):

@@ -62,12 +62,13 @@ class Reference:
         self.second.param_groups[0]["lr"] = m.lr * (1 + math.cos(math.pi * past)) / 2
         s, similarity_s = self.predict(self.S, self.H_S, x)
         label = t[plain].argmax(1)[:, None].expand(n, 3).reshape(-1)
-        known = self.chosen(t[~plain], label, m.wrong_rotated_fraction)
-        found = self.chosen(similarity_t, truth, m.wrong_similarity_fraction)
+        use_rotated = self.chosen(t[~plain], label, m.wrong_rotated_fraction)
+        use_similarity = self.chosen(similarity_t, truth, m.wrong_similarity_fraction)
         loss_S = (
             m.kl * self.kl(s[plain], t[plain], m.temperature)
-            + m.rotated * self.kl(s[~plain][known], t[~plain][known], m.temperature)
-            + m.similarity * self.kl(similarity_s[found], similarity_t[found], m.similarity_temperature)
+            + m.rotated * self.kl(s[~plain][use_rotated], t[~plain][use_rotated], m.temperature)
+            + m.similarity
+            * self.kl(similarity_s[use_similarity], similarity_t[use_similarity], m.similarity_temperature)
         )
         return self.update(self.second, {"S": loss_S})
 
@@ -122,12 +123,12 @@ def test_stages_move_their_models(tmp_path):
     method, run = create_method(tmp_path, head_fraction=0.4)
     moved = []
     for i in range(STEPS):
-        before = {name: copy.deepcopy(player.net.state_dict()) for name, player in run.trainables.items()}
+        before = {name: copy.deepcopy(model.net.state_dict()) for name, model in run.trainables.items()}
         run.set_progress(i / STEPS)
         method.step()
         run.step += 1
         moved.append(
-            {n for n, player in run.trainables.items() if tiny.state_differences(before[n], player.net.state_dict())}
+            {n for n, model in run.trainables.items() if tiny.state_differences(before[n], model.net.state_dict())}
         )
     assert moved == [{"H_T"}] * 2 + [{"S", "H_S"}] * 3
 
@@ -202,13 +203,13 @@ def test_random_shift_within_border():
     seen = sskd.random_shift(x)
     assert seen.shape == x.shape
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
-    places = set()
+    shifts = set()
     for image, whole in zip(seen, padded, strict=True):
         crops = {(i, j): whole[:, i : i + 16, j : j + 16] for i in range(9) for j in range(9)}
-        found = [place for place, crop in crops.items() if torch.equal(crop, image)]
-        assert len(found) == 1
-        places.update(found)
-    assert len(places) > 20
+        matches = [shift for shift, crop in crops.items() if torch.equal(crop, image)]
+        assert len(matches) == 1
+        shifts.update(matches)
+    assert len(shifts) > 20
 
 
 def test_views_flip_consistently(tmp_path, monkeypatch):

@@ -123,8 +123,8 @@ def test_adversarial_term_uses_student(tmp_path):
 def test_gradient_norms_are_clipped(tmp_path):
     method, run = create_method(tmp_path, "zskt", max_grad_norm=1e-3)
     method.step()
-    for player in run.trainables.values():
-        length = math.sqrt(sum(float(p.grad.square().sum()) for p in player.net.parameters()))
+    for model in run.trainables.values():
+        length = math.sqrt(sum(float(p.grad.square().sum()) for p in model.net.parameters()))
         assert length == pytest.approx(1e-3, rel=1e-3)
 
 
