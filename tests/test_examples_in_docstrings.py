@@ -14,7 +14,11 @@ from compress.cli import COMMANDS
 
 #: examples that train or time something
 SLOW = ("benchmark", "compare", "distill", "export", "run_demo", "sweep", "synthesize", "train")
-VERBS = [name for name in dir(compress) if inspect.isfunction(getattr(compress, name)) and hasattr(api, name)]
+VERBS = [
+    name
+    for name in dir(compress)
+    if name[0] != "_" and inspect.isfunction(getattr(compress, name)) and hasattr(api, name)
+]
 
 
 def read_example(name: str) -> str:
