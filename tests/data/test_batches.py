@@ -39,12 +39,12 @@ def test_batch_depends_on_position_only():
     shuffled = positions.copy()
     random.Random(0).shuffle(shuffled)
     batches = Batches(numbered(50), 16, seed=(3,))
-    found = {}
+    result = {}
     for position in shuffled:
         np.random.seed(position)
         torch.manual_seed(position)
-        found[position] = batches.batch_at(position)[2].tolist()
-    assert [found[position] for position in positions] == first
+        result[position] = batches.batch_at(position)[2].tolist()
+    assert [result[position] for position in positions] == first
 
 
 def test_batches_are_equal_across_threads():
@@ -139,9 +139,9 @@ def test_repeats_with_fractional_sum():
     times = np.array([0.0, 0.3, 0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0])  # 2.4
     batches = Batches(numbered(11), 1, seed=(0,), times=times)
     assert batches.batches_per_epoch == 2
-    found = sum(shown(batches, epoch) for epoch in range(300))
-    assert found[times == 0].tolist() == [0, 0, 0]
-    assert (found[times > 0] > 40).all()
+    result = sum(shown(batches, epoch) for epoch in range(300))
+    assert result[times == 0].tolist() == [0, 0, 0]
+    assert (result[times > 0] > 40).all()
 
 
 def test_ranks_share_repeated_images():

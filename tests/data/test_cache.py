@@ -35,7 +35,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def image_dir(tmp_path) -> Path:
     """Eight images of noise of many shapes."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -44,8 +44,8 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def built(pictures: Path, folder: Path, **options) -> ImageCache:
-    return build_cache(open_images(str(pictures)), image_size=(32, 32), folder=folder, **options)
+def cache_of(image_dir: Path, folder: Path, **options) -> ImageCache:
+    return build_cache(open_images(str(image_dir)), image_size=(32, 32), folder=folder, **options)
 
 
 # Rows.
@@ -56,8 +56,8 @@ def test_center_view_matches_torchvision():
         image = Image.fromarray(np.asarray(noise(4, 4).resize(size, Image.Resampling.BICUBIC)))
         mine = View((32, 32), resize).make_rows(image, 0, range(1))[0][0]
         small = vision.resize(vision.pil_to_tensor(image), [resize], antialias=True)
-        theirs = vision.center_crop(small, [32, 32]).permute(1, 2, 0).numpy()
-        assert np.abs(mine.astype(int) - theirs).mean() < 1.5
+        reference = vision.center_crop(small, [32, 32]).permute(1, 2, 0).numpy()
+        assert np.abs(mine.astype(int) - reference).mean() < 1.5
 
 
 @pytest.mark.parametrize("image_size", [(32, 32), (24, 48), (48, 24), (1, 1)])
@@ -79,14 +79,14 @@ def test_view_enlarges_small_images():
 
 
 def test_random_views_cover_all_scales(monkeypatch):
-    found: list[tuple[float, float, float]] = []
+    result: list[tuple[float, float, float]] = []
     monkeypatch.setattr(
         decoding,
         "resize_box",
-        lambda image, size, left, top, share, _: found.append((left, top, share)) or np.zeros((32, 32, 3)),
+        lambda image, size, left, top, share, _: result.append((left, top, share)) or np.zeros((32, 32, 3)),
     )
     View((32, 32), None, 2000, 7).make_rows(noise(640, 320), 3, range(2000))
-    left, top, share = np.array(found).T
+    left, top, share = np.array(result).T
     assert share.min() >= 1
     assert share.max() <= 10
     assert (left >= 0).all()
@@ -95,19 +95,19 @@ def test_random_views_cover_all_scales(monkeypatch):
     uniform = np.log(share) / math.log(10)  # uniform in [0, 1] if the side is uniform in log scale
     assert abs(uniform.mean() - 0.5) < 0.03
     assert abs(uniform.std() - 12**-0.5) < 0.03
-    assert len({tuple(row) for row in found}) == 2000
+    assert len({tuple(row) for row in result}) == 2000
 
 
-def test_row_depends_on_seed_image_view(tmp_path, pictures):
-    all_ = built(pictures, tmp_path / "a", views=6, seed=3)
-    one, _ = View((32, 32), None, 6, 3).make_rows(open_images(str(pictures)).read_image(4), 4, range(2, 3))
+def test_row_depends_on_seed_image_view(tmp_path, image_dir):
+    all_ = cache_of(image_dir, tmp_path / "a", views=6, seed=3)
+    one, _ = View((32, 32), None, 6, 3).make_rows(open_images(str(image_dir)).read_image(4), 4, range(2, 3))
     assert np.array_equal(all_.pixels[4 * 6 + 2], one[0])
     assert all_.source_index.tolist() == [i for i in range(8) for _ in range(6)]
-    assert not np.array_equal(all_.pixels, built(pictures, tmp_path / "a", views=6, seed=4).pixels)
+    assert not np.array_equal(all_.pixels, cache_of(image_dir, tmp_path / "a", views=6, seed=4).pixels)
 
 
-def test_grayscale_rows_have_no_color(tmp_path, pictures):
-    pixels = built(pictures, tmp_path / "a", grayscale=True).pixels
+def test_grayscale_rows_have_no_color(tmp_path, image_dir):
+    pixels = cache_of(image_dir, tmp_path / "a", grayscale=True).pixels
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert (pixels[..., 1] == pixels[..., 2]).all()
 
@@ -122,12 +122,12 @@ def test_view_count_for_small_sets():
 
 
 @pytest.mark.parametrize("views", [1, 7])
-def test_workers_do_not_change_the_bytes(tmp_path, pictures, views, monkeypatch):
+def test_workers_do_not_change_the_bytes(tmp_path, image_dir, views, monkeypatch):
     monkeypatch.setattr(decoding, "PIECE_VIEWS", 3)  # several pieces a picture
-    (pictures / "broken.png").write_text("broken")
+    (image_dir / "broken.png").write_text("broken")
     made = []
     for workers in (1, 2, 5):
-        cached = built(pictures, tmp_path / str(workers), views=views, workers=workers, max_unreadable=0.5)
+        cached = cache_of(image_dir, tmp_path / str(workers), views=views, workers=workers, max_unreadable=0.5)
         made.append((Path(cached.pixels.filename).read_bytes(), cached.source_index.tolist(), cached.unreadable))  # type: ignore[attr-defined]
     assert made[0] == made[1] == made[2]
 
@@ -155,14 +155,14 @@ def test_pieces_fit_in_memory():
 # Unreadable images.
 
 
-def broken(pictures: Path, *names: str) -> None:
+def broken(image_dir: Path, *names: str) -> None:
     for name in names:
-        (pictures / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+        (image_dir / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
 
 
-def test_unreadable_images_are_listed(tmp_path, pictures):
-    broken(pictures, "1b.png", "5b.png")
-    cached = built(pictures, tmp_path / "a", max_unreadable=0.2)
+def test_unreadable_images_are_listed(tmp_path, image_dir):
+    broken(image_dir, "1b.png", "5b.png")
+    cached = cache_of(image_dir, tmp_path / "a", max_unreadable=0.2)
     assert len(cached) == 8
     assert cached.source_index.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
     assert [Path(name).name for name, _ in cached.unreadable] == ["1b.png", "5b.png"]
@@ -187,41 +187,41 @@ def test_labels_skip_unreadable_images(tmp_path):
     ]
 
 
-def test_too_many_unreadable_images_fail(tmp_path, pictures):
-    broken(pictures, "1b.png")
+def test_too_many_unreadable_images_fail(tmp_path, image_dir):
+    broken(image_dir, "1b.png")
     for _ in range(2):  # decoded now, then from the cache
         with pytest.raises(CompressError, match=r"1b\.png.*bad\.jsonl"):
-            built(pictures, tmp_path / "a")
-    assert len(built(pictures, tmp_path / "a", max_unreadable=0.12)) == 8
+            cache_of(image_dir, tmp_path / "a")
+    assert len(cache_of(image_dir, tmp_path / "a", max_unreadable=0.12)) == 8
 
 
 def test_no_readable_images_fail(tmp_path):
     (tmp_path / "set").mkdir()
     broken(tmp_path / "set", "1.png", "2.png")
     with pytest.raises(CompressError, match=r"1\.png"):
-        built(tmp_path / "set", tmp_path / "a", max_unreadable=1.0)
+        cache_of(tmp_path / "set", tmp_path / "a", max_unreadable=1.0)
 
 
 # Cache directories.
 
 
-def test_cache_is_built_once(tmp_path, pictures):
-    said: list[str] = []
-    first = built(pictures, tmp_path / "a", views=10, progress=said.append)
-    again = built(pictures, tmp_path / "a", views=10, progress=said.append)
-    assert len(said) == 1
-    assert "80 images of 32x32, 0 MB, into" in said[0]
+def test_cache_is_built_once(tmp_path, image_dir):
+    messages: list[str] = []
+    first = cache_of(image_dir, tmp_path / "a", views=10, progress=messages.append)
+    again = cache_of(image_dir, tmp_path / "a", views=10, progress=messages.append)
+    assert len(messages) == 1
+    assert "80 images of 32x32, 0 MB, into" in messages[0]
     assert np.array_equal(first.pixels, again.pixels)
     assert first.fingerprint == again.fingerprint
 
 
-def test_cache_key_covers_settings_and_data(tmp_path, pictures):
+def test_cache_key_covers_settings_and_data(tmp_path, image_dir):
     options = [{}, {"views": 2}, {"views": 2, "seed": 1}, {"resize": 40}, {"grayscale": True}, {"limit": 3}]
-    found = {built(pictures, tmp_path / "a", **option).fingerprint for option in options}
-    noise(9, 9).save(pictures / "9.png")
-    found.add(built(pictures, tmp_path / "a").fingerprint)
-    assert len(found) == 7
-    assert built(pictures, tmp_path / "a", seed=5).fingerprint in found  # the seed is of crops only
+    result = {cache_of(image_dir, tmp_path / "a", **option).fingerprint for option in options}
+    noise(9, 9).save(image_dir / "9.png")
+    result.add(cache_of(image_dir, tmp_path / "a").fingerprint)
+    assert len(result) == 7
+    assert cache_of(image_dir, tmp_path / "a", seed=5).fingerprint in result  # the seed is of crops only
 
 
 def test_subset_keeps_order_and_labels(tmp_path):
@@ -232,87 +232,87 @@ def test_subset_keeps_order_and_labels(tmp_path):
     assert (len(part), len(again)) == (3, 2)
     assert np.array_equal(again.gather(np.array([0, 1])), cached.pixels[[40, 7]])
     assert cached.labels is not None
-    found = again.gather_targets(np.array([0, 1]))
-    assert found is not None
-    assert found.tolist() == cached.labels[[40, 7]].tolist()
+    result = again.gather_targets(np.array([0, 1]))
+    assert result is not None
+    assert result.tolist() == cached.labels[[40, 7]].tolist()
     assert len({cached.fingerprint, part.fingerprint, again.fingerprint}) == 3
 
 
 @pytest.mark.parametrize("damage", ["pixels.npy", "origin.npy", "index.json"])
 @pytest.mark.parametrize("how", ["cut", "gone", "empty"])
-def test_damaged_cache_is_rebuilt(tmp_path, pictures, damage, how):
-    first = np.array(built(pictures, tmp_path / "a").pixels)
+def test_damaged_cache_is_rebuilt(tmp_path, image_dir, damage, how):
+    first = np.array(cache_of(image_dir, tmp_path / "a").pixels)
     (file,) = (tmp_path / "a").glob(f"*/{damage}")
     content = file.read_bytes()
     file.unlink()
     if how != "gone":
         file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
-    assert np.array_equal(built(pictures, tmp_path / "a").pixels, first)
+    assert np.array_equal(cache_of(image_dir, tmp_path / "a").pixels, first)
 
 
-def test_failed_decoding_leaves_nothing(tmp_path, pictures, monkeypatch):
+def test_failed_decoding_leaves_nothing(tmp_path, image_dir, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "center_box", fail)
         with pytest.raises(RuntimeError, match="a bug"):
-            built(pictures, tmp_path / "a")
+            cache_of(image_dir, tmp_path / "a")
     assert [path.name for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
-    assert len(built(pictures, tmp_path / "a")) == 8
+    assert len(cache_of(image_dir, tmp_path / "a")) == 8
 
 
-def test_full_disk_stops_before_decoding(tmp_path, pictures, monkeypatch):
+def test_full_disk_stops_before_decoding(tmp_path, image_dir, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     monkeypatch.setattr(ImageSet, "read_image", lambda *_: pytest.fail("decoded"))
     with pytest.raises(CompressError, match=r"0\.0 MB"):
-        built(pictures, tmp_path / "a")
+        cache_of(image_dir, tmp_path / "a")
 
 
-def test_disk_filling_up_leaves_nothing(tmp_path, pictures, monkeypatch):
+def test_disk_filling_up_leaves_nothing(tmp_path, image_dir, monkeypatch):
     def fsync(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(CompressError, match=str(tmp_path)):
-            built(pictures, tmp_path / "a")
+            cache_of(image_dir, tmp_path / "a")
     assert [path for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
 
 
-def test_cache_dir_that_cannot_exist(tmp_path, pictures):
+def test_cache_dir_that_cannot_exist(tmp_path, image_dir):
     (tmp_path / "file").write_text("")
     with pytest.raises(CompressError, match="COMPRESS_CACHE"):
-        built(pictures, tmp_path / "file" / "a")
+        cache_of(image_dir, tmp_path / "file" / "a")
 
 
-def test_parallel_builds_decode_once(tmp_path, pictures):
+def test_parallel_builds_decode_once(tmp_path, image_dir):
     lines: list[str] = []
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: built(pictures, tmp_path / "a", views=200, progress=lines.append), range(4)))
+        made = list(pool.map(lambda _: cache_of(image_dir, tmp_path / "a", views=200, progress=lines.append), range(4)))
     assert sum(line.startswith("decoding") for line in lines) == 1
     assert all(np.array_equal(cached.pixels, made[0].pixels) for cached in made)
 
 
-def test_parallel_builds_without_locks(tmp_path, pictures, monkeypatch):
+def test_parallel_builds_without_locks(tmp_path, image_dir, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: built(pictures, tmp_path / "a", views=50), range(4)))
+        made = list(pool.map(lambda _: cache_of(image_dir, tmp_path / "a", views=50), range(4)))
     assert all(np.array_equal(cached.pixels, made[0].pixels) for cached in made)
     assert len([path for path in (tmp_path / "a").iterdir() if path.is_dir()]) == 1
 
 
-def test_killed_build_is_cleaned_up(tmp_path, pictures):
+def test_killed_build_is_cleaned_up(tmp_path, image_dir):
     code = (
         "import sys; from pathlib import Path; from compress.data import open_images\n"
         "from compress.data.cache import build_cache\n"
         "build_cache(open_images(sys.argv[1]), image_size=(32, 32), views=500_000, folder=Path(sys.argv[2]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(pictures), str(tmp_path / "a")])
+    process = subprocess.Popen([sys.executable, "-c", code, str(image_dir), str(tmp_path / "a")])
     while not list((tmp_path / "a").glob(".*.work*/pixels.npy")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -322,11 +322,11 @@ def test_killed_build_is_cleaned_up(tmp_path, pictures):
     place = tmp_path / "a" / left.name[1:].partition(".work")[0]
     with cache.scratch_dir(place, clean=True):
         assert not left.exists()
-    assert len(built(pictures, tmp_path / "a")) == 8
+    assert len(cache_of(image_dir, tmp_path / "a")) == 8
 
 
-def test_rows_are_channels_last_and_readonly(tmp_path, pictures):
-    cached = built(pictures, tmp_path / "a")
+def test_rows_are_channels_last_and_readonly(tmp_path, image_dir):
+    cached = cache_of(image_dir, tmp_path / "a")
     assert cached.pixels.dtype == np.uint8
     assert not cached.pixels.flags.writeable
     batch = torch.from_numpy(cached.gather(np.array([1, 0]))).permute(0, 3, 1, 2)

@@ -64,9 +64,9 @@ def test_labels_are_model_classes(tmp_path: Path) -> None:
 def test_unknown_names_use_folder_order(tmp_path: Path) -> None:
     names = ["class10", "class2", "Class3"]
     at = folder(tmp_path / "x", names)
-    theirs = ImageFolder(str(at)).class_to_idx
+    reference = ImageFolder(str(at)).class_to_idx
     mapping, (line,) = labels(at, tmp_path, 3, MODEL)
-    assert mapping == {10 * i: theirs[name] for i, name in enumerate(names)}
+    assert mapping == {10 * i: reference[name] for i, name in enumerate(names)}
     assert "Class3 is cat" in line
     with pytest.raises(UsageError, match=r"mine: found 3 .* 4"):
         labels(at, tmp_path, 4, [*MODEL, "owl"])

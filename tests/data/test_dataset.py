@@ -241,8 +241,8 @@ def test_warning_filters_survive_threads(noise):
 
 
 def test_subsample_is_evenly_spaced(tmp_path):
-    pictures = [Image.new("L", (1, 1), i) for i in range(10)]
-    images = ImageSet("ten", [f"{i}" for i in range(10)], lambda i: pictures[i], "ten", np.arange(10), ["a"] * 10)
+    image_dir = [Image.new("L", (1, 1), i) for i in range(10)]
+    images = ImageSet("ten", [f"{i}" for i in range(10)], lambda i: image_dir[i], "ten", np.arange(10), ["a"] * 10)
     part = images.subsample(4)
     assert [part.name_of(i) for i in range(4)] == ["0", "3", "6", "9"]
     assert [pixel(part.read_image(i))[0] for i in range(4)] == [0, 3, 6, 9]

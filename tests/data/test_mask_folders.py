@@ -28,7 +28,7 @@ def write(folder: Path, name: str = "a", *, mask: np.ndarray | None = None, part
     image.save(folder / part / "masks" / f"{name}.png")
 
 
-def opened(folder: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
+def open_set(folder: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
     return open_images(str(folder), split=split, labeled=labeled)
 
 
@@ -40,7 +40,7 @@ def test_masks_from_gray_and_palette(tmp_path, mode):
     write(tmp_path, "img10", mode=mode)
     write(tmp_path, "img2", mask=VALUES, mode=mode)
     (tmp_path / "classes.txt").write_text("\ufefffloor\nwall \n bed\nlamp\n\n", encoding="utf-8")
-    images = opened(tmp_path)
+    images = open_set(tmp_path)
     assert [Path(images.name_of(i)).name for i in range(2)] == ["img2.jpg", "img10.jpg"]
     assert np.array_equal(images.read_mask(0), VALUES)
     assert images.class_names == ["floor", "wall", "bed", "lamp"]
@@ -70,13 +70,13 @@ def test_masks_of_few_bits(tmp_path, bits, colour):
     values = [[(x + 3 * y) % (1 << bits) for x in range(6)] for y in range(4)]
     write(tmp_path)
     (tmp_path / "masks" / "a.png").write_bytes(png(values, bits, colour))
-    assert opened(tmp_path).read_mask(0).tolist() == values
+    assert open_set(tmp_path).read_mask(0).tolist() == values
 
 
 def test_masks_match_by_relative_name(tmp_path):
     for k, name in enumerate(["room/1", "room/2.left", "hall/1"]):
         write(tmp_path, name, mask=np.full((4, 6), k, dtype=np.uint8))
-    images = opened(tmp_path)
+    images = open_set(tmp_path)
     assert [int(images.read_mask(i)[0, 0]) for i in range(3)] == [2, 0, 1]  # hall/1, room/1, room/2.left
     assert images.class_names is None
 
@@ -90,8 +90,8 @@ def test_mask_folder_splits(tmp_path, layout, held_out):
             folder = tmp_path / "data" / layout.format(split=split).replace("images", kind)
             folder.parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "made" / kind).rename(folder)
-    assert [int(opened(tmp_path / "data", split).read_mask(0).max()) for split in ("train", "val")] == [0, 1]
-    assert Path(opened(tmp_path / "data", "val", labeled=False).name_of(0)).stem == held_out
+    assert [int(open_set(tmp_path / "data", split).read_mask(0).max()) for split in ("train", "val")] == [0, 1]
+    assert Path(open_set(tmp_path / "data", "val", labeled=False).name_of(0)).stem == held_out
 
 
 @pytest.mark.parametrize("part", ["train", ""])
@@ -100,7 +100,7 @@ def test_unlabeled_mask_folder_ignores_masks(tmp_path, part):
     (tmp_path / part / "masks" / "a.png").write_text("whatever")
     (tmp_path / part / "masks" / "b.png").write_text("whatever")
     for split in ("train", "val"):
-        images = opened(tmp_path, split, labeled=False)
+        images = open_set(tmp_path, split, labeled=False)
         assert [Path(item).name for item in images.names] == ["a.jpg"]
         assert images.open_mask is None
 
@@ -108,14 +108,14 @@ def test_unlabeled_mask_folder_ignores_masks(tmp_path, part):
 def test_missing_validation_split_is_refused(tmp_path):
     write(tmp_path, part="train")
     with pytest.raises(UsageError, match="val"):
-        opened(tmp_path, "val")
+        open_set(tmp_path, "val")
 
 
 def test_mask_change_changes_fingerprint(tmp_path):
     write(tmp_path)
-    first = opened(tmp_path).fingerprint()
+    first = open_set(tmp_path).fingerprint()
     Image.new("L", (6, 4), 3).save(tmp_path / "masks" / "a.png", compress_level=0)
-    assert opened(tmp_path).fingerprint() != first
+    assert open_set(tmp_path).fingerprint() != first
 
 
 def test_mask_of_rotated_image(tmp_path):
@@ -123,7 +123,7 @@ def test_mask_of_rotated_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.jpg", exif=exif)
-    images = opened(tmp_path)
+    images = open_set(tmp_path)
     assert images.read_image(0).size == images.read_mask(0).shape[::-1] == (4, 6)
 
 
@@ -135,10 +135,10 @@ def test_image_without_mask_is_refused(tmp_path):
         write(tmp_path, name)
     (tmp_path / "masks" / "b.png").unlink()
     with pytest.raises(UsageError, match=rf"images/b.jpg: .*{tmp_path}/masks/b.png"):
-        opened(tmp_path)
+        open_set(tmp_path)
     (tmp_path / "masks" / "c.png").unlink()
     with pytest.raises(UsageError, match=r"images/b.jpg: .*2 of 3"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 def test_mask_without_image_is_refused(tmp_path):
@@ -146,14 +146,14 @@ def test_mask_without_image_is_refused(tmp_path):
         write(tmp_path, name)
     (tmp_path / "images" / "b.jpg").unlink()
     with pytest.raises(UsageError, match=r"masks/b.png"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 def test_duplicate_image_names_are_refused(tmp_path):
     write(tmp_path)
     Image.new("RGB", (6, 4)).save(tmp_path / "images" / "a.png")
     with pytest.raises(UsageError, match="images/a: 2 "):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 def test_split_without_masks_is_refused(tmp_path):
@@ -161,14 +161,14 @@ def test_split_without_masks_is_refused(tmp_path):
     (tmp_path / "val" / "images").mkdir(parents=True)
     Image.new("RGB", (6, 4)).save(tmp_path / "val" / "images" / "a.png")
     with pytest.raises(UsageError, match=r"val: .* masks"):
-        opened(tmp_path, "val")
+        open_set(tmp_path, "val")
 
 
 def test_mask_of_other_size_is_refused(tmp_path):
     write(tmp_path)
     Image.new("L", (6, 5)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(CompressError, match=r"masks/a.png: 6x5 .* 6x4"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "found"), [("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "LA"), ("I;16", "16 bits")])
@@ -176,7 +176,7 @@ def test_mask_of_other_mode_is_refused(tmp_path, mode, found):
     write(tmp_path)
     Image.new(mode, (6, 4)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(CompressError, match=rf"masks/a.png: .*{found}"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 def test_lossy_mask_is_refused(tmp_path):
@@ -184,13 +184,13 @@ def test_lossy_mask_is_refused(tmp_path):
     (tmp_path / "masks" / "a.png").unlink()
     Image.new("L", (6, 4)).save(tmp_path / "masks" / "a.jpg")
     with pytest.raises(UsageError, match=r"masks/a.jpg"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
 def test_mask_value_beyond_classes(tmp_path):
     write(tmp_path, mask=VALUES)
     (tmp_path / "classes.txt").write_text("floor\nwall\nbed\n")
-    images = opened(tmp_path)
+    images = open_set(tmp_path)
     with pytest.raises(CompressError, match=r"a.jpg.* 3; "):
         images.read_mask(0)
 
@@ -202,8 +202,8 @@ def test_damaged_mask_is_unreadable(tmp_path):
     for left in (0, 20, len(whole) // 2):
         (tmp_path / "masks" / "a.png").write_bytes(whole[:left])
         with pytest.raises(UnreadableImageError):
-            opened(tmp_path).read_mask(0)
-    assert opened(tmp_path).read_mask(1).max() == 0
+            open_set(tmp_path).read_mask(0)
+    assert open_set(tmp_path).read_mask(1).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -213,4 +213,4 @@ def test_invalid_class_names_are_refused(tmp_path, content):
     write(tmp_path)
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(UsageError, match=r"classes.txt"):
-        opened(tmp_path)
+        open_set(tmp_path)

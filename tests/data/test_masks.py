@@ -17,32 +17,32 @@ def painted(sizes: list[tuple[int, int]], classes: int = 6, names: bool = True) 
     """Images with 40 times their mask in the red channel."""
     rng = np.random.default_rng(0)
     masks = [np.kron(rng.integers(0, classes, (-(-h // 8), -(-w // 8))), np.ones((8, 8)))[:h, :w] for w, h in sizes]
-    pictures = [np.stack([40 * m, 0 * m, 0 * m], 2).astype(np.uint8) for m in masks]
+    image_dir = [np.stack([40 * m, 0 * m, 0 * m], 2).astype(np.uint8) for m in masks]
     return ImageSet(
-        "painted", [f"picture {i}" for i in range(len(sizes))], lambda i: Image.fromarray(pictures[i]), "1",
+        "painted", [f"picture {i}" for i in range(len(sizes))], lambda i: Image.fromarray(image_dir[i]), "1",
         class_names=[str(c) for c in range(classes)] if names else None, open_mask=lambda i: masks[i].astype(np.uint8),
     )  # fmt: skip
 
 
-def built(images: ImageSet, folder, **settings) -> ImageCache:
+def cache_of(images: ImageSet, folder, **settings) -> ImageCache:
     return build_cache(images, image_size=settings.pop("image_size", (32, 32)), folder=folder, **settings)
 
 
 @pytest.mark.parametrize("settings", [{}, {"views": 9, "seed": 3}, {"resize": 40}])
 def test_mask_is_cropped_like_its_image(tmp_path, settings):
-    cached = built(painted([(80, 64), (64, 96), (32, 32)]), tmp_path, **settings)
+    cached = cache_of(painted([(80, 64), (64, 96), (32, 32)]), tmp_path, **settings)
     assert cached.masks is not None
     assert cached.masks.shape == cached.pixels.shape[:3]
-    told = cached.pixels[..., 0].astype(int) / 40  # smoothed at the edges between classes, exact within them
-    inner = np.abs(told - told.round()) < 0.01
+    classes_seen = cached.pixels[..., 0].astype(int) / 40  # smoothed at the edges between classes, exact within them
+    inner = np.abs(classes_seen - classes_seen.round()) < 0.01
     assert inner.mean() > 0.4
-    assert (told.round()[inner] == cached.masks[inner]).mean() > 0.97
+    assert (classes_seen.round()[inner] == cached.masks[inner]).mean() > 0.97
     assert set(np.unique(cached.masks)) <= set(range(6))
 
 
 def test_augmentation_moves_masks_too(tmp_path):
-    batches = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,), augment=True)
-    plain = Batches(built(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,))
+    batches = Batches(cache_of(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,), augment=True)
+    plain = Batches(cache_of(painted([(32, 32)] * 4), tmp_path), 4, seed=(1,))
     for position in range(5):
         pixels, targets, _ = batches.batch_at(position)
         assert targets is not None
@@ -51,7 +51,7 @@ def test_augmentation_moves_masks_too(tmp_path):
 
 
 def test_full_images_pad_masks_with_ignore(tmp_path):
-    cached = built(painted([(64, 32), (32, 48)]), tmp_path, image_size=(48, 64), resize=32, full_image=True)
+    cached = cache_of(painted([(64, 32), (32, 48)]), tmp_path, image_size=(48, 64), resize=32, full_image=True)
     assert cached.masks is not None
     wide, high = cached.masks
     assert (wide[32:] == 255).all()
@@ -62,11 +62,11 @@ def test_full_images_pad_masks_with_ignore(tmp_path):
 
 
 def test_iter_batches_yields_masks(tmp_path):
-    cached = built(painted([(32, 32)] * 5), tmp_path)
+    cached = cache_of(painted([(32, 32)] * 5), tmp_path)
     batches = list(iter_batches(cached, 2))
     assert [tuple(targets.shape) for _, targets in batches] == [(2, 32, 32), (2, 32, 32), (1, 32, 32)]
     assert cached.count_classes() == 6
-    assert built(painted([(32, 32)] * 5, classes=4, names=False), tmp_path).count_classes() == 4
+    assert cache_of(painted([(32, 32)] * 5, classes=4, names=False), tmp_path).count_classes() == 4
 
 
 def test_masks_are_palette_indices(tmp_path):
@@ -93,13 +93,13 @@ def one(mask, size: tuple[int, int] = (4, 4)) -> ImageSet:
 
 def test_mask_with_unknown_value_fails(tmp_path):
     with pytest.raises(CompressError, match=r"first .*7"):
-        built(one(np.full((4, 4), 7, np.uint8)), tmp_path)
-    assert built(one(np.full((4, 4), 255, np.uint8)), tmp_path).count_classes() == 3
+        cache_of(one(np.full((4, 4), 7, np.uint8)), tmp_path)
+    assert cache_of(one(np.full((4, 4), 255, np.uint8)), tmp_path).count_classes() == 3
 
 
 def test_mask_of_other_size_fails(tmp_path):
     with pytest.raises(CompressError, match=r"first.*5x4.*4x4"):
-        built(one(np.zeros((4, 5), np.uint8)), tmp_path)
+        cache_of(one(np.zeros((4, 5), np.uint8)), tmp_path)
 
 
 def test_without_labels_drops_masks():

@@ -21,16 +21,16 @@ from compress.data.shards import expand_braces
 from compress.errors import CompressError, UsageError
 
 
-def picture(path: Path, value: int = 0) -> Path:
+def save_image(path: Path, value: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), (value, value, value)).save(path)
     return path
 
 
 def value(images: ImageSet, i: int) -> int:
-    found = images.read_image(i).getpixel((0, 0))
-    assert isinstance(found, tuple)
-    return found[0]
+    result = images.read_image(i).getpixel((0, 0))
+    assert isinstance(result, tuple)
+    return result[0]
 
 
 def names(images: ImageSet) -> list[str]:
@@ -42,10 +42,10 @@ def names(images: ImageSet) -> list[str]:
 
 def test_folder_in_natural_order(tmp_path):
     for i, name in enumerate(["img10.png", "img2.png", "b/img1.jpg", "B/deep/er/x.bmp", "a.PNG"]):
-        picture(tmp_path / name, i)
+        save_image(tmp_path / name, i)
     (tmp_path / "notes.txt").write_text("not an image")
-    picture(tmp_path / ".hidden.png")
-    picture(tmp_path / ".thumbnails" / "x.png")
+    save_image(tmp_path / ".hidden.png")
+    save_image(tmp_path / ".thumbnails" / "x.png")
     images = open_images(str(tmp_path))
     assert names(images) == ["a.PNG", "x.bmp", "img1.jpg", "img2.png", "img10.png"]
     assert [value(images, i) for i in (0, 3, 4)] == [4, 1, 0]
@@ -60,13 +60,13 @@ def test_natural_order_is_total():
 
 def test_pool_folder_keeps_its_order(tmp_path):
     for i in range(12):
-        picture(tmp_path / "pool" / f"rank0-{i}.png", i)
+        save_image(tmp_path / "pool" / f"rank0-{i}.png", i)
     assert [value(open_images(f"{tmp_path}/pool"), i) for i in range(12)] == list(range(12))
 
 
 def test_class_folders_match_image_folder(tmp_path):
     for name in ("cat/1.png", "cat/deep/2.png", "10/3.png", "9/4.png"):
-        picture(tmp_path / name)
+        save_image(tmp_path / name)
     images = open_images(str(tmp_path), labeled=True)
     assert images.class_names == ImageFolder(str(tmp_path)).classes == ["10", "9", "cat"]
     assert images.labels is not None
@@ -77,28 +77,28 @@ def test_class_folders_match_image_folder(tmp_path):
 
 
 def test_folder_without_classes_is_unlabeled(tmp_path):
-    picture(tmp_path / "cat" / "1.png")
-    picture(tmp_path / "2.png")
+    save_image(tmp_path / "cat" / "1.png")
+    save_image(tmp_path / "2.png")
     assert open_images(str(tmp_path), labeled=True).labels is None
 
 
 def test_folder_split_directories(tmp_path):
-    picture(tmp_path / "train" / "a" / "1.png", 1)
-    picture(tmp_path / "test" / "a" / "2.png", 2)
+    save_image(tmp_path / "train" / "a" / "1.png", 1)
+    save_image(tmp_path / "test" / "a" / "2.png", 2)
     assert value(open_images(str(tmp_path)), 0) == 1
     assert value(open_images(str(tmp_path), split="val"), 0) == 2
 
 
 def test_folder_links_are_followed_once(tmp_path):
-    picture(tmp_path / "data" / "1.png")
-    picture(tmp_path / "elsewhere" / "2.png")
+    save_image(tmp_path / "data" / "1.png")
+    save_image(tmp_path / "elsewhere" / "2.png")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
     assert names(open_images(f"{tmp_path}/data")) == ["1.png", "2.png"]
 
 
 def test_broken_link_is_unreadable(tmp_path):
-    picture(tmp_path / "1.png")
+    save_image(tmp_path / "1.png")
     (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
     images = open_images(str(tmp_path))
     assert len(images) == 2
@@ -108,19 +108,19 @@ def test_broken_link_is_unreadable(tmp_path):
 
 def test_folder_with_odd_names(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \xff 1.png")
-    Path(odd).write_bytes(picture(tmp_path / "ä ß 2.png", 7).read_bytes())
+    Path(odd).write_bytes(save_image(tmp_path / "ä ß 2.png", 7).read_bytes())
     images = open_images(str(tmp_path))
     assert [value(images, i) for i in range(2)] == [7, 7]
     assert len(images.fingerprint()) == 64
 
 
 def test_folder_change_changes_fingerprint(tmp_path):
-    path = picture(tmp_path / "1.png", 1)
+    path = save_image(tmp_path / "1.png", 1)
     first = open_images(str(tmp_path)).fingerprint()
     assert open_images(str(tmp_path)).fingerprint() == first
     os.utime(path, (1, 1))
     touched = open_images(str(tmp_path)).fingerprint()
-    picture(tmp_path / "2.png")
+    save_image(tmp_path / "2.png")
     assert len({first, touched, open_images(str(tmp_path)).fingerprint()}) == 3
 
 
@@ -134,7 +134,7 @@ def test_empty_folder_is_refused(tmp_path, content):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_unlistable_folder_fails(tmp_path):
-    picture(tmp_path / "1.png")
+    save_image(tmp_path / "1.png")
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(CompressError, match="closed"):
         open_images(str(tmp_path))
@@ -169,7 +169,7 @@ def test_unknown_name_suggests_nearest(spec, datum):
 
 def test_single_file_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"1\.png"):
-        open_images(str(picture(tmp_path / "1.png")))
+        open_images(str(save_image(tmp_path / "1.png")))
 
 
 def test_missing_dataset_names_its_path(tmp_path):
@@ -216,7 +216,7 @@ def test_named_dataset_with_labels(tmp_path):
 
 def test_extracted_imagenet_folders(tmp_path):
     for name in ("train/n01/a.png", "train/n02/b.png", "val/n01/c.png"):
-        picture(tmp_path / "imagenet" / name)
+        save_image(tmp_path / "imagenet" / name)
     images = open_images("imagenet", root=tmp_path)
     assert names(images) == ["a.png", "b.png"]
     assert images.class_names == ["n01", "n02"]
@@ -250,7 +250,7 @@ def test_stl10_labeled_part(tmp_path, monkeypatch):
 
 def test_named_dataset_decodes_files(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.Food101", Torchvisions)
-    picture(tmp_path / "0.png", 9)
+    save_image(tmp_path / "0.png", 9)
     (tmp_path / "1.png").write_text("broken")
     images = open_images("food101", root=tmp_path)
     assert names(images) == ["0.png", "1.png"]
@@ -359,7 +359,7 @@ def local_set(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for part, count in (("train", 6), ("test", 4)):
         for i in range(count):
-            picture(tmp_path / "set" / part / f"class{i % 2}" / f"{i}.png", i)
+            save_image(tmp_path / "set" / part / f"class{i % 2}" / f"{i}.png", i)
     return tmp_path / "set"
 
 

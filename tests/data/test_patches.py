@@ -37,9 +37,9 @@ def test_patch_positions_depend_on_seed():
 
 
 def test_patch_positions_are_uniform():
-    found = random_corners(8000, 12, 9, 8, seed=0)
+    result = random_corners(8000, 12, 9, 8, seed=0)
     counts = np.zeros((5, 2))
-    np.add.at(counts, (found[:, 0], found[:, 1]), 1)
+    np.add.at(counts, (result[:, 0], result[:, 1]), 1)
     assert counts.min() > 700  # 800 expected, standard deviation 27
     assert counts.max() < 900
 

@@ -58,7 +58,7 @@ def cityscapes(root: Path) -> None:
 SETS = {"voc": voc, "sbd": sbd, "cityscapes": cityscapes}
 
 
-def opened(name: str, root: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
+def open_set(name: str, root: Path, split: str = "train", *, labeled: bool = True) -> ImageSet:
     return open_images(name, root=root, split=split, labeled=labeled)
 
 
@@ -69,7 +69,7 @@ def shade(images: ImageSet, i: int) -> int:
 @pytest.mark.parametrize("name", SETS)
 def test_segmentation_pairs_in_name_order(tmp_path, name):
     SETS[name](tmp_path)
-    train, val = opened(name, tmp_path), opened(name, tmp_path, "val")
+    train, val = open_set(name, tmp_path), open_set(name, tmp_path, "val")
     assert [shade(train, i) for i in range(len(train))] == pytest.approx([0, 100], abs=3)
     assert [shade(val, i) for i in range(len(val))] == pytest.approx([200], abs=3)
     assert train.read_mask(1).shape == (5, 7)
@@ -79,7 +79,7 @@ def test_segmentation_pairs_in_name_order(tmp_path, name):
 
 def test_voc_masks_keep_indices(tmp_path):
     voc(tmp_path)
-    images = opened("voc", tmp_path)
+    images = open_set("voc", tmp_path)
     assert np.array_equal(images.read_mask(0), np.where(NUMBERS > 20, 255, NUMBERS))
     assert images.class_names is not None
     assert (len(images.class_names), images.class_names[0], images.class_names[15]) == (21, "background", "person")
@@ -89,17 +89,17 @@ def test_voc_names_match_torchvision(tmp_path):
     from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
     voc(tmp_path)
-    theirs = DeepLabV3_ResNet50_Weights.DEFAULT.meta["categories"]
-    assert opened("voc", tmp_path).class_names == ["background", *theirs[1:]]
+    reference = DeepLabV3_ResNet50_Weights.DEFAULT.meta["categories"]
+    assert open_set("voc", tmp_path).class_names == ["background", *reference[1:]]
 
 
 def test_sbd_masks_match_torchvision(tmp_path):
     from torchvision.datasets import SBDataset
 
     sbd(tmp_path)
-    images = opened("sbd", tmp_path)
-    theirs = np.asarray(SBDataset(str(tmp_path / "sbd"), "train", "segmentation")[0][1])
-    assert np.array_equal(images.read_mask(1), theirs)
+    images = open_set("sbd", tmp_path)
+    reference = np.asarray(SBDataset(str(tmp_path / "sbd"), "train", "segmentation")[0][1])
+    assert np.array_equal(images.read_mask(1), reference)
     assert np.array_equal(images.read_mask(1), np.minimum(NUMBERS, 20))
     whole = (tmp_path / "sbd" / "cls" / "a.mat").read_bytes()
     for left in (0, 60, 200):
@@ -110,7 +110,7 @@ def test_sbd_masks_match_torchvision(tmp_path):
 
 def test_cityscapes_masks_have_19_classes(tmp_path):
     cityscapes(tmp_path)
-    images = opened("cityscapes", tmp_path)
+    images = open_set("cityscapes", tmp_path)
     trained = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = np.full(35, 255)
     expected[trained] = np.arange(19)
@@ -124,10 +124,10 @@ def test_unlabeled_segmentation_needs_no_masks(tmp_path, name):
     SETS[name](tmp_path)
     for path in [*tmp_path.rglob("*.mat"), *tmp_path.rglob("*labelIds.png"), *tmp_path.rglob("SegmentationClass/*")]:
         path.unlink()
-    images = opened(name, tmp_path, labeled=False)
+    images = open_set(name, tmp_path, labeled=False)
     assert (len(images), images.open_mask) == (2, None)
     with pytest.raises(CompressError, match=rf"{name}: .*2 of 4"):
-        opened(name, tmp_path)
+        open_set(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -137,11 +137,11 @@ def test_missing_segmentation_dataset(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(CompressError, match=rf"{name}: .*{tmp_path}.*--data-root"):
-        opened(name, tmp_path)
+        open_set(name, tmp_path)
 
 
 def test_cityscapes_without_images(tmp_path):
     for kind in ("leftImg8bit", "gtFine"):
         (tmp_path / "cityscapes" / kind / "train").mkdir(parents=True)
     with pytest.raises(CompressError, match="cityscapes"):
-        opened("cityscapes", tmp_path)
+        open_set("cityscapes", tmp_path)

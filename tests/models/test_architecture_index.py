@@ -59,13 +59,13 @@ def test_equivalents_have_equal_outputs():
     torch.manual_seed(0)
     state = torchvision.models.resnet18(num_classes=3).state_dict()
     x = torch.rand(1, 3, 64, 64)
-    answers = []
+    outputs = []
     for name in ("torchvision/resnet18", "timm/resnet18", "timm/resnetblur18"):
         model = build_model(name, classes=3).eval()
         model.load_state_dict(state)
-        answers.append(model(x))
-    torch.testing.assert_close(answers[0], answers[1])
-    assert (answers[0] - answers[2]).abs().max() > 1e-3
+        outputs.append(model(x))
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-3
 
 
 def test_torchvision_is_preferred_over_lookalike(tmp_path):

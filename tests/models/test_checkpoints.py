@@ -23,8 +23,8 @@ def state():
     return MODELS["wrn16_1"](10, 3).state_dict()
 
 
-def same(found, state) -> bool:
-    return found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+def same(result, state) -> bool:
+    return result.keys() == state.keys() and all(torch.equal(result[key], state[key]) for key in state)
 
 
 def prefixed(state, prefix):
@@ -58,26 +58,26 @@ def test_checkpoint_wrapping_is_removed(tmp_path, state, wrapping):
 def test_checkpoint_formats_are_read(tmp_path, state):
     save_file(dict(state), tmp_path / "w.safetensors", metadata={"arch": "wrn16_1"})
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    found = read_checkpoint(tmp_path / "w.safetensors")
-    assert same(found.state, state)
-    assert (found.container, found.wrapping, found.metadata) == ("safetensors", (), {"arch": "wrn16_1"})
+    result = read_checkpoint(tmp_path / "w.safetensors")
+    assert same(result.state, state)
+    assert (result.container, result.wrapping, result.metadata) == ("safetensors", (), {"arch": "wrn16_1"})
     assert same(read_checkpoint(tmp_path / "old.pth").state, state)
 
 
 def test_plain_weights_precede_ema(tmp_path, state):
     averaged = {key: value + 1 for key, value in state.items()}
     torch.save({"state_dict": state, "state_dict_ema": averaged}, tmp_path / "w.pth")
-    found = read_checkpoint(tmp_path / "w.pth")
-    assert found.has_ema
-    assert same(found.state, state)
+    result = read_checkpoint(tmp_path / "w.pth")
+    assert result.has_ema
+    assert same(result.state, state)
     assert same(read_checkpoint(tmp_path / "w.pth", ema=True).state, averaged)
 
 
 def test_checkpoint_metadata_is_kept(tmp_path, state):
     torch.save({"model": state, "epoch": 7, "arch": "wrn16_1", "classes": ["cat", "dog"]}, tmp_path / "a.pth")
-    found = read_checkpoint(tmp_path / "a.pth")
-    assert found.metadata == {"epoch": 7, "arch": "wrn16_1"}
-    assert found.class_names == ["cat", "dog"]
+    result = read_checkpoint(tmp_path / "a.pth")
+    assert result.metadata == {"epoch": 7, "arch": "wrn16_1"}
+    assert result.class_names == ["cat", "dog"]
     torch.save({"model": state, "class_to_idx": {"dog": 1, "cat": 0}}, tmp_path / "b.pth")
     assert read_checkpoint(tmp_path / "b.pth").class_names == ["cat", "dog"]
 
@@ -120,10 +120,10 @@ def test_pickled_module_is_refused(tmp_path):
 
 def test_pickled_module_with_trust(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "m.pth")
-    found = read_checkpoint(tmp_path / "m.pth", trust_pickle=True)
-    assert isinstance(found.module, nn.Linear)
-    assert not found.module.training
-    assert found.container == "pickled module"
+    result = read_checkpoint(tmp_path / "m.pth", trust_pickle=True)
+    assert isinstance(result.module, nn.Linear)
+    assert not result.module.training
+    assert result.container == "pickled module"
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])

@@ -39,21 +39,21 @@ def test_family_parameters_match_paper(name):
     with torch.device("meta"):
         net = build_model(name, classes=100)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    found = (sum(p.numel() for p in net.parameters()) / 1e6, len(norms), sum(m.num_features for m in norms))
+    result = (sum(p.numel() for p in net.parameters()) / 1e6, len(norms), sum(m.num_features for m in norms))
     millions, layers, channels = TABLE[name]
-    assert found[0] == pytest.approx(millions, rel=2e-3, abs=5e-4)
-    assert found[1:] == (layers, channels)
+    assert result[0] == pytest.approx(millions, rel=2e-3, abs=5e-4)
+    assert result[1:] == (layers, channels)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_family_stages_match_paper(name):
     net = build_model(name, classes=10).eval()
-    found = {}
+    result = {}
     for stage in STAGES[name]:
         layer = net.get_submodule(stage)
-        layer.register_forward_hook(lambda _, __, y, stage=stage: found.update({stage: tuple(y.shape[1:])}))
+        layer.register_forward_hook(lambda _, __, y, stage=stage: result.update({stage: tuple(y.shape[1:])}))
     assert net(torch.rand(1, 3, 32, 32)).shape == (1, 10)
-    assert found == STAGES[name]
+    assert result == STAGES[name]
 
 
 @pytest.mark.parametrize("name", ["wrn16_1", "resnet18", "vgg11"])

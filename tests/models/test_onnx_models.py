@@ -38,7 +38,7 @@ def images(n: int = 5, size: int = SIZE) -> Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(n))
 
 
-def ours(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
+def export_own(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
     """Export a network as `compress export` does."""
     net = tiny.random_network(4, card).eval()
     example = torch.zeros(1, 3, *card.image_size)
@@ -46,7 +46,7 @@ def ours(path: Path, card: ModelCard = CARD, **options) -> nn.Module:
     return net
 
 
-def theirs(path: Path, net: nn.Module | None = None, **options) -> nn.Module:
+def reference(path: Path, net: nn.Module | None = None, **options) -> nn.Module:
     """Export a network without card and normalization."""
     net = net or tiny.random_network(5).get_submodule("body").eval()
     export_onnx(net, torch.zeros(1, 3, SIZE, SIZE), path, exporter="torchscript", **options)
@@ -61,7 +61,7 @@ def equal(one: nn.Module, other: nn.Module, x: Tensor) -> None:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> tuple[Path, nn.Module]:
     path = tmp_path_factory.mktemp("own") / "teacher.onnx"
-    return path, ours(path)
+    return path, export_own(path)
 
 
 # Outputs.
@@ -79,7 +79,7 @@ def test_own_onnx_file_has_its_card(own, n):
 
 
 def test_foreign_onnx_file_with_normalization(tmp_path):
-    net = theirs(tmp_path / "t.onnx")
+    net = reference(tmp_path / "t.onnx")
     model, card = load_model(str(tmp_path / "t.onnx"))
     equal(model, net, images())
     assert (card.architecture, card.classes, card.image_size) == ("exported", CLASSES, (SIZE, SIZE))
@@ -100,15 +100,15 @@ def test_fixed_batch_onnx_file_is_padded(tmp_path, n):
 
 def test_onnx_segmenter_is_a_teacher(tmp_path):
     card = tiny.CARDS["segmentation"]
-    net = ours(tmp_path / "t.onnx", card)
-    model, found = load_model(str(tmp_path / "t.onnx"))
-    assert (found.task, found.classes) == ("segmentation", CLASSES)
+    net = export_own(tmp_path / "t.onnx", card)
+    model, result = load_model(str(tmp_path / "t.onnx"))
+    assert (result.task, result.classes) == ("segmentation", CLASSES)
     equal(model, net, images())
 
 
 def test_coarse_onnx_segmenter_is_resized(tmp_path):
     coarse = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
-    theirs(tmp_path / "t.onnx", coarse, dynamic_size=True)
+    reference(tmp_path / "t.onnx", coarse, dynamic_size=True)
     with pytest.raises(UsageError, match="--image-size"):
         load_model(str(tmp_path / "t.onnx"))
     model, card = load_model(str(tmp_path / "t.onnx"), ModelOverrides(image_size=(24, 24)))
@@ -132,20 +132,20 @@ def test_grayscale_onnx_file_is_detected(tmp_path):
 def test_probabilities_become_logits(tmp_path):
     """softmax(log p / T) = softmax(t / T): log p are logits up to a constant per image."""
     net = tiny.random_network(5).get_submodule("body").eval()
-    theirs(tmp_path / "t.onnx", nn.Sequential(net, nn.Softmax(1)).eval())
+    reference(tmp_path / "t.onnx", nn.Sequential(net, nn.Softmax(1)).eval())
     model, _ = load_model(str(tmp_path / "t.onnx"))
     with torch.no_grad():
-        found, expected = model(images()), net(images())
+        result, expected = model(images()), net(images())
     for T in (1.0, 5.0):
-        torch.testing.assert_close((found / T).softmax(1), (expected / T).softmax(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((result / T).softmax(1), (expected / T).softmax(1), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_onnx_file(tmp_path):
-    pooled = stranger(tmp_path / "t.onnx", kind=TensorProto.FLOAT16)
+    pooled = write_graph(tmp_path / "t.onnx", kind=TensorProto.FLOAT16)
     model, _ = load_model(str(pooled), ModelOverrides(image_size=(SIZE, SIZE)))
-    found = model(images())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, images().mean((2, 3)), rtol=1e-2, atol=1e-2)
+    result = model(images())
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, images().mean((2, 3)), rtol=1e-2, atol=1e-2)
 
 
 # Black boxes in training.
@@ -168,8 +168,8 @@ def test_onnx_teacher_has_no_gradients(own):
 def test_onnx_teacher_is_frozen(own):
     model, _ = load_model(str(own[0]))
     for precision in ("32", "bf16"):
-        answer = FrozenModel(model, Accelerator(tiny.CPU, precision))(images().to(memory_format=torch.channels_last))
-        torch.testing.assert_close(answer, own[1](images()).detach(), rtol=1e-4, atol=1e-5)
+        output = FrozenModel(model, Accelerator(tiny.CPU, precision))(images().to(memory_format=torch.channels_last))
+        torch.testing.assert_close(output, own[1](images()).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_onnx_teacher_refuses_meta_device(own):
@@ -187,16 +187,16 @@ def test_methods_requiring_gradients_are_refused(own, name):
 
 
 def test_onnx_inspection_counts_nothing(own):
-    found = inspect_model(str(own[0]), ModelOverrides())
-    assert (found.format, found.architecture, found.params, found.dtypes) == ("ONNX", "tiny:small", None, {})
-    assert found.card is not None
-    assert found.sha256 == hashlib.sha256(own[0].read_bytes()).hexdigest()
+    result = inspect_model(str(own[0]), ModelOverrides())
+    assert (result.format, result.architecture, result.params, result.dtypes) == ("ONNX", "tiny:small", None, {})
+    assert result.card is not None
+    assert result.sha256 == hashlib.sha256(own[0].read_bytes()).hexdigest()
 
 
 # Refused files.
 
 
-def stranger(
+def write_graph(
     path: Path, shape=("n", 3, SIZE, SIZE), *, kind=TensorProto.FLOAT, inputs=1, outputs=1, labels=False
 ) -> Path:
     """Write a graph that outputs channel means, or the argmax of them."""
@@ -204,10 +204,10 @@ def stranger(
     axes = numpy_helper.from_array(torch.tensor([2, 3]).numpy(), "axes")
     nodes = [helper.make_node("ReduceMean", [names[0], "axes"], ["mean"], keepdims=0)]
     nodes += [helper.make_node("ArgMax", ["mean"], ["label"], axis=1, keepdims=0)] if labels else []
-    answer = ("label", TensorProto.INT64, ["n"]) if labels else ("mean", kind, ["n", "c"])
+    output = ("label", TensorProto.INT64, ["n"]) if labels else ("mean", kind, ["n", "c"])
     more = [helper.make_node("Identity", ["mean"], [f"more{i}"]) for i in range(outputs - 1)]
     given = [helper.make_tensor_value_info(name, kind, list(shape)) for name in names]
-    made = [answer, *((f"more{i}", kind, ["n", "c"]) for i in range(outputs - 1))]
+    made = [output, *((f"more{i}", kind, ["n", "c"]) for i in range(outputs - 1))]
     graph = helper.make_graph(nodes + more, "g", given, [helper.make_tensor_value_info(*one) for one in made], [axes])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     return path
@@ -224,7 +224,7 @@ def stranger(
     ],
 )
 def test_other_onnx_graphs_are_refused(tmp_path, file, error, datum):
-    path = stranger(tmp_path / "t.onnx", **file)
+    path = write_graph(tmp_path / "t.onnx", **file)
     with pytest.raises(error, match=datum) as caught:
         load_model(str(path))
     assert str(caught.value).startswith(str(path))
@@ -243,7 +243,7 @@ def test_damaged_onnx_file_is_refused(own, tmp_path, content):
 def test_unsupported_image_size_is_reported(tmp_path):
     """A graph with dynamic size and a linear layer for one size."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)).eval()
-    theirs(tmp_path / "t.onnx", net)
+    reference(tmp_path / "t.onnx", net)
     model = onnx.load(tmp_path / "t.onnx")
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"

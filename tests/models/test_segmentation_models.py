@@ -58,37 +58,39 @@ def test_paper_pair_has_published_macs(name, gigamacs, convolutions, millions):
 
 def test_deeplab_resnet50_matches_torchvision():
     reference = published("deeplabv3_resnet50", 13, aux_loss=False).eval()
-    ours = build_model("deeplabv3_resnet50", classes=13).eval()
-    ours.load_state_dict(reference.state_dict())
+    network = build_model("deeplabv3_resnet50", classes=13).eval()
+    network.load_state_dict(reference.state_dict())
     x = torch.rand(ODD)
     with torch.no_grad():
-        assert torch.equal(ours(x), reference(x)["out"])
+        assert torch.equal(network(x), reference(x)["out"])
 
 
 def test_deeplab_mobilenet_matches_torchvision():
-    ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval()
-    own = {key.removeprefix("backbone."): value.shape for key, value in ours.state_dict().items() if "backbone" in key}
-    theirs = torchvision.models.mobilenet_v2(weights=None).features[:-1].state_dict()
-    assert own == {key: value.shape for key, value in theirs.items()}
+    network = build_model("deeplabv3_mobilenet_v2", classes=4).eval()
+    own = {
+        key.removeprefix("backbone."): value.shape for key, value in network.state_dict().items() if "backbone" in key
+    }
+    library = torchvision.models.mobilenet_v2(weights=None).features[:-1].state_dict()
+    assert own == {key: value.shape for key, value in library.items()}
     with torch.no_grad():
-        assert ours.get_submodule("backbone")(torch.rand(1, 3, 64, 96))["out"].shape == (1, 320, 8, 12)
-        assert ours(torch.rand(ODD)).shape == (1, 4, 65, 70)
+        assert network.get_submodule("backbone")(torch.rand(1, 3, 64, 96))["out"].shape == (1, 320, 8, 12)
+        assert network(torch.rand(ODD)).shape == (1, 4, 65, 70)
     rates = [
-        m.dilation[0] for m in ours.get_submodule("backbone").modules() if isinstance(m, nn.Conv2d) and m.groups > 1
+        m.dilation[0] for m in network.get_submodule("backbone").modules() if isinstance(m, nn.Conv2d) and m.groups > 1
     ]
     assert rates == [1] * 7 + [2] * 7 + [4] * 3
 
 
 def test_undilated_mobilenet_matches_torchvision():
     """Both backbones agree away from the border, up to the first dilated stride."""
-    ours = build_model("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
-    theirs = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
-    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})
+    network = build_model("deeplabv3_mobilenet_v2", classes=4).eval().get_submodule("backbone")
+    library = torchvision.models.mobilenet_v2(weights=None).features[:7].eval()
+    library.load_state_dict({k: v for k, v in network.state_dict().items() if k in library.state_dict()})
     x = torch.rand(1, 3, 160, 160)
     with torch.no_grad():
-        deep, expected = x, theirs(x)
+        deep, expected = x, library(x)
         for index in range(7):
-            deep = ours.get_submodule(str(index))(deep)
+            deep = network.get_submodule(str(index))(deep)
     torch.testing.assert_close(deep[..., 8:-8, 8:-8], expected[..., 8:-8, 8:-8])
 
 
@@ -144,20 +146,20 @@ def test_smp_pairs_are_recognized(name):
 def test_smp_outputs_match_the_library(arch):
     torch.manual_seed(0)
     reference = smp.create_model(arch, "resnet18", encoder_weights=None, classes=3).eval()
-    ours = build_model(f"smp/{arch}:resnet18", classes=3).eval()
-    ours.load_state_dict(reference.state_dict())
+    network = build_model(f"smp/{arch}:resnet18", classes=3).eval()
+    network.load_state_dict(reference.state_dict())
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        assert torch.equal(ours(x), reference(x))
+        assert torch.equal(network(x), reference(x))
 
 
 def test_smp_pads_odd_sizes():
-    ours = build_model("smp/fpn:resnet18", classes=3).eval()
+    network = build_model("smp/fpn:resnet18", classes=3).eval()
     x = torch.rand(1, 3, 50, 60)
     padded = torch.zeros(1, 3, 64, 64)
     padded[:, :, :50, :60] = x
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), ours(padded)[:, :, :50, :60])
+        torch.testing.assert_close(network(x), network(padded)[:, :, :50, :60])
 
 
 WRAPPINGS = {
@@ -199,18 +201,18 @@ def test_smp_checkpoint(tmp_path, arch):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), reference(model.normalize(x)))
-    found = inspect_model(str(tmp_path / "t.pth"), ModelOverrides()).card
-    assert (found.task, found.classes) == ("segmentation", 3)
+    actual = inspect_model(str(tmp_path / "t.pth"), ModelOverrides()).card
+    assert (actual.task, actual.classes) == ("segmentation", 3)
 
 
 def test_saved_segmenter_is_unchanged(tmp_path):
     card = ModelCard("smp/linknet:mobilenet_v2", 3, (64, 64), "segmentation")
     net = build_network(card).eval()
     save_model(tmp_path, net, card)
-    again, found = load_model_directory(tmp_path)
+    again, actual = load_model_directory(tmp_path)
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(again(x), net(x))
-    assert found == card
+    assert actual == card
 
 
 def test_pretrained_segmenter_has_class_names(monkeypatch, lraspp):
@@ -263,11 +265,11 @@ def test_missing_smp_names_the_extra(monkeypatch):
 
 
 def test_segmenters_are_listed():
-    found = {model.name: model.description for models in list_models().values() for model in models}
-    assert "256x256 images, segmentation" in found["deeplabv3_mobilenet_v2"]
-    assert "64x64 images, segmentation" in found["deeplab_wrn16_1"]
-    assert found["torchvision/lraspp_mobilenet_v3_large"] == "torchvision, segmentation"
-    assert "smp/deeplabv3plus:mobilenet_v2" in found
+    actual = {model.name: model.description for models in list_models().values() for model in models}
+    assert "256x256 images, segmentation" in actual["deeplabv3_mobilenet_v2"]
+    assert "64x64 images, segmentation" in actual["deeplab_wrn16_1"]
+    assert actual["torchvision/lraspp_mobilenet_v3_large"] == "torchvision, segmentation"
+    assert "smp/deeplabv3plus:mobilenet_v2" in actual
 
 
 class Whole(nn.Module):

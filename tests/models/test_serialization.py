@@ -35,10 +35,10 @@ def test_saved_model_is_unchanged(tmp_path):
     )
     net = trained_looking(card)
     save_model(tmp_path / "m", net, card)
-    again, found = load_model_directory(tmp_path / "m")
+    again, result = load_model_directory(tmp_path / "m")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(again(x), net(x))
-    assert found == card
+    assert result == card
     assert not again.training
 
 
@@ -62,9 +62,9 @@ def test_grayscale_model_is_saved(tmp_path):
     card = a_card(grayscale=True, mean=(0.3,), std=(0.3,))
     net = trained_looking(card)
     save_model(tmp_path, net, card)
-    again, found = load_model_directory(tmp_path)
+    again, result = load_model_directory(tmp_path)
     x = torch.rand(2, 3, 32, 32)
-    assert found.grayscale
+    assert result.grayscale
     assert torch.equal(again(x), net(x))
 
 
