@@ -1,4 +1,4 @@
-"""The recipe of the paper's NYUv2 experiment, run to its end on a miniature NYUv2."""
+"""The recipe of the paper's NYUv2 experiment, run to its end on small NYUv2 files."""
 
 from __future__ import annotations
 
