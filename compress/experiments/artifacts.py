@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import CompressError
+from compress.errors import CompressError, Interrupted
 from compress.experiments.cells import FILES, PRUNED, Cell, ExportSpec, FileType, RunSpec
 from compress.experiments.pruning import TENTHS, scores_by_budget_fraction
-from compress.experiments.runner import Progress, exit_reason, run_compress, wait_until_unlocked
+from compress.experiments.runner import Progress, SignalReceived, exit_reason, run_compress, wait_until_unlocked
 from compress.files import write_json
 
 if TYPE_CHECKING:
@@ -43,18 +43,34 @@ def train_run(run: RunSpec, progress: Progress, *, should_stop: Callable[[], boo
 
     wait_until_unlocked(run.directory / LOCK)
     progress(f"{run.directory.name}: training {run.student} with {run.name}, seed {run.seed}")
-    stopped = False
+    recipe, stopped = run.write_recipe(), False
+    if run.has_local_objects:
+        train_in_process(run, recipe, progress)
+        return True
 
     def check() -> bool:
         nonlocal stopped
         stopped = stopped or (should_stop is not None and should_stop())
         return stopped
 
-    arguments = ["distill", "--recipe", str(run.write_recipe()), "--out", str(run.directory), "--json"]
+    arguments = ["distill", "--recipe", str(recipe), "--out", str(run.directory), "--json"]
     code, last_line = run_compress(arguments, progress, should_stop=check)
     if code and not stopped:
         raise CompressError(exit_reason(code, last_line))
     return not code
+
+
+def train_in_process(run: RunSpec, recipe: Path, progress: Progress) -> None:
+    """Train a student in this process, because others do not have its modules and data sets."""
+    from compress.config import load_yaml
+    from compress.training.launch import run_training
+    from compress.training.setup import load_config
+
+    config, method = load_config(load_yaml(recipe))
+    try:
+        run_training(config, method, output_dir=run.directory, progress=progress)
+    except Interrupted as error:
+        raise SignalReceived(error.exit_code - 128) from error
 
 
 def train_cell(cell: Cell, monitor: PruningMonitor | None, progress: Progress) -> None:
@@ -170,11 +186,11 @@ def export_files(
     """Export a model; int8 is kept even if it is slower, for the comparison."""
     import torch
 
-    from compress.training.generator_samples import iter_generator_samples
     from compress.data.calibration import open_calibration_images
     from compress.evaluation import create_file_scorer
     from compress.measure import default_image_source, load_comparison_images
     from compress.models.metadata import card_to_metadata
+    from compress.training.generator_samples import iter_generator_samples
     from exporters.api import artifact_name, export_all, graph_metadata
     from exporters.artifacts import AccuracyBudget, ExportSettings, Int8Options
     from exporters.onnx_export import create_reference

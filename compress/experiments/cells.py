@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,14 @@ class RunSpec:
     def is_finished(self) -> bool:
         """Whether the directory holds the record of a finished training."""
         return has_records(self.directory)
+
+    @property
+    def has_local_objects(self) -> bool:
+        """Whether the config names modules or data sets that only this process has."""
+        config = self.train_config
+        specs = [*(teacher.model for teacher in config.teachers), config.student.model]
+        specs += [config.data.unlabeled, config.data.labeled, config.data.validation]
+        return any(str(spec).startswith(("module:", "dataset:")) for spec in specs)
 
     def write_recipe(self) -> Path:
         """Write the training recipe of this run beside the run directories and return its path.
@@ -153,3 +161,12 @@ def require_resume(output_dir: Path, name: str, resume: bool | None) -> None:
         raise UsageError(f"{output_dir}: found no {name}, expected an experiment to continue; check --out.")
     if resume is False and exists:
         raise UsageError(f"{output_dir}: holds an experiment already; choose another --out or remove the directory.")
+
+
+def require_shareable(runs: Sequence[RunSpec], workers: int | None, on: str | None) -> None:
+    """Raise UsageError if several workers would need modules or data sets that only this process has."""
+    if (on is not None or (workers or 1) > 1) and any(run.has_local_objects for run in runs):
+        raise UsageError(
+            f"workers: found {workers or on} with a module or a data set of this process, expected 1; give names or "
+            "paths, or use one worker."
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import Interrupted, UsageError
 from compress.experiments.artifacts import score_network, train_run
-from compress.experiments.cells import TEACHER, require_resume
+from compress.experiments.cells import TEACHER, require_resume, require_shareable
 from compress.experiments.config import ComparisonConfig
 from compress.experiments.grid import LoadedTeacher, MethodRuns, SkippedMethod, build_runs, load_teacher
 from compress.experiments.runner import Job, JobOutcomes, Progress, start_executor
@@ -163,6 +163,7 @@ def run_comparison(
     output_dir = Path(output_dir).resolve()
     require_resume(output_dir, TEACHER, resume)
     comparison, teacher, methods, skipped = build_comparison(comparison, output_dir)
+    require_shareable([run for method in methods for run in method.runs], workers, on)
     with run_dir_lock(output_dir):
         teacher_record = measure_teacher(comparison, teacher, output_dir, progress)
         outcomes = run_methods(comparison, methods, workers=workers, on=on, progress=progress)

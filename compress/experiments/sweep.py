@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress import config
 from compress.errors import Interrupted, UsageError
 from compress.experiments.artifacts import benchmark_files, build_teacher, read_timing, train_cell
-from compress.experiments.cells import TEACHER, Cell, ExportSpec, require_resume
+from compress.experiments.cells import TEACHER, Cell, ExportSpec, require_resume, require_shareable
 from compress.experiments.config import SWEEP_FILE, SweepConfig
 from compress.experiments.grid import SYNTHETIC, Grid, SkippedMethod, build_grid
 from compress.experiments.pruning import PruningMonitor, scores_by_budget_fraction
@@ -137,6 +137,7 @@ def run_sweep(
     output_dir = Path(output_dir).resolve()
     require_resume(output_dir, SWEEP_FILE, resume)
     grid = build_grid(sweep, output_dir)
+    require_shareable([cell.run for cell in grid.cells], workers, on)
     with run_dir_lock(output_dir):
         write_text(output_dir / SWEEP_FILE, config.dump_yaml(sweep))
         outcomes = run_cells(sweep, grid, workers=workers, on=on, progress=progress)
