@@ -358,12 +358,12 @@ def synthesize(
 
 
 def compare(
-    teacher: str,
+    teacher: ModelLike,
     *,
-    validation: str,
+    validation: DataLike,
     student: str | None = None,
-    unlabeled: str | None = None,
-    labeled: str | None = None,
+    unlabeled: DataLike | None = None,
+    labeled: DataLike | None = None,
     methods: str | Sequence[str] = "all",
     time_limit: float | None = None,
     steps: int | None = None,
@@ -401,7 +401,7 @@ def compare(
         batch_size: Images per step; None: the default of each method.
         settings: Settings of one method ("mosaic.bn=10") or of all runs ("data.views=1").
         output_dir: Directory of the runs; run N of a method is METHOD-N.
-        workers: Number of runs at a time; None: 1, or as many as fit on a cluster.
+        workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
         precision, device, teacher_arch, classes, trust_pickle, data_root, command, progress: See `distill`.
 
@@ -428,7 +428,7 @@ def compare(
     return run_comparison(resolve_comparison_config(**_register_objects(arguments)), **options)
 
 
-def plan_comparison(teacher: str, **arguments: Any) -> ComparisonPlan:
+def plan_comparison(teacher: ModelLike, **arguments: Any) -> ComparisonPlan:
     """Return the runs that `compare` would make, their time, and the methods that cannot run.
 
     Args:
@@ -458,11 +458,11 @@ def plan_comparison(teacher: str, **arguments: Any) -> ComparisonPlan:
 def sweep(
     recipe: str | Path | None = None,
     *,
-    teacher: str | None = None,
+    teacher: ModelLike | None = None,
     students: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    unlabeled: str | None = None,
-    validation: str | None = None,
+    unlabeled: DataLike | None = None,
+    validation: DataLike | None = None,
     formats: Sequence[Format] | None = None,
     precisions: Sequence[Precision] | None = None,
     calibration: str | None = None,
@@ -503,7 +503,7 @@ def sweep(
         prune: "none", "median" or "asha": how runs that are worse than others are stopped.
         max_latency, max_gflop, max_size, max_energy: Limits of the recommended model, see `report`.
         output_dir: Directory of the sweep.
-        workers: Number of runs at a time; None: 1, or as many as fit on a cluster.
+        workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
         device, settings, data_root, command, progress: See `distill`.
 
