@@ -106,7 +106,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
         tab.set_default_timeout(15_000)
         tab.on("console", lambda message: heard.said.append(message.text))
         tab.on("pageerror", lambda error: heard.said.append(str(error)))
-        tab.on("request", lambda request: heard.asked.append(request.url))
+        tab.on("request", lambda request: heard.requested.append(request.url))
         tab.goto(file.as_uri())
         if options.get("java_script_enabled", True) and '<table id="table">' in html:
             tab.wait_for_function("() => performance.getEntriesByName('compress-chart').length")
@@ -116,7 +116,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert heard.said == []
-    assert [url for url in heard.asked if not url.startswith(("data:", "blob:"))] == [file.as_uri()] * len(contexts)
+    assert [url for url in heard.requested if not url.startswith(("data:", "blob:"))] == [file.as_uri()] * len(contexts)
 
 
 def draw_all(tab: Any) -> None:
@@ -360,7 +360,7 @@ def test_choice_follows_the_limits(open_page):
         tab.wait_for_timeout(160)  # every field is read at the latest now
         assert tab.locator("#pick").get_attribute("data-row") == ("" if pick is None else str(pick))
         if limits:
-            assert "hold the budget" in tab.locator("#pick").inner_text() or pick is not None
+            assert "within the budget" in tab.locator("#pick").inner_text() or pick is not None
 
 
 def test_choice_matches_python(open_page):
@@ -372,7 +372,7 @@ def test_choice_matches_python(open_page):
         assert tab.locator("#pick").get_attribute("data-row") == pick
         assert tab.locator("#pick-why").inner_text() == data["summary"]
         tab.fill("#limit-latency", "0.001")
-        tab.get_by_text("No model holds the budget").wait_for()
+        tab.get_by_text("No model is within the budget").wait_for()
         tab.get_by_role("button", name="Reset", exact=True).click()
         tab.wait_for_function("(row) => document.getElementById('pick').dataset.row === row", arg=pick)
 
@@ -380,7 +380,7 @@ def test_choice_matches_python(open_page):
 def test_excluded_models_are_counted_by_limit(open_page):
     tab = open_page()
     tab.fill("#limit-latency", "0.1")
-    tab.get_by_text("Left out").wait_for()
+    tab.get_by_text("Excluded").wait_for()
     priced = [row_cost(row, row_latency(row, 0), "latency") for row in ROWS if not row.get("superseded")]
     over = sum(p is not None and p > 0.1 for p in priced)
     words = tab.locator("#pick-left").inner_text()
@@ -546,7 +546,7 @@ def test_hostile_names_stay_text(open_page):
     tab.locator("#table tbody button.name").first.click()
     tab.locator("#table tbody button.name").nth(1).hover()
     tab.fill("#limit-size", "0.0001")
-    tab.get_by_text("No model holds the budget").wait_for()
+    tab.get_by_text("No model is within the budget").wait_for()
     tab.fill("#find", "onerror 7")
     tab.get_by_text("as filtered").wait_for()
     assert tab.title().startswith("<img src=x")

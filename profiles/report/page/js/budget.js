@@ -1,6 +1,6 @@
-// The budget, and the model to ship within it, in words that follow every change.
+// The budget form, and the recommended model as text that follows every change.
 
-/** One field of a limit for every cost that some row knows, and the place of the measurement. */
+/** Build a limit field for each known cost, and the list of settings. */
 function startBudget() {
   by("limits").replaceChildren(...charts.map(({ cost }) => limitField(cost)));
   const place = by("place");
@@ -57,7 +57,7 @@ function resetBudget() {
   refresh();
 }
 
-/** Whether everything that the choice depends on is as the command line had it. */
+/** Whether limits and setting are those of the command line. */
 const asGiven = () =>
   state.place === page.setting &&
   state.percentile === "p50" &&
@@ -90,20 +90,20 @@ function tellChoice() {
   );
 }
 
-/** Format and precision as small marks; none for the network in PyTorch. */
+/** Format and precision as tags; none for a PyTorch network. */
 const form = (row) =>
   (row.format ? [`${formatOf(row)} ${row.precision ?? ""}`.trim()] : []).map((text) =>
     make("span", { className: "mark" }, text),
   );
 
-/** A number with its spread set smaller. */
+/** A number, with its spread in small type. */
 function withSmall(text) {
   const [number, spread] = text.split(" ± ");
   const unbroken = number.replace(" %", "\u00a0%");
   return spread ? [unbroken, make("small", {}, ` ± ${spread}`)] : [unbroken];
 }
 
-/** The choice in a few large numbers: [number, what it is]. */
+/** Key figures of the choice: [number, label]. */
 function tiles(row) {
   const teacher = known(row.teacher) ? rows[row.teacher] : null;
   const found = [
@@ -125,7 +125,7 @@ function tiles(row) {
   return found.filter(([value]) => value);
 }
 
-/** The limits in words: `2 ms and 1 MB`. */
+/** The limits as text: `2 ms and 1 MB`. */
 const limitsInWords = () =>
   listed(
     Object.entries(state.limits)
@@ -133,7 +133,7 @@ const limitsInWords = () =>
       .map(([cost, limit]) => `${limit} ${COSTS[cost].unit}`),
   );
 
-/** Why this one, in the order in which it was decided. */
+/** Why this model was chosen, in the order of the rule. */
 function why() {
   const { pick, held, able } = view.choice;
   const limits = limitsInWords();
@@ -153,7 +153,7 @@ function why() {
   return [text, nextTo(pick, held), doubts(row)].filter(Boolean).join(" ");
 }
 
-/** The runner-up, and whether the seeds tell the two apart. */
+/** The runner-up, and whether the difference exceeds the spread of the seeds. */
 function nextTo(pick, held) {
   const others = held.filter((i) => i !== pick && rows[i].score <= rows[pick].score);
   if (!others.length) return "";
@@ -164,14 +164,14 @@ function nextTo(pick, held) {
   return `Next is ${nameOf(rows[next])}, ${gap ? `${(100 * gap).toFixed(1)} points lower` : "just as good"}${told}.`;
 }
 
-/** What makes its numbers doubtful. */
+/** Caveats of the chosen model. */
 function doubts(row) {
   const time = timesOf(row, state);
-  const busy = time?.load_warning ? `Beware: ${time.load_warning}${/[.!?]$/.test(time.load_warning) ? "" : "."}` : "";
+  const busy = time?.load_warning ? `Caution: ${time.load_warning}${/[.!?]$/.test(time.load_warning) ? "" : "."}` : "";
   return [busy, time?.valid === false ? "LoadGen calls this latency invalid." : ""].filter(Boolean).join(" ");
 }
 
-/** No model holds the limits: how far each limit would have to go. */
+/** No model is within the limits: which values would be needed. */
 function nothing(limits) {
   const known = Object.keys(COSTS)
     .filter((cost) => state.limits[cost] !== null)
@@ -179,10 +179,10 @@ function nothing(limits) {
   const nearest = known
     .filter(([, i]) => i !== null)
     .map(([cost, i]) => `the ${COSTS[cost].least} is ${nameOf(rows[i])} with ${priced(rows[i], cost)}`);
-  return `No model holds the budget of ${limits}${nearest.length ? `; ${listed(nearest)}` : ""}.`;
+  return `No model is within the budget of ${limits}${nearest.length ? `; ${listed(nearest)}` : ""}.`;
 }
 
-/** Which limits keep how many out. */
+/** How many models each limit excludes. */
 function leftOut() {
   const { held, able, over, unknown } = view.choice;
   if (held.length === able.length) return "";
@@ -197,5 +197,5 @@ function leftOut() {
     return found;
   });
   const several = parts.length > 1 ? " One may be counted more than once." : "";
-  return `${whole(held.length)} of ${models(able.length)} hold the budget. Left out: ${parts.join("; ")}.${several}`;
+  return `${whole(held.length)} of ${models(able.length)} are within the budget. Excluded: ${parts.join("; ")}.${several}`;
 }

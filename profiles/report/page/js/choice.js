@@ -1,4 +1,4 @@
-// What a row costs, which rows no other beats, and which one to ship. The rule is that of profiles/report/recommendation.py.
+// Costs, Pareto fronts, and the recommended row, by the rule of profiles/report/recommendation.py.
 
 const DEVICES = { cpu: "CPU", cuda: "CUDA" };
 const PERCENTILES = {
@@ -7,7 +7,7 @@ const PERCENTILES = {
   p99: "99th percentile",
 };
 
-/** What can be limited and drawn: `of` is null where a row does not know it. `at`: {place, percentile}. */
+/** Costs that can be limited and drawn. `of` returns null if unknown. `at`: {place, percentile}. */
 const COSTS = {
   latency: {
     name: "latency",
@@ -47,8 +47,8 @@ const COSTS = {
 };
 
 /**
- * Where latencies were measured: the settings of the records, and behind them the same settings whatever the runtime, so
- * that files of different formats can be compared. `members`: indices of the records' settings.
+ * Settings of the records, followed by the same settings for any runtime, so
+ * that files of different formats can be compared. `members`: indices of settings.
  */
 const places = [...page.settings.map((one, i) => ({ label: one.label, members: [i] })), ...acrossRuntimes(page.settings)];
 
@@ -74,7 +74,7 @@ function acrossRuntimes(settings) {
     });
 }
 
-/** What was measured of a row at the place; the fastest where that are several runtimes; null where nothing was. */
+/** The latency of a row at a setting, the fastest of several runtimes; null if none. */
 function timesOf(row, at) {
   if (at.place === null || !row.times) return null;
   let found = null;
@@ -85,12 +85,12 @@ function timesOf(row, at) {
   return found;
 }
 
-/** The setting at which that was; null where nothing was. */
+/** The setting of that latency; null if none. */
 const settingOf = (row, at) =>
   page.settings.find((_, i) => row.times?.[String(i)] && row.times[String(i)] === timesOf(row, at)) ?? null;
 
 /**
- * The rows of `indices` that no other beats: none is as cheap and as good, and better in one. Cheapest first; equal ones
+ * The Pareto-optimal rows among `indices`, cheapest first; equal ones
  * are all kept.
  */
 function front(indices, cost, at) {
@@ -109,12 +109,12 @@ function front(indices, cost, at) {
 }
 
 /**
- * The row to ship: of those that hold all limits and come within the tolerance of the best of them the cheapest, by
- * latency, then arithmetic, then size, as far as all of them know it. A teacher is taken only within a budget, or where
- * there is no other; of a model that was exported its files, not its network. What is not known holds no limit.
+ * The recommended row: among those within all limits and within the tolerance of the best, the cheapest by
+ * latency, then arithmetic, then size, as far as known for all. A teacher is recommended only with limits, or if
+ * there is no other model. For an exported model its files are recommended. An unknown cost exceeds its limit.
  *
- * Returns {pick, held, able, over, unknown}: the row's index or null; the rows that may be chosen and those among them that
- * hold the limits; how many break each limit, and of how many it is not known.
+ * Returns {pick, held, able, over, unknown}: index of the row or null; rows within the limits, and eligible rows;
+ * per limit the number of rows that exceed it, and of rows with an unknown cost.
  */
 function choose(indices, limits, at) {
   const wanted = Object.entries(limits).filter(([, limit]) => limit !== null);
@@ -137,7 +137,7 @@ function choose(indices, limits, at) {
   return { pick: cheapest(held, at), held, able, over, unknown };
 }
 
-/** Of the rows within the tolerance of the best score the cheapest; null of none. */
+/** The cheapest row within the tolerance of the best score; null if there is none. */
 function cheapest(held, at) {
   if (!held.length) return null;
   const best = held.reduce((most, i) => Math.max(most, rows[i].score), -Infinity);
@@ -149,13 +149,13 @@ function cheapest(held, at) {
   return good.reduce((least, i) => (lower(price(i), price(least)) ? i : least));
 }
 
-/** Whether one list of numbers comes before another. */
+/** Whether one list of numbers sorts before another. */
 function lower(one, other) {
   const i = one.findIndex((value, j) => value !== other[j]);
   return i >= 0 && one[i] < other[i];
 }
 
-/** The row that costs least, of those that know it; null of none. */
+/** The row with the lowest known cost; null if there is none. */
 function least(indices, cost, at) {
   let found = null;
   for (const i of indices) {

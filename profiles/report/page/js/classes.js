@@ -1,4 +1,4 @@
-// Quality by class: the best models side by side.
+// Chart of IoU per class for the best models.
 
 const MOST_CLASSES = 40; // drawn; the table has them all
 const MOST_BARS = 5; // models that are drawn
@@ -39,7 +39,7 @@ function startClasses() {
   );
 }
 
-/** A model's best and worst class in words. */
+/** A model's best and worst class as text. */
 function extremes(model, names) {
   const found = names
     .map((name, i) => [model.values[i], name])
@@ -60,7 +60,7 @@ function drawClasses(models, names, drawn, one) {
     x: drawn.map((i) => model.values[i]),
     y: places,
     hoverinfo: "none",
-    marker: { color: colour(`series-${(place % 8) + 1}`) },
+    marker: { color: color(`series-${(place % 8) + 1}`) },
   }));
   const narrow = one.plot.clientWidth < 520;
   const ticktext = drawn.map((i) => plain(shorter(names[i], narrow ? 14 : 30)));

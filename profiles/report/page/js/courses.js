@@ -48,7 +48,7 @@ function drawCourses(curves, one) {
     x: curve.seconds,
     y: curve.scores,
     hoverinfo: "none",
-    line: { width: 1.8, color: colour(courseLook(place).variable.slice(2)), dash: courseLook(place).dash },
+    line: { width: 1.8, color: color(courseLook(place).variable.slice(2)), dash: courseLook(place).dash },
     marker: { size: 4 },
   }));
   const xaxis = {
@@ -60,7 +60,7 @@ function drawCourses(curves, one) {
   return [traces, layoutOf(one.plot.clientWidth < 420 ? 300 : 380, { xaxis, yaxis })];
 }
 
-/** What is what, in our own type. `lines`: signs are strokes. */
+/** Legend. `lines`: symbols are strokes. */
 function legendOf(one, names, lines) {
   const items = names.map((name, place) => {
     const look = lines ? courseLook(place) : { variable: `--series-${(place % 8) + 1}`, dash: "fill" };
@@ -71,7 +71,7 @@ function legendOf(one, names, lines) {
   one.plot.parentElement.after(make("ul", { className: "legend" }, ...items));
 }
 
-/** Our own box beside a point of a chart that is not of rows. */
+/** Tooltip beside a point of a chart without rows. */
 function hoverLines(one, words) {
   one.plot.on("plotly_hover", ({ points: [point] }) => {
     const [name, text] = words(point);
@@ -86,7 +86,7 @@ function hoverLines(one, words) {
   });
 }
 
-/** A chart's numbers as a table that opens. */
+/** A chart's numbers as a collapsible table. */
 function inNumbers(title, header, cells) {
   const head = make(
     "thead",

@@ -1,6 +1,6 @@
-// What the page was given: read once, never changed. A row is one model in one format and precision.
+// The data of the page, read-only. A row is one model in one format and precision.
 
-/** A packed column (html.py) -> its values. Objects have no prototype: a key may be called anything. */
+/** Unpack a column (html.py). Objects have no prototype, so that any key is possible. */
 function unpack(column, length) {
   if (column === null) return Array(length).fill(null);
   if (Array.isArray(column)) return column;
@@ -22,12 +22,12 @@ function unpack(column, length) {
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const rows = unpack(page.rows.column, page.rows.length);
 
-/** The element of that id. */
+/** The element with that id. */
 const by = (id) => document.getElementById(id);
 
 /**
- * An element with properties, attributes (`aria-…`, `data-…`, and what else has a dash) and children. Text becomes text,
- * never markup.
+ * Create an element with properties, attributes (names with a dash) and children. Text is never
+ * parsed as markup.
  */
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -40,7 +40,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Called once `wait` ms have passed without another call. */
+/** Debounce: call once `wait` ms have passed without another call. */
 function calmly(action, wait) {
   let timer = 0;
   return () => {

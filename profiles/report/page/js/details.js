@@ -1,4 +1,4 @@
-// All that is known of one row, under it in the table.
+// Details of a row, shown below it in the table.
 
 const RUN_NAMES = {
   seed: "Seed",
@@ -10,7 +10,7 @@ const RUN_NAMES = {
   command: "Command",
 };
 
-/** The facts of a row: [name, text], those that are known. */
+/** The known facts of a row: [name, text]. */
 function factsOf(row, index) {
   const time = timesOf(row, state) ?? {};
   const verified = row.verified ?? null;
@@ -53,7 +53,7 @@ function factsOf(row, index) {
     ["Images/s", three(time.ips)],
     ["Peak memory", bytes(time.peak_bytes)],
     ["Energy", known(time.energy_mj) ? `${three(time.energy_mj)} mJ an image` : ""],
-    ["Beware", time.load_warning ?? ""],
+    ["Caution", time.load_warning ?? ""],
     ["LoadGen", time.valid === true ? "valid" : time.valid === false ? "invalid" : ""],
     ["Verified", verified ? verifiedText(verified) : ""],
     ...Object.entries(row.run ?? {}).map(([key, value]) => [
@@ -89,7 +89,7 @@ function verifiedText(verified) {
   return parts.filter(Boolean).join(", ");
 }
 
-/** The row of the table that tells them. */
+/** The table row with the details. */
 function detailsRow(index, width) {
   const facts = factsOf(rows[index], index).flatMap(([name, text]) => [
     make("dt", {}, name),

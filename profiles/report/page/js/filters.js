@@ -1,17 +1,17 @@
-// What is shown: checkboxes by facet, the words to find; and the charts' colours with their legend.
+// Filters: checkboxes per facet and the search text; colors of the charts and their legend.
 
-/** The checkboxes of every facet that has more than one value. */
+/** Build the checkboxes of every facet with more than one value. */
 function buildFacets() {
   const several = Object.keys(FACETS).filter((name) => facetValues[name].length > 1);
   by("facets").replaceChildren(...several.map(facetGroup));
   by("filters").hidden = false;
-  const chooser = by("colour");
+  const chooser = by("color");
   chooser.replaceChildren(
-    ...several.map((name) => make("option", { value: name, selected: name === state.colour }, FACETS[name].name)),
+    ...several.map((name) => make("option", { value: name, selected: name === state.color }, FACETS[name].name)),
   );
-  by("colour-field").hidden = several.length < 2;
+  by("color-field").hidden = several.length < 2;
   chooser.addEventListener("change", () => {
-    state.colour = chooser.value;
+    state.color = chooser.value;
     drawLegend();
     charts.forEach((chart) => chart.stale());
   });
@@ -47,9 +47,9 @@ function facetGroup(name) {
   return group;
 }
 
-/** What the signs of the charts mean. Values beyond the signs share one. */
+/** Legend of the charts. Further values share one symbol. */
 function drawLegend() {
-  const values = facetValues[state.colour];
+  const values = facetValues[state.color];
   const items = values.slice(0, SIGNS.length).map((value, place) => [lookOf(place), value || MISSING]);
   if (values.length > SIGNS.length) items.push([lookOf(-1), `${whole(values.length - SIGNS.length)} more`]);
   if (rows.some((row) => row.role === "teacher")) items.push([{ sign: "★", variable: "--soft" }, "a teacher"]);
@@ -63,7 +63,7 @@ function drawLegend() {
   );
 }
 
-/** The checkboxes as `state` has them. */
+/** Set the checkboxes from `state`. */
 function tick() {
   for (const group of document.querySelectorAll("#facets fieldset")) {
     for (const box of group.querySelectorAll("input")) box.checked = !state.off[group.dataset.facet].has(box.value);
@@ -82,7 +82,7 @@ function clearFilters() {
   filtered();
 }
 
-/** How many rows are left. */
+/** Number of shown rows. */
 function tellShown() {
   const some = view.shown.length < rows.length;
   by("shown").textContent = some

@@ -1,9 +1,9 @@
-// One row marked in every chart and in the table: while the pointer or the focus is on it, or until it is let go.
+// Highlight a row in all charts and in the table: while hovered or focused, or while pinned.
 
 const tip = by("tip");
 let lit = null; // the row that is marked for the moment
 
-/** The box of details beside a point. `anchor`: a rectangle in the window, or null for none. */
+/** Tooltip beside a point. `anchor`: a rectangle in the window, or null to hide it. */
 function showTip(index, anchor) {
   tip.hidden = anchor === null;
   if (anchor === null) return;
@@ -15,7 +15,7 @@ function showTip(index, anchor) {
     ["Of its teacher's", share(row.retained, 1)],
     ...facts,
     ["Optimal by", (view.optimal.get(index) ?? []).map((cost) => COSTS[cost].name).join(", ")],
-    ["Beware", time?.load_warning ?? ""],
+    ["Caution", time?.load_warning ?? ""],
     ["LoadGen", time?.valid === false ? "invalid" : ""],
   ].filter(([, text]) => text);
   const kind = [row.role, row.method, row.network, formatOf(row), row.precision].filter(Boolean).join(" · ");
@@ -27,7 +27,7 @@ function showTip(index, anchor) {
   put(tip, anchor);
 }
 
-/** A box beside a rectangle, inside the window. */
+/** Position a box beside a rectangle, inside the window. */
 function put(box, anchor) {
   const { width, height } = box.getBoundingClientRect();
   const room = document.documentElement.clientWidth;
@@ -40,14 +40,14 @@ function put(box, anchor) {
   box.style.top = `${Math.max(6, Math.min(top, innerHeight - height - 6))}px`;
 }
 
-/** What a row costs, with its unit. */
+/** Cost of a row with its unit. */
 function priced(row, cost) {
   if (cost === "size") return bytes(row.size_bytes);
   const value = COSTS[cost].of(row, state);
   return value === null ? "" : `${three(value)} ${COSTS[cost].unit}`;
 }
 
-/** Mark a row for the moment; null: none. */
+/** Highlight a row temporarily; null: none. */
 function light(index, anchor = null) {
   if (anchor !== null || tip.hidden === false) showTip(index, anchor);
   if (index === lit) return;
@@ -58,7 +58,7 @@ function light(index, anchor = null) {
   }
 }
 
-/** Mark a row until it is let go; null: none. */
+/** Pin a row; null: none. */
 function pin(index) {
   state.pinned = index === state.pinned ? null : index;
   charts.forEach((chart) => mark(chart));
@@ -67,7 +67,7 @@ function pin(index) {
   drawTable();
 }
 
-/** The line above the charts. */
+/** The status line above the charts. */
 function tellPinned() {
   const line = by("pinned");
   if (state.pinned === null) {

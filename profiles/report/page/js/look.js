@@ -1,29 +1,29 @@
-// Colours from the page's own variables, and what all charts have in common.
+// Colors from CSS variables, and common settings of all charts.
 
 const SYMBOLS = ["circle", "diamond", "square", "triangle-up", "cross", "x", "hexagon", "triangle-down"];
 const SIGNS = ["●", "◆", "■", "▲", "✚", "✖", "⬢", "▼"];
 const CONFIG = { displayModeBar: false, doubleClick: "reset", showTips: false, responsive: false };
 const FINGER = matchMedia("(pointer: coarse)").matches;
 
-/** The colour of a variable of theme.css, now. */
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+/** The current color of a variable of theme.css. */
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** Place of a value among those of a facet -> its colour and signs; what is beyond them all is grey. */
+/** Index of a value in its facet -> color and symbols; further values are gray. */
 const lookOf = (place) =>
   place >= 0 && place < SYMBOLS.length
     ? {
-        colour: colour(`series-${place + 1}`),
+        color: color(`series-${place + 1}`),
         symbol: SYMBOLS[place],
         sign: SIGNS[place],
         variable: `--series-${place + 1}`,
       }
-    : { colour: colour("faint"), symbol: "circle-open", sign: "○", variable: "--faint" };
+    : { color: color("faint"), symbol: "circle-open", sign: "○", variable: "--faint" };
 
-/** Plotly's layout as all our charts have it. Zooming by drag is left out for fingers, which scroll. */
+/** Plotly layout of all charts. No zooming by drag on touch screens, where it would prevent scrolling. */
 function layoutOf(height, extra) {
   const axis = {
-    gridcolor: colour("line"),
-    linecolor: colour("faint"),
+    gridcolor: color("line"),
+    linecolor: color("faint"),
     zeroline: false,
     ticks: "",
     fixedrange: FINGER,
@@ -33,7 +33,7 @@ function layoutOf(height, extra) {
     height,
     autosize: true,
     margin: { l: 56, r: 14, t: 10, b: 50 },
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("soft") },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("soft") },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     showlegend: false,
@@ -45,7 +45,7 @@ function layoutOf(height, extra) {
   };
 }
 
-/** Round numbers between two powers of ten, few enough to be read: exponents -> ticks of a logarithmic axis. */
+/** Ticks of a logarithmic axis between two exponents: a few round numbers. */
 function logTicks(from, to, most) {
   const steps = [
     [1],
@@ -70,11 +70,11 @@ function logTicks(from, to, most) {
   return found;
 }
 
-/** Charts: each is drawn when it comes near the window, and again when what it shows has changed. */
+/** Charts are drawn when they come near the window, and again after changes. */
 const drawings = [];
 
 /**
- * A figure whose chart `draw` makes: `draw(plot)` returns [traces, layout], or null where there is nothing to draw.
+ * Create a figure. `draw(plot)` returns [traces, layout], or null if there is nothing to draw.
  * Returns {figure, plot, caption, stale()}.
  */
 function drawing(title, id, draw, after = () => {}) {
@@ -108,7 +108,7 @@ function drawing(title, id, draw, after = () => {}) {
   return one;
 }
 
-/** Draw what is near the window from now on. */
+/** Start drawing charts near the window. */
 function watchDrawings() {
   const watcher = new IntersectionObserver(
     (entries) => {
@@ -125,7 +125,7 @@ function watchDrawings() {
 
 const redrawAll = () => drawings.forEach((one) => one.stale());
 
-/** For paper everything is drawn, in light colours and no wider than a sheet. */
+/** For printing, draw all charts in light colors and page width. */
 function drawForPaper(printing) {
   if (printing === "printing" in document.documentElement.dataset) return;
   if (printing) document.documentElement.dataset.printing = "";

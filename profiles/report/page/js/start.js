@@ -1,9 +1,9 @@
-// Put together: the table first, then the first chart, the others when they come near.
+// Start: the table first, then the first chart; the others when they come near.
 
-/** Names a moment of the opening, once the browser has shown it. */
+/** Set a performance mark after the browser has painted. */
 const reached = (name) => requestAnimationFrame(() => setTimeout(() => performance.mark(name)));
 
-/** The commands to the clipboard, or marked for copying where the browser does not let a page do it. */
+/** Copy the commands, or select them if the browser does not allow copying. */
 async function copyCommands() {
   const told = by("copied");
   try {

@@ -1,6 +1,6 @@
-// What the reader has chosen, and what follows from it. Views ask `state` and `view`, and are told by `refresh`.
+// The reader's settings (`state`) and what follows from them (`view`). `refresh` updates all views.
 
-/** The properties that rows are filtered and coloured by. */
+/** Properties by which rows are filtered and colored. */
 const FACETS = {
   role: { name: "Role", of: (row) => row.role ?? "" },
   method: { name: "Method", of: (row) => row.method ?? "" },
@@ -9,7 +9,7 @@ const FACETS = {
   precision: { name: "Precision", of: (row) => row.precision ?? "" },
 };
 
-/** Facet -> its values, in an order that filters do not change: the colour of a value is that of its place. */
+/** Facet -> its values in a fixed order, which determines their colors. */
 const facetValues = Object.fromEntries(
   Object.entries(FACETS).map(([name, facet]) => [
     name,
@@ -31,17 +31,17 @@ const state = {
   only: false, // choose among the shown rows only
   off: Object.fromEntries(Object.keys(FACETS).map((name) => [name, new Set()])),
   text: "",
-  colour: ["method", "network", "precision", "format", "role"].find((name) => facetValues[name].length > 1) ?? "method",
+  color: ["method", "network", "precision", "format", "role"].find((name) => facetValues[name].length > 1) ?? "method",
   log: false,
   sort: { key: "score", down: true },
   first: 0, // of the table's page
   pinned: null,
 };
 
-/** What follows from `state`: indices of the shown rows, the fronts among them, and the choice. */
+/** Derived from `state`: indices of the shown rows, their Pareto fronts, and the choice. */
 const view = { shown: [], fronts: {}, optimal: new Map(), choice: null };
 
-/** What a reader may look for in a row, in lower case; made when the first search is. */
+/** Searchable text of each row in lower case, created at the first search. */
 let haystacks = null;
 
 function matches(words) {
@@ -51,7 +51,7 @@ function matches(words) {
   return (i) => words.every((word) => haystacks[i].includes(word));
 }
 
-/** Compute what follows, and tell the views. */
+/** Update `view` and call the listeners. */
 function refresh() {
   const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
   const found = words.length ? matches(words) : () => true;
@@ -69,8 +69,8 @@ function refresh() {
   listeners.forEach((listener) => listener());
 }
 
-/** What is called after every change, in this order. */
+/** Functions called after every change, in this order. */
 const listeners = [];
 
-/** Whether nothing hides a row. */
+/** Whether no filter is active. */
 const unfiltered = () => !state.text.trim() && Object.values(state.off).every((off) => !off.size);

@@ -1,4 +1,4 @@
-// The table of all rows: sorted, filtered, fifty at a time, and as CSV.
+// The table of rows: sorted, filtered, in pages of fifty, and as CSV.
 
 const PAGE = 50;
 const costColumn = (cost, text) => ({ numeric: true, value: (row) => COSTS[cost].of(row, state), text });
@@ -9,7 +9,7 @@ const timeColumn = (key) => ({
 });
 const textColumn = (of) => ({ value: of, text: of });
 
-/** Key (named by Python, html_tables.py) -> what it sorts by and says. `down`: what is best is large. */
+/** Key (as in html_tables.py) -> sort key and label. `down`: larger is better. */
 const COLUMNS = {
   name: { label: "Model", value: (row) => row.name, text: (row) => row.name },
   ...Object.fromEntries(
@@ -62,7 +62,7 @@ COLUMNS.method.minor = COLUMNS.network.minor = true; // not on paper
 const shownColumns = ["name", ...page.columns].map((key) => ({ key, ...COLUMNS[key] }));
 let order = []; // the shown rows as they are sorted
 
-/** Sort what is shown; what is not known comes last, equal ones stay in order of score. */
+/** Sort the shown rows; unknown values last, equal ones by score. */
 function sortRows() {
   const { key, down } = state.sort;
   const { value, numeric } = COLUMNS[key];
@@ -77,7 +77,7 @@ function sortRows() {
   order = keyed.map(([, i]) => i);
 }
 
-/** The heads: buttons that sort. */
+/** Headers with sort buttons. */
 function drawHeads() {
   const heads = shownColumns.map(({ key, label, numeric, minor, down }) => {
     const button = make("button", { type: "button", className: "sort" }, label);
@@ -106,7 +106,7 @@ function tellSort() {
   }
 }
 
-/** One page of rows, and where it stands among all. */
+/** Render one page of rows and its position. */
 function drawTable() {
   const focused = document.activeElement?.closest?.("#table tbody tr")?.dataset.row;
   const last = Math.min(state.first + PAGE, order.length);
@@ -128,7 +128,7 @@ function drawTable() {
   if (focused !== undefined) body.querySelector(`tr[data-row="${focused}"] button`)?.focus();
 }
 
-/** A row, and its details where it is pinned. */
+/** Render a row, with details if it is pinned. */
 function tableRow(index) {
   const row = rows[index];
   const open = state.pinned === index;
@@ -167,13 +167,13 @@ function marksOf(index) {
   return marks.filter(([, holds]) => holds).map(([mark]) => mark);
 }
 
-/** The page of the table that has a row. */
+/** The page of the table with a row. */
 function turnTo(index) {
   const at = order.indexOf(index);
   if (at >= 0) state.first = at - (at % PAGE);
 }
 
-/** Bring a row into sight, and the focus to it. */
+/** Scroll to a row and focus it. */
 function showRow(index) {
   if (!view.shown.includes(index)) clearFilters();
   turnTo(index);
@@ -183,7 +183,7 @@ function showRow(index) {
   button.scrollIntoView({ block: "center" });
 }
 
-/** Arrow keys go from name to name. */
+/** Move between names with the arrow keys. */
 function moveAmongNames(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!step || !event.target.matches("button.name")) return;
@@ -216,7 +216,7 @@ function turnPage(step) {
   drawTable();
 }
 
-/** The shown rows as they are sorted, unrounded, one line a row and place: as `compress report` writes its CSV. */
+/** The shown rows as CSV, unrounded, one line per row and setting, as from `compress report`. */
 function asCsv() {
   const own = [
     "name",
@@ -253,7 +253,7 @@ function asCsv() {
   return lines.map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
 }
 
-/** A cell that no spreadsheet takes for a formula. */
+/** Prefix text that a spreadsheet would take for a formula. */
 function csvCell(value) {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "True" : "False";

@@ -1,4 +1,4 @@
-// Score against each cost: points, the front as a line, limits and marks over it.
+// Charts of score against cost: points, Pareto front, limits and highlights.
 
 const MOST_LISTED = 40; // of a front, in words
 const MANY = 1500; // points from which the dimmed ones are small, faint and without their spread
@@ -10,7 +10,7 @@ const charts = Object.keys(COSTS)
     return Object.assign(one, { cost, listen: () => listenTo(one) });
   });
 
-/** What the axis is called. */
+/** Label of the axis. */
 function axisName(cost) {
   if (cost === "flops") return "GFLOP an image";
   if (cost === "size") return "MB of the file";
@@ -23,10 +23,10 @@ function heading(cost) {
   return `${capital(page.metric_name)} against ${cost === "flops" ? "GFLOP" : COSTS[cost].name}`;
 }
 
-/** The shown rows that have a score and this cost. */
+/** The shown rows with a score and this cost. */
 const pointsOf = (cost) => view.shown.filter((i) => known(rows[i].score) && COSTS[cost].of(rows[i], state) !== null);
 
-/** Words at once, for they take room; points when the chart is near. */
+/** Text at once, because it needs space; points when the chart is near. */
 function tellCharts() {
   for (const chart of charts) {
     const points = pointsOf(chart.cost);
@@ -36,7 +36,7 @@ function tellCharts() {
   }
 }
 
-/** [traces, layout] of one chart; null where no row knows both. */
+/** [traces, layout] of one chart; null if no row has both values. */
 function drawTradeoff(cost, one) {
   const points = pointsOf(cost);
   if (!points.length) return null;
@@ -49,10 +49,10 @@ function drawTradeoff(cost, one) {
   return [traces, tradeoffLayout(cost, points, x, one)];
 }
 
-/** Rows by colour and sign: [{look, star, rows}]. */
+/** Rows by color and symbol: [{look, star, rows}]. */
 function groups(indices) {
-  const facet = FACETS[state.colour];
-  const values = facetValues[state.colour];
+  const facet = FACETS[state.color];
+  const values = facetValues[state.color];
   const places = new Map(values.map((value, place) => [value, place]));
   const found = new Map();
   for (const i of indices) {
@@ -65,7 +65,7 @@ function groups(indices) {
   return [...found.values()];
 }
 
-/** The points of one group. Their numbers are all that Plotly is given: names are shown by our own box. */
+/** The points of one group. Plotly gets numbers only; names are in our tooltip. */
 function markers(group, x, many, dim) {
   const size = (dim ? (many ? 5 : 8) : 10) + (group.star ? 5 : 0);
   const trace = {
@@ -78,26 +78,26 @@ function markers(group, x, many, dim) {
     marker: {
       size,
       symbol: group.star ? "star" : group.look.symbol,
-      color: group.look.colour,
+      color: group.look.color,
       opacity: dim ? (many ? 0.28 : 0.42) : 1,
-      line: { width: dim && many ? 0 : 1, color: colour("paper") },
+      line: { width: dim && many ? 0 : 1, color: color("paper") },
     },
   };
   if (!many && group.rows.some((i) => known(rows[i].spread))) {
     const array = group.rows.map((i) => rows[i].spread);
-    trace.error_y = { type: "data", array, thickness: dim ? 1 : 1.4, width: 0, color: colour(dim ? "faint" : "soft") };
+    trace.error_y = { type: "data", array, thickness: dim ? 1 : 1.4, width: 0, color: color(dim ? "faint" : "soft") };
   }
   return trace;
 }
 
-/** The front as stairs: what can be had for a cost. */
+/** The Pareto front as a step line. */
 function stairs(indices, x) {
   return {
     type: "scatter",
     mode: "lines",
     x: indices.map(x),
     y: indices.map((i) => rows[i].score),
-    line: { shape: "hv", width: 1.6, color: colour("soft") },
+    line: { shape: "hv", width: 1.6, color: color("soft") },
     hoverinfo: "skip",
   };
 }
@@ -135,7 +135,7 @@ function ticksOf(range, width) {
   return { tickmode: "array", tickvals, ticktext: tickvals.map((value) => String(value)) };
 }
 
-/** Least and most of many numbers. */
+/** Minimum and maximum. */
 function extent(values) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -145,7 +145,7 @@ function extent(values) {
   return [low, high];
 }
 
-/** The chart in words, under it and for who does not see it; its front as a list that opens. */
+/** Description of the chart, with the Pareto front as a collapsible list. */
 function describe(cost, one, points) {
   const best = view.fronts[cost];
   const spread = points.some((i) => known(rows[i].spread));
@@ -172,7 +172,7 @@ function describe(cost, one, points) {
   one.list.replaceChildren(...shown, ...(rest ? [make("li", {}, `and ${whole(rest)} more`)] : []));
 }
 
-/** What lies over a chart: the limit's shade, and rings about the choice, the pinned row and the one of the moment. */
+/** Overlay of a chart: the area beyond the limit, and rings around chosen, pinned and hovered rows. */
 function mark(chart) {
   if (!chart.plot._fullLayout) return;
   const { xaxis, yaxis } = chart.plot._fullLayout;
@@ -204,7 +204,7 @@ function mark(chart) {
   }
 }
 
-/** The layer over a chart, made once. */
+/** Create the overlay of a chart. */
 function overlay(chart) {
   chart.shade = make("div", { className: "shade" }, make("span", {}, "over budget"));
   chart.rings = Object.fromEntries(
@@ -216,7 +216,7 @@ function overlay(chart) {
   return over;
 }
 
-/** Pointer and zoom. */
+/** Pointer and zoom events. */
 function listenTo(chart) {
   chart.plot.on("plotly_hover", (event) => {
     const point = event.points.find((one) => typeof one.customdata === "number");

@@ -1,4 +1,4 @@
-// Numbers in words, as profiles/wording.py writes them.
+// Numbers as text, as in profiles/formatting.py.
 
 const MISSING = "–";
 const FORMATS = {
@@ -12,7 +12,7 @@ const FORMATS = {
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 const positive = (value) => (known(value) && value > 0 ? value : null);
 
-/** Three significant digits, never a power of ten unless it is tiny. */
+/** Three significant digits, without an exponent unless tiny. */
 function three(value) {
   if (!known(value)) return "";
   return Math.abs(value) >= 999.5 ? value.toFixed(0) : value.toPrecision(3);
@@ -21,7 +21,7 @@ function three(value) {
 /** A share in [0, 1] as a percentage. */
 const share = (value, digits = 2) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "");
 
-/** A number of things: 180 k, 23.5 M. */
+/** A count: 180 k, 23.5 M. */
 function count(value) {
   if (!known(value)) return "";
   for (const [size, unit] of [
@@ -36,14 +36,14 @@ function count(value) {
 
 const bytes = (value) => (positive(value) === null ? "" : `${count(value)}B`);
 
-/** How many times: 4.2×. */
+/** A factor: 4.2×. */
 function times(value) {
   if (!known(value)) return "";
   const text = value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(value < 10 ? 2 : 3)));
   return `${text}×`;
 }
 
-/** A time in the unit that people would use. */
+/** A duration in a suitable unit. */
 function duration(value) {
   if (!known(value)) return "";
   if (value < 100) return `${three(value)} s`;
@@ -52,7 +52,7 @@ function duration(value) {
   return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
-/** Whole numbers with thousands set apart. */
+/** An integer with thousands separators. */
 const whole = (value) => value.toLocaleString("en");
 
 /** `1 model`, `12 models`. */
@@ -66,19 +66,19 @@ const listed = (items) =>
 
 const formatOf = (row) => FORMATS[row.format ?? ""] ?? row.format;
 
-/** A row's name, with format and precision where it is not PyTorch's network. */
+/** A row's name, with format and precision of an exported file. */
 const nameOf = (row) => (row.format ? `${row.name} · ${formatOf(row)} ${row.precision ?? ""}`.trim() : row.name);
 
-/** `80.50 % ± 0.40`: the mean over the seeds and their sample standard deviation. */
+/** `80.50 % ± 0.40`: mean over the seeds and sample standard deviation. */
 function scoreOf(row, digits = 2) {
   if (!known(row.score)) return "";
   return share(row.score, digits) + (known(row.spread) ? ` ± ${(100 * row.spread).toFixed(digits)}` : "");
 }
 
-/** Text for Plotly, which takes some tags for its own. */
+/** Escape text for Plotly, which interprets some tags. */
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-/** A long name for an axis, its middle left out. */
+/** Shorten a long name in the middle. */
 function shorter(text, most) {
   const signs = Array.from(String(text));
   if (signs.length <= most) return signs.join("");
