@@ -1,4 +1,4 @@
-"""eval and bench of exported files: each runs where it was made for, answers as its model, and says how precisely."""
+"""`eval` and `bench` of exported files: runtime, precision and metrics."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 import torch
 from invoking import TEACHER, read_error, read_result, run
 
-from compress.predictor import load_predictor
 from compress.errors import UsageError
-from compress.models.registry import build_network
 from compress.models.card import ModelCard
 from compress.models.loading import load_model
 from compress.models.metadata import card_to_metadata
+from compress.models.registry import build_network
+from compress.predictor import load_predictor
 from exporters.onnx_export import export_onnx
-from exporters.pre_post import Preprocessing
 from exporters.openvino_export import convert_to_openvino
+from exporters.pre_post import Preprocessing
 
 
 def written(path: Path, net: torch.nn.Module, card: ModelCard, **options) -> Path:
     example = torch.zeros(options.pop("batch", 1), 3, *card.image_size)
-    exporter = "dynamo" if "framing" in options else "torchscript"
+    exporter = "dynamo" if "preprocessing" in options else "torchscript"
     export_onnx(net, example, path, metadata=card_to_metadata(card), exporter=exporter, **options)
     return path
 
@@ -54,8 +54,8 @@ RUNS = [("plain", [], "onnxruntime"), ("plain", ["--runtime", "openvino"], "open
 
 
 @pytest.mark.parametrize("data", ["clothes", pytest.param("embedded/fashion", marks=pytest.mark.slow)])
-def test_every_file_is_as_good_as_the_model_it_was_made_of(plain: Path, xml: Path, data: str, request) -> None:
-    """Within 0.2 points on the 2000 images that are shipped, which of 40 is none."""
+def test_files_score_as_their_model(plain: Path, xml: Path, data: str, request) -> None:
+    """Within 0.2 points on the 2000 shipped images."""
     images = data if "/" in data else request.getfixturevalue(data)
     right = scored(TEACHER, data=images)
     assert (right["runtime"], right["precision"]) == ("torch", "fp32")
@@ -65,20 +65,18 @@ def test_every_file_is_as_good_as_the_model_it_was_made_of(plain: Path, xml: Pat
         assert found["metrics"]["accuracy"] == pytest.approx(right["metrics"]["accuracy"], abs=0.002)
 
 
-def test_eval_says_where_a_file_ran(xml: Path, clothes: Path) -> None:
+def test_eval_prints_runtime(xml: Path, clothes: Path) -> None:
     text = run("eval", xml, "--data", clothes).stdout
     assert text.startswith(f"{xml} on 40 images of {clothes}, in openvino, fp32\n")
 
 
 @pytest.mark.parametrize("resize", [pytest.param(None, marks=pytest.mark.slow), 40])
-def test_a_file_that_prepares_pictures_gets_the_same_part_of_them(
-    teacher, clothes: Path, tmp_path: Path, resize
-) -> None:
-    """With a card that scales to 40 and cuts out 32, the file must be given the 40 to cut from."""
+def test_file_with_preprocessing_scores_equally(teacher, clothes: Path, tmp_path: Path, resize) -> None:
+    """If the card resizes to 40 and crops 32, the file must get images of 40."""
     net, card = teacher
     card = replace(card, resize=resize)
     floats = written(tmp_path / "floats.onnx", net, card)
-    prepared = written(tmp_path / "bytes.onnx", net, card, framing=Preprocessing(card.image_size, resize))
+    prepared = written(tmp_path / "bytes.onnx", net, card, preprocessing=Preprocessing(card.image_size, resize))
     convert_to_openvino(prepared, tmp_path / "bytes.xml")
     right = scored(floats, data=clothes)["metrics"]
     assert right["accuracy"] > 0.5
@@ -86,12 +84,12 @@ def test_a_file_that_prepares_pictures_gets_the_same_part_of_them(
     assert scored(tmp_path / "bytes.xml", data=clothes)["metrics"] == right
     rows = read_result(run("bench", prepared, tmp_path / "bytes.xml", "--duration", "0.05s", "--json"))["results"]
     assert [row["runtime"] for row in rows] == ["onnxruntime", "openvino"]
-    with pytest.raises(UsageError, match="normalises images itself"):
+    with pytest.raises(UsageError, match="--mean"):
         load_predictor(str(prepared), mean=[0.5], std=[0.25])
 
 
 @pytest.mark.parametrize("postprocess", ["argmax", "softmax", "topk"])
-def test_a_file_that_decides_by_itself_is_scored_by_its_decisions(
+def test_file_with_postprocessing_scores_equally(
     plain: Path, teacher, clothes: Path, tmp_path: Path, postprocess: str
 ) -> None:
     path = written(tmp_path / "a.onnx", *teacher, postprocess=postprocess)
@@ -101,7 +99,7 @@ def test_a_file_that_decides_by_itself_is_scored_by_its_decisions(
     assert scored(tmp_path / "a.xml", data=clothes)["metrics"] == right
 
 
-def test_a_file_of_one_batch_size_gets_whole_batches(plain: Path, teacher, clothes: Path, tmp_path: Path) -> None:
+def test_file_with_fixed_batch_size(plain: Path, teacher, clothes: Path, tmp_path: Path) -> None:
     path = written(tmp_path / "a.onnx", *teacher, dynamic_batch=False, batch=3)
     convert_to_openvino(path, tmp_path / "a.xml")
     right = scored(plain, data=clothes)["metrics"]
@@ -111,10 +109,10 @@ def test_a_file_of_one_batch_size_gets_whole_batches(plain: Path, teacher, cloth
         torch.testing.assert_close(
             load_predictor(str(one)).predict(images), load_predictor(str(plain)).predict(images), rtol=1e-4, atol=1e-4
         )
-        assert "takes batches of 3 only, found --batch-size 1" in read_error(run("bench", one), 2)
+        assert "found batch size 1, expected 3" in read_error(run("bench", one), 2)
 
 
-def test_a_stranger_s_file_is_opened_by_what_its_user_says(plain: Path, tmp_path: Path) -> None:
+def test_third_party_file_with_overrides(plain: Path, tmp_path: Path) -> None:
     bare = onnx.load(plain)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
@@ -126,7 +124,7 @@ def test_a_stranger_s_file_is_opened_by_what_its_user_says(plain: Path, tmp_path
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
-def test_bench_times_each_model_where_it_can_run_and_says_what_it_leaves_out(plain: Path, xml: Path) -> None:
+def test_bench_reports_skipped_runtimes(plain: Path, xml: Path) -> None:
     arguments = [
         "--runtimes",
         "torch,onnxruntime,openvino,tensorrt-rtx",
@@ -141,37 +139,33 @@ def test_bench_times_each_model_where_it_can_run_and_says_what_it_leaves_out(pla
     expected = [("wrn16_1", one) for one in ("torch", "onnxruntime", "openvino")]
     expected += [("teacher.onnx", "onnxruntime"), ("teacher.onnx", "openvino"), ("teacher.xml", "openvino")]
     assert rows == [(*one, "fp32") for one in expected]
-    assert (
-        "wrn16_1: does not run in tensorrt-rtx; it can be timed in torch, torch-compile, onnxruntime" in result.stderr
-    )
-    assert f"{xml}: does not run in torch, onnxruntime, tensorrt-rtx; it can be timed in openvino." in result.stderr
+    skipped = {"wrn16_1": "tensorrt-rtx", str(xml): "torch, onnxruntime, tensorrt-rtx"}
+    for model, runtimes in skipped.items():
+        assert any(model in line and runtimes in line for line in result.stderr.splitlines())
 
 
-def test_bench_runs_a_file_in_its_own_runtime_unless_told_otherwise(xml: Path) -> None:
+def test_bench_default_runtime_of_file(xml: Path) -> None:
     result = run("bench", xml, "--duration", "0.05s", "--threads", 1)
     assert result.exit_code == 0, result.stderr
-    assert "does not run" not in result.stderr
     row = dict(zip(result.stdout.splitlines()[0].split(), result.stdout.splitlines()[2].split(), strict=False))
     assert (row["runtime"], row["device"], row["precision"]) == ("openvino", "cpu", "fp32")
 
 
-def test_bench_with_nothing_left_is_an_error(xml: Path) -> None:
-    assert "does not run in torch" in read_error(run("bench", xml, "--runtimes", "torch"), 2)
-    assert "does not run in tensorrt" in read_error(run("bench", "wrn16_1", "--runtimes", "tensorrt"), 2)
+def test_bench_without_possible_runtime(xml: Path) -> None:
+    assert "torch" in read_error(run("bench", xml, "--runtimes", "torch"), 2)
+    assert "tensorrt" in read_error(run("bench", "wrn16_1", "--runtimes", "tensorrt"), 2)
 
 
-def test_a_provider_or_runtime_that_cannot_be_had_is_one_sentence(xml: Path, plain: Path, clothes: Path) -> None:
-    assert "cuda was asked for, but OpenVINO" in read_error(run("bench", xml, "--provider", "cuda"), 1)
+def test_unavailable_provider_or_runtime(xml: Path, plain: Path, clothes: Path) -> None:
+    assert "cuda" in read_error(run("bench", xml, "--provider", "cuda"), 1)
     assert "TensorrtExecutionProvider" in read_error(run("bench", plain, "--provider", "tensorrt"), 1)
-    assert "PyTorch runs on cpu or cuda" in read_error(
-        run("bench", "wrn16_1", "--runtimes", "torch", "--device", "openvino"), 1
-    )
-    assert "it runs in openvino" in read_error(run("eval", xml, "--runtime", "onnxruntime", "--data", clothes), 1)
+    assert "openvino" in read_error(run("bench", "wrn16_1", "--runtimes", "torch", "--device", "openvino"), 1)
+    assert "expected openvino" in read_error(run("eval", xml, "--runtime", "onnxruntime", "--data", clothes), 1)
     assert "compress export" in read_error(run("eval", TEACHER, "--runtime", "openvino", "--data", clothes), 2)
 
 
 @pytest.mark.parametrize("command", [["eval", "--data", "embedded/fashion"], ["bench"]])
-def test_broken_artefacts_are_one_sentence(xml: Path, plain: Path, tmp_path: Path, command: list[str]) -> None:
+def test_damaged_files(xml: Path, plain: Path, tmp_path: Path, command: list[str]) -> None:
     alone = tmp_path / "alone.xml"
     alone.write_bytes(xml.read_bytes())
     half = tmp_path / "half.onnx"
@@ -183,24 +177,24 @@ def test_broken_artefacts_are_one_sentence(xml: Path, plain: Path, tmp_path: Pat
     weights.external_data.add(key="location", value="../../etc/hostname")
     onnx.save(outside, tmp_path / "outside.onnx")
     (tmp_path / "a.engine").write_bytes(bytes(100))
-    for name, says, code in (
-        ("alone.xml", "expected alone.bin beside it", 1),
-        ("half.onnx", "cannot be loaded as ONNX", 1),
-        ("outside.onnx", "outside the folder of the file", 1),
-        ("a.engine", "a.engine.json is not beside it", 1),
-        ("none.xml", "no such file", 2),
-        ("none.engine", "no such file", 2),
+    for name, datum, code in (
+        ("alone.xml", "alone.bin", 1),
+        ("half.onnx", "half.onnx", 1),
+        ("outside.onnx", "../../etc/hostname", 1),
+        ("a.engine", "a.engine.json", 1),
+        ("none.xml", "none.xml", 2),
+        ("none.engine", "none.engine", 2),
     ):
-        assert says in read_error(run(command[0], tmp_path / name, *command[1:]), code)
+        assert datum in read_error(run(command[0], tmp_path / name, *command[1:]), code)
 
 
-def test_a_compiled_file_is_no_teacher_and_nothing_to_profile(xml: Path) -> None:
+def test_openvino_file_is_no_network(xml: Path) -> None:
     assert "give the model that it was exported from" in read_error(run("inspect", xml), 1)
     assert "expected a PyTorch model" in read_error(run("profile", xml), 2)
 
 
-def test_a_segmenter_s_maps_are_scored_in_openvino(tmp_path: Path) -> None:
-    """The same mIoU as PyTorch's, whatever the sizes of the pictures."""
+def test_segmentation_scores_in_openvino(tmp_path: Path) -> None:
+    """The mIoU equals that of ONNX Runtime for images of several sizes."""
     from PIL import Image
 
     torch.manual_seed(0)
@@ -212,7 +206,9 @@ def test_a_segmenter_s_maps_are_scored_in_openvino(tmp_path: Path) -> None:
             tmp_path / f"data/images/{i}.png"
         )
         Image.fromarray(noise.integers(0, 3, (height, width), dtype=np.uint8)).save(tmp_path / f"data/masks/{i}.png")
-    card = ModelCard("torchvision/lraspp_mobilenet_v3_large", 3, (33, 33), "segmentation", mean=(0.5,) * 3, std=(0.2,) * 3)
+    card = ModelCard(
+        "torchvision/lraspp_mobilenet_v3_large", 3, (33, 33), "segmentation", mean=(0.5,) * 3, std=(0.2,) * 3
+    )
     net = build_network(card).eval()
     path = written(tmp_path / "a.onnx", net, card, dynamic_size=True)
     convert_to_openvino(path, tmp_path / "a.xml")
