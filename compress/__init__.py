@@ -31,13 +31,30 @@ if TYPE_CHECKING:
     from compress.api import sweep as sweep
     from compress.api import synthesize as synthesize
     from compress.api import train as train
+    from compress.benchmarking import BenchmarkResult as BenchmarkResult
     from compress.data import open_images as open_images
+    from compress.demonstration import DemoResult as DemoResult
+    from compress.environment import EnvironmentReport as EnvironmentReport
     from compress.errors import CompressError as CompressError
     from compress.errors import Interrupted as Interrupted
     from compress.errors import UsageError as UsageError
+    from compress.evaluation import EvaluationResult as EvaluationResult
+    from compress.experiments import ComparisonPlan as ComparisonPlan
+    from compress.experiments import ComparisonResult as ComparisonResult
+    from compress.experiments import SweepPlan as SweepPlan
+    from compress.experiments import SweepResult as SweepResult
+    from compress.exporting import ExportSummary as ExportSummary
+    from compress.inspection import InspectionResult as InspectionResult
     from compress.models import ModelCard as ModelCard
     from compress.models import ModelOverrides as ModelOverrides
     from compress.models import load_model as load_model
+    from compress.profiling import ModelProfile as ModelProfile
+    from compress.profiling import OnnxProfile as OnnxProfile
+    from compress.targets import Target as Target
+    from compress.training.estimate import EstimateResult as EstimateResult
+    from compress.training.results import RunResult as RunResult
+    from compress.training.synthesize import SynthesisResult as SynthesisResult
+    from profiles.report.build import ReportResult as ReportResult
 
 __version__ = "0.1.0"
 
@@ -51,6 +68,24 @@ _MODULES = {
     **dict.fromkeys(("CompressError", "Interrupted", "UsageError"), "compress.errors"),
     **dict.fromkeys(("ModelCard", "ModelOverrides", "load_model"), "compress.models"),
     "open_images": "compress.data",
+    # result types
+    "BenchmarkResult": "compress.benchmarking",
+    "DemoResult": "compress.demonstration",
+    "EnvironmentReport": "compress.environment",
+    "EvaluationResult": "compress.evaluation",
+    "ComparisonPlan": "compress.experiments",
+    "ComparisonResult": "compress.experiments",
+    "SweepPlan": "compress.experiments",
+    "SweepResult": "compress.experiments",
+    "ExportSummary": "compress.exporting",
+    "InspectionResult": "compress.inspection",
+    "ModelProfile": "compress.profiling",
+    "OnnxProfile": "compress.profiling",
+    "Target": "compress.targets",
+    "EstimateResult": "compress.training.estimate",
+    "RunResult": "compress.training.results",
+    "SynthesisResult": "compress.training.synthesize",
+    "ReportResult": "profiles.report.build",
 }  # fmt: skip
 
 
