@@ -92,37 +92,16 @@ class DatasetInfo:
 
 
 def distill(
-    teacher: ModelLike | None = None,
-    *,
-    student: ModelLike | None = None,
-    unlabeled: DataLike | None = None,
-    unlabeled_subset: int | None = None,
-    labeled: DataLike | None = None,
-    validation: DataLike | None = None,
-    method: str | None = None,
-    patch_size: int | Literal["auto"] | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    time_limit: float | None = None,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    devices: int = 1,
-    restarts: int = 0,
-    seed: int | None = None,
-    recipe: str | Path | None = None,
-    settings: Settings = (),
-    teacher_arch: str | None = None,
-    classes: int | None = None,
-    trust_pickle: bool = False,
-    data_root: Path | None = None,
-    output_dir: str | Path | None = None,
-    resume: bool | None = None,
-    export: Literal["onnx"] | None = None,
-    report: bool = False,
-    command: str = "",
-    progress: Progress = ignore,
-) -> RunResult:
+    teacher: ModelLike | None = None, *, student: ModelLike | None = None, unlabeled: DataLike | None = None,
+    unlabeled_subset: int | None = None, labeled: DataLike | None = None, validation: DataLike | None = None,
+    method: str | None = None, patch_size: int | Literal["auto"] | None = None, steps: int | None = None,
+    epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
+    precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
+    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
+    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
+    data_root: Path | None = None, output_dir: str | Path | None = None, resume: bool | None = None,
+    export: Literal["onnx"] | None = None, report: bool = False, command: str = "", progress: Progress = ignore,
+) -> RunResult:  # fmt: skip
     """Train a small student from a teacher and unlabeled images.
 
     At most one of `steps`, `epochs` and `time_limit` is given: the length of the training. Arguments that are None keep
@@ -182,30 +161,14 @@ def distill(
 
 
 def train(
-    student: ModelLike | None = None,
-    *,
-    labeled: DataLike | None = None,
-    validation: DataLike | None = None,
-    image_size: Size | None = None,
-    grayscale: bool | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    time_limit: float | None = None,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    devices: int = 1,
-    restarts: int = 0,
-    seed: int | None = None,
-    recipe: str | Path | None = None,
-    settings: Settings = (),
-    data_root: Path | None = None,
-    output_dir: str | Path | None = None,
-    resume: bool | None = None,
-    export: Literal["onnx"] | None = None,
-    command: str = "",
-    progress: Progress = ignore,
-) -> RunResult:
+    student: ModelLike | None = None, *, labeled: DataLike | None = None, validation: DataLike | None = None,
+    image_size: Size | None = None, grayscale: bool | None = None, steps: int | None = None,
+    epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
+    precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
+    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), data_root: Path | None = None,
+    output_dir: str | Path | None = None, resume: bool | None = None, export: Literal["onnx"] | None = None,
+    command: str = "", progress: Progress = ignore,
+) -> RunResult:  # fmt: skip
     """Train a model on labeled images (teachers and baselines).
 
     Args:
@@ -302,25 +265,12 @@ def _register_objects(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def synthesize(
-    teacher: ModelLike | None = None,
-    *,
-    method: str | None = None,
-    run: str | Path | None = None,
-    count: int = 50_000,
-    precision: str | None = None,
-    device: str | None = None,
-    devices: int = 1,
-    restarts: int = 0,
-    seed: int | None = None,
-    recipe: str | Path | None = None,
-    settings: Settings = (),
-    teacher_arch: str | None = None,
-    classes: int | None = None,
-    trust_pickle: bool = False,
-    output_dir: str | Path | None = None,
-    resume: bool | None = None,
-    progress: Progress = ignore,
-) -> SynthesisResult:
+    teacher: ModelLike | None = None, *, method: str | None = None, run: str | Path | None = None,
+    count: int = 50_000, precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
+    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
+    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
+    output_dir: str | Path | None = None, resume: bool | None = None, progress: Progress = ignore,
+) -> SynthesisResult:  # fmt: skip
     """Generate images from a trained model, without data or a student.
 
     Args:
@@ -358,31 +308,14 @@ def synthesize(
 
 
 def compare(
-    teacher: ModelLike,
-    *,
-    validation: DataLike,
-    student: str | None = None,
-    unlabeled: DataLike | None = None,
-    labeled: DataLike | None = None,
-    methods: str | Sequence[str] = "all",
-    time_limit: float | None = None,
-    steps: int | None = None,
-    same_steps: bool = False,
-    seeds: int = 3,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    settings: Settings = (),
-    teacher_arch: str | None = None,
-    classes: int | None = None,
-    trust_pickle: bool = False,
-    data_root: Path | None = None,
-    output_dir: str | Path = "runs/compare",
-    workers: int | None = None,
-    on: str | None = None,
-    command: str = "",
+    teacher: ModelLike, *, validation: DataLike, student: str | None = None, unlabeled: DataLike | None = None,
+    labeled: DataLike | None = None, methods: str | Sequence[str] = "all", time_limit: float | None = None,
+    steps: int | None = None, same_steps: bool = False, seeds: int = 3, batch_size: int | None = None,
+    precision: str | None = None, device: str | None = None, settings: Settings = (), teacher_arch: str | None = None,
+    classes: int | None = None, trust_pickle: bool = False, data_root: Path | None = None,
+    output_dir: str | Path = "runs/compare", workers: int | None = None, on: str | None = None, command: str = "",
     progress: Progress = ignore,
-) -> ComparisonResult:
+) -> ComparisonResult:  # fmt: skip
     """Distill the same student with several methods, for the same time or steps, and compare them.
 
     Finished runs are not repeated.
@@ -456,33 +389,15 @@ def plan_comparison(teacher: ModelLike, **arguments: Any) -> ComparisonPlan:
 
 
 def sweep(
-    recipe: str | Path | None = None,
-    *,
-    teacher: ModelLike | None = None,
-    students: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    unlabeled: DataLike | None = None,
-    validation: DataLike | None = None,
-    formats: Sequence[Format] | None = None,
-    precisions: Sequence[Precision] | None = None,
-    calibration: str | None = None,
-    seeds: int | None = None,
-    time_limit: float | None = None,
-    steps: int | None = None,
-    device: str | None = None,
-    settings: Settings = (),
-    prune: str | None = None,
-    max_latency: float | None = None,
-    max_gflop: float | None = None,
-    max_size: int | None = None,
-    max_energy: float | None = None,
-    data_root: Path | None = None,
-    output_dir: str | Path = "runs/sweep",
-    workers: int | None = None,
-    on: str | None = None,
-    command: str = "",
-    progress: Progress = ignore,
-) -> SweepResult:
+    recipe: str | Path | None = None, *, teacher: ModelLike | None = None, students: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None, unlabeled: DataLike | None = None, validation: DataLike | None = None,
+    formats: Sequence[Format] | None = None, precisions: Sequence[Precision] | None = None,
+    calibration: str | None = None, seeds: int | None = None, time_limit: float | None = None,
+    steps: int | None = None, device: str | None = None, settings: Settings = (), prune: str | None = None,
+    max_latency: float | None = None, max_gflop: float | None = None, max_size: int | None = None,
+    max_energy: float | None = None, data_root: Path | None = None, output_dir: str | Path = "runs/sweep",
+    workers: int | None = None, on: str | None = None, command: str = "", progress: Progress = ignore,
+) -> SweepResult:  # fmt: skip
     """Train every student with every method, export and measure every file, and report the trade-off.
 
     Finished cells are not repeated. Arguments that are None keep the value of the recipe.
@@ -558,20 +473,10 @@ def plan_sweep(recipe: str | Path | None = None, **arguments: Any) -> SweepPlan:
 
 
 def evaluate(
-    model: ModelLike,
-    data: DataLike,
-    *,
-    data_root: Path | None = None,
-    max_unreadable: float = 0.01,
-    runtime: str | None = None,
-    arch: str | None = None,
-    classes: int | None = None,
-    image_size: Size | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
-    record: Path | None = None,
-    progress: Progress = ignore,
-) -> EvaluationResult:
+    model: ModelLike, data: DataLike, *, data_root: Path | None = None, max_unreadable: float = 0.01,
+    runtime: str | None = None, arch: str | None = None, classes: int | None = None, image_size: Size | None = None,
+    ema: bool = False, trust_pickle: bool = False, record: Path | None = None, progress: Progress = ignore,
+) -> EvaluationResult:  # fmt: skip
     """Evaluate a model or an exported file on labeled images.
 
     Args:
@@ -609,19 +514,10 @@ def evaluate(
 
 
 def inspect(
-    checkpoint: ModelLike,
-    *,
-    arch: str | None = None,
-    unlabeled: DataLike | None = None,
-    samples: int | None = None,
-    reference: DataLike | None = None,
-    patch_sizes: Sequence[int] = (),
-    features: ModelLike | None = None,
-    data_root: Path | None = None,
-    image_size: Size | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
-) -> InspectionResult:
+    checkpoint: ModelLike, *, arch: str | None = None, unlabeled: DataLike | None = None, samples: int | None = None,
+    reference: DataLike | None = None, patch_sizes: Sequence[int] = (), features: ModelLike | None = None,
+    data_root: Path | None = None, image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False,
+) -> InspectionResult:  # fmt: skip
     """Describe a checkpoint, and how far unlabeled data is from its domain.
 
     Args:
@@ -657,17 +553,10 @@ def inspect(
 
 
 def profile(
-    model: ModelLike,
-    *,
-    image_size: Size | None = None,
-    depth: int | None = None,
-    sizes: Sequence[Size] = (),
-    arch: str | None = None,
-    classes: int | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
+    model: ModelLike, *, image_size: Size | None = None, depth: int | None = None, sizes: Sequence[Size] = (),
+    arch: str | None = None, classes: int | None = None, ema: bool = False, trust_pickle: bool = False,
     record: Path | None = None,
-) -> ModelProfile | OnnxProfile:
+) -> ModelProfile | OnnxProfile:  # fmt: skip
     """Count MACs, FLOPs, parameters and memory of one image.
 
     Args:
@@ -700,43 +589,21 @@ def profile(
 
 
 def export(
-    model: ModelLike,
-    output: str | Path | None = None,
-    *,
-    formats: Sequence[Format] = ("onnx",),
-    precisions: Sequence[Precision] = ("fp32",),
-    images: DataLike | None = None,
-    data_root: Path | None = None,
-    tolerance: float | None = None,
-    min_agreement: float | None = None,
-    batch: tuple[int, int, int] | None = None,
-    static_batch: bool = False,
-    image_size: Size | Literal["dynamic"] | None = None,
-    sizes: tuple[Size, Size, Size] | None = None,
-    preprocess: bool = False,
-    postprocess: Literal["none", "softmax", "argmax", "topk"] = "none",
-    calibration: str | None = None,
-    calibration_images: int = 256,
-    calibrator: Literal["auto", "minmax", "percentile", "entropy"] = "auto",
-    quantizer: Literal["onnxruntime", "modelopt"] = "onnxruntime",
-    target: Int8Target | None = None,
-    max_drop: float | None = None,
-    validation: DataLike | None = None,
-    allow_slower: bool = False,
-    workspace: int | None = None,
-    timing_cache: Path | None = None,
-    version_compatible: bool = False,
+    model: ModelLike, output: str | Path | None = None, *, formats: Sequence[Format] = ("onnx",),
+    precisions: Sequence[Precision] = ("fp32",), images: DataLike | None = None, data_root: Path | None = None,
+    tolerance: float | None = None, min_agreement: float | None = None, batch: tuple[int, int, int] | None = None,
+    static_batch: bool = False, image_size: Size | Literal["dynamic"] | None = None,
+    sizes: tuple[Size, Size, Size] | None = None, preprocess: bool = False,
+    postprocess: Literal["none", "softmax", "argmax", "topk"] = "none", calibration: str | None = None,
+    calibration_images: int = 256, calibrator: Literal["auto", "minmax", "percentile", "entropy"] = "auto",
+    quantizer: Literal["onnxruntime", "modelopt"] = "onnxruntime", target: Int8Target | None = None,
+    max_drop: float | None = None, validation: DataLike | None = None, allow_slower: bool = False,
+    workspace: int | None = None, timing_cache: Path | None = None, version_compatible: bool = False,
     hardware_compatible: Literal["ampere+", "same-capability"] | None = None,
-    compute_capabilities: Sequence[str] = (),
-    opset: int = 18,
-    exporter: Literal["auto", "dynamo", "torchscript"] = "auto",
-    arch: str | None = None,
-    classes: int | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
-    record: Path | None = None,
-    progress: Progress = ignore,
-) -> ExportSummary:
+    compute_capabilities: Sequence[str] = (), opset: int = 18,
+    exporter: Literal["auto", "dynamo", "torchscript"] = "auto", arch: str | None = None, classes: int | None = None,
+    ema: bool = False, trust_pickle: bool = False, record: Path | None = None, progress: Progress = ignore,
+) -> ExportSummary:  # fmt: skip
     """Export a model in every requested format and precision.
 
     Each file includes normalization and is saved only after its outputs match PyTorch. `exporters.export` is the
@@ -794,27 +661,14 @@ def export(
 
 
 def benchmark(
-    models: ModelLike | Sequence[ModelLike],
-    *,
-    runtimes: Sequence[str] | None = None,
-    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] | None = None,
-    threads: int | None = None,
-    batch_sizes: Sequence[int] | None = None,
-    duration: float | None = None,
-    scenarios: Sequence[str] | None = None,
-    mlperf: bool = False,
-    target_qps: float | None = None,
-    latency_bound_ms: float | None = None,
-    target: str | None = None,
-    require_budget: bool = False,
-    arch: str | None = None,
-    classes: int | None = None,
-    image_size: Size | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
-    record: Path | None = None,
+    models: ModelLike | Sequence[ModelLike], *, runtimes: Sequence[str] | None = None,
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] | None = None, threads: int | None = None,
+    batch_sizes: Sequence[int] | None = None, duration: float | None = None, scenarios: Sequence[str] | None = None,
+    mlperf: bool = False, target_qps: float | None = None, latency_bound_ms: float | None = None,
+    target: str | None = None, require_budget: bool = False, arch: str | None = None, classes: int | None = None,
+    image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False, record: Path | None = None,
     progress: Progress = ignore,
-) -> BenchmarkResult:
+) -> BenchmarkResult:  # fmt: skip
     """Measure latency and throughput of models, interleaved, so that their ratios hold on a busy machine.
 
     Args:
@@ -853,16 +707,10 @@ def benchmark(
 
 
 def report(
-    run_dirs: str | Path | Sequence[str | Path],
-    *,
-    output_dir: str | Path | None = None,
-    title: str | None = None,
-    max_latency: float | None = None,
-    max_gflop: float | None = None,
-    max_size: int | None = None,
-    max_energy: float | None = None,
-    progress: Progress = ignore,
-) -> ReportResult:
+    run_dirs: str | Path | Sequence[str | Path], *, output_dir: str | Path | None = None, title: str | None = None,
+    max_latency: float | None = None, max_gflop: float | None = None, max_size: int | None = None,
+    max_energy: float | None = None, progress: Progress = ignore,
+) -> ReportResult:  # fmt: skip
     """Combine runs into one report that recommends a model.
 
     Args:
