@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, TypeVar, Union
 
 import pydantic
 
@@ -76,6 +77,7 @@ def _describe_errors(
 ) -> list[str]:
     messages: dict[Keys, str] = {}
     expected: dict[Keys, list[str]] = {}
+    choices: dict[Keys, list[str]] = {}
     for problem in failure.errors():
         kind, name = problem["type"], problem["loc"][-1]
         keys = _keys_in_data(data, problem["loc"][1:])
@@ -89,10 +91,13 @@ def _describe_errors(
         elif kind in ("value_error", "assertion_error"):
             messages.setdefault((*top, *keys), problem["msg"].partition(", ")[2] or problem["msg"])
         else:
+            choices.setdefault(keys, []).extend(
+                re.findall("'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+            )
             expected.setdefault(keys, []).append(_plain_words(problem["msg"].removeprefix("Input should be ")))
     for keys, kinds in expected.items():
         value = get_nested(data, keys)
-        close = suggest_nearest(value, _literals_at(cls, keys)) if isinstance(value, str) else ""
+        close = suggest_nearest(value, choices.get(keys, [])) if isinstance(value, str) else ""
         found = f"found {_format_value(value)}, expected {' or '.join(dict.fromkeys(kinds))}"
         messages.setdefault((*top, *keys), found + (close or "."))
     return [format_message(document.locate(keys), join_path(keys), text) for keys, text in messages.items()]
@@ -126,11 +131,6 @@ def _types_at(cls: Any, keys: Keys) -> list[Any]:
 
 def _dataclass_at(cls: type, keys: Keys) -> Any:
     return next((member for member in _types_at(cls, keys) if dataclasses.is_dataclass(member)), None)
-
-
-def _literals_at(cls: type, keys: Keys) -> list[str]:
-    literals = (member for member in _types_at(cls, keys) if typing.get_origin(member) is Literal)
-    return [str(choice) for member in literals for choice in typing.get_args(member)]
 
 
 def setting_paths(cls: Any, prefix: str = "") -> list[str]:
