@@ -83,8 +83,8 @@ def test_preprocess_and_topk_in_graph(tmp_path: Path) -> None:
     rights = 0
     session = onnxruntime.InferenceSession(str(path))
     for i in range(40):
-        picture = images.read_image(i).resize((90, 90), Image.Resampling.BICUBIC)
-        labels, best = session.run(["labels", "probabilities"], {"images": np.asarray(picture)[None]})
+        image = images.read_image(i).resize((90, 90), Image.Resampling.BICUBIC)
+        labels, best = session.run(["labels", "probabilities"], {"images": np.asarray(image)[None]})
         assert best[0, 0] == best.max()
         rights += int(labels[0, 0]) == int(images.labels[i])
     assert len(names) == 10

@@ -18,9 +18,9 @@ def scene(folder: Path, i: int, part: str = "train") -> None:
     at = np.random.default_rng(i).integers(2, 20, 2)
     mask = np.zeros((36, 48), dtype=np.uint8)
     mask[at[0] : at[0] + 12, at[1] : at[1] + 12] = 1
-    picture = np.stack([200 * mask + 20] * 3, 2).astype(np.uint8)
+    image_array = np.stack([200 * mask + 20] * 3, 2).astype(np.uint8)
     mask[[0, -1]] = 255
-    for kind, image in (("images", Image.fromarray(picture)), ("masks", Image.fromarray(mask))):
+    for kind, image in (("images", Image.fromarray(image_array)), ("masks", Image.fromarray(mask))):
         (folder / part / kind).mkdir(parents=True, exist_ok=True)
         image.save(folder / part / kind / f"{i}.png")
 
