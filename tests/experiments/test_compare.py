@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchvision import datasets, transforms
 
 from compress import config
+from compress.data import register_dataset
 from compress.errors import UsageError
 from compress.experiments import ComparisonConfig, plan_comparison, resolve_comparison_config, run_comparison
+from compress.models import load_model, register_module
 from profiles.records import FILE, read_records, record_to_json
 
 TEACHER = "embedded/fashion_wrn16_2"
@@ -154,3 +157,16 @@ def test_impossible_comparison_is_refused(photos, clothes, tmp_path, setting) ->
     with pytest.raises(UsageError, match=re.escape(next(iter(setting.values())))):
         run_comparison(create_config(photos, clothes, **setting), output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_python_objects_are_trained_in_process(photos, clothes, tmp_path) -> None:
+    images = datasets.ImageFolder(str(clothes), transforms.ToTensor())
+    objects = {
+        "teachers.0.model": register_module(load_model(TEACHER)[0]), "data.validation": register_dataset(images),
+        "task.image_size": [32, 32],
+    }  # fmt: skip
+    comparison = create_config(photos, clothes, **objects)
+    with pytest.raises(UsageError, match="workers"):
+        run_comparison(comparison, output_dir=tmp_path / "out", workers=2)
+    result = run_comparison(comparison, output_dir=tmp_path / "out")
+    assert [len(one.runs) for one in result.methods] == [1]
