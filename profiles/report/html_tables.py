@@ -126,7 +126,7 @@ def initial_rows(data: Mapping[str, Any], kept: Sequence[Column]) -> list[dict[s
 def verification_table(data: Mapping[str, Any]) -> Table | None:
     """Compare each exported file with PyTorch, best scores first; None if nothing was exported."""
     exported = [row for row in data["rows"] if row["verified"]]
-    header = ["Model", "Format", "Precision", "Run in", "Images", "Same predictions", "mIoU of both", "Largest difference",
+    header = ["Model", "Format", "Precision", "Run in", "Images", "Same predictions", "mIoU of both", "Max difference",
               "Relative", "Mean", "Cosine", "Not verified because"]  # fmt: skip
     cells = [verification_row(row) for row in exported[:MAX_VERIFIED]]
     kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in cells)]
