@@ -1,6 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make .venv from the committed lock first.
 PYTHON ?= python3
 BIN := .venv/bin
+# One thread per test process: PyTorch processes with several threads each slow each other down.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-slow test-oldest lint types lock clean
 
@@ -14,10 +16,10 @@ demo: .venv/.installed
 	$(BIN)/compress demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --durations=20
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # The oldest torch and torchvision that are supported, in an environment of their own; the rest as in the lock
 .venv-oldest/.installed: requirements-oldest.txt requirements.lock pyproject.toml
@@ -28,7 +30,7 @@ test-slow: .venv/.installed
 	touch $@
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(PARALLEL)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
