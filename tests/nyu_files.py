@@ -60,7 +60,10 @@ def create_cells(names: list[str]) -> np.ndarray:
 
 def write_mappings(folder: Path, mapped: list[int] | None = None) -> None:
     mapping = np.array([mapped or MAPPED], dtype=np.uint8)
-    savemat(folder / "classMapping40.mat", {"mapClass": mapping, "className": create_cells(FORTY), "allClassName": create_cells(RAW)})
+    savemat(
+        folder / "classMapping40.mat",
+        {"mapClass": mapping, "className": create_cells(FORTY), "allClassName": create_cells(RAW)},
+    )
 
 
 def write_splits(folder: Path, train: list[int], test: list[int]) -> None:
