@@ -15,7 +15,10 @@ const positive = (value) => (known(value) && value > 0 ? value : null);
 /** Three significant digits, without an exponent unless tiny. */
 function three(value) {
   if (!known(value)) return "";
-  return Math.abs(value) >= 999.5 ? value.toFixed(0) : value.toPrecision(3);
+  if (Math.abs(value) >= 999.5) return value.toFixed(0);
+  // As Python formats it: an exponent of two digits below 0.0001.
+  const tiny = value !== 0 && Math.abs(value) < 1e-4;
+  return tiny ? value.toExponential(2).replace(/e-(\d)$/, "e-0$1") : value.toPrecision(3);
 }
 
 /** A share in [0, 1] as a percentage. */
