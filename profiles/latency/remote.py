@@ -19,9 +19,9 @@ from typing import Any
 
 import pydantic
 
-import compress
 import exporters
 import profiles
+from compress import errors
 from compress.errors import CompressError, UsageError
 from compress.files import sanitize, sha256
 from exporters.model_info import read_model_info
@@ -52,7 +52,11 @@ FIXED_PROVIDERS: dict[str, Provider] = {"openvino": "cpu", "tensorrt": "cuda", "
 #: seconds of a case in MLPerf's length, which LoadGen determines
 START_S, CASE_S, SUBMISSION_S = 120.0, 60.0, 4 * 3600.0
 CHUNK = 2**16
-PACKAGES = {module.__name__: Path(module.__path__[0]) for module in (compress, exporters, profiles)}
+PACKAGES = {
+    "compress": Path(errors.__file__).parent,
+    "exporters": Path(exporters.__path__[0]),
+    "profiles": Path(profiles.__path__[0]),
+}
 WORKER = "profiles.latency.remote_worker"
 #: sent modules that are imported inside functions
 LAZY_MODULES = (
