@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,13 +41,22 @@ class Machine:
     def list_files(self) -> list[str]:
         return sorted(path.name for path in self.temporary.iterdir())
 
-    def wait_for_cleanup(self) -> list[str]:
-        """Return the files that remain after interrupted processes had time to end."""
+    def wait_for_cleanup(self) -> tuple[list[str], list[int]]:
+        """Return the files and processes that remain after interrupted processes had time to end."""
         for _ in range(100):
-            if not self.list_files():
+            if not self.list_files() and not self.list_processes():
                 break
             time.sleep(0.1)
-        return self.list_files()
+        return self.list_files(), self.list_processes()
+
+    def list_processes(self) -> list[int]:
+        """Return the running processes of this machine's Python."""
+        running = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.python) in path.read_text(errors="replace"):
+                    running.append(int(path.parent.name))
+        return running
 
 
 def classifier(path: Path, *, kernel: int = 3, size: tuple[int, int] | None = (8, 8), beside: bool = False) -> Path:
@@ -85,7 +94,7 @@ def make_python(folder: Path, packages: Sequence[str]) -> Path:
     return folder / "bin" / "python"
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve(folder: Path, python: Path) -> Iterator[Machine]:
     """Start an sshd with its own keys, and write an `ssh` that uses them into `folder`/bin.
 
