@@ -342,13 +342,14 @@ def validate_precision(target: Target | None, rows: Sequence[BenchmarkRow]) -> N
 def warn_of_saturation(predictors: Sequence[Predictor], machine: dict[str, Any], progress: Progress) -> None:
     """Report int8 files whose sums can saturate on the processor of another machine."""
     from exporters.cpu import adds_in_32_bits
+    from exporters.onnx_validation import read_model
     from exporters.quantization.saturation import find_saturation
 
     if adds_in_32_bits(machine["system"].split()[-1], machine["instructions"]):
         return
     for predictor in predictors:
         if predictor.file is not None and predictor.file.suffix.lower() == ".onnx":
-            warning = find_saturation(predictor.file)
+            warning = find_saturation(read_model(predictor.file), predictor.file)
             if warning is not None:
                 progress(f"Warning: {warning}")
 

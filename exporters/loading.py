@@ -51,9 +51,9 @@ def load(
         from exporters.onnx_validation import read_model
         from exporters.quantization.saturation import find_saturation
 
-        read_model(Path(model))
+        graph = read_model(Path(model))
         runner = runtimes.load(model, runtime=runtime, provider=provider, threads=threads)
         if runner.provider == "cpu" and not has_exact_int8():
-            runner.warning = find_saturation(Path(model))
+            runner.warning = find_saturation(graph, Path(model))
         return runner
     return runtimes.load(model, runtime=runtime, provider=provider, threads=threads, trust_engine=trust_engine)

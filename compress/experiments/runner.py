@@ -296,8 +296,8 @@ def run_compress(
 ) -> tuple[int, str]:  # fmt: skip
     """Run a `compress` command as a process; return exit code and last line of stderr.
 
-    The process is told to save its state and end (SIGTERM) when `should_stop` returns True and when this call is
-    interrupted.
+    The process receives SIGTERM, which makes it save its state and end, when `should_stop` returns True and when this
+    call is interrupted.
     """
     command = [sys.executable, "-c", CHILD_SCRIPT, str(os.getpid()), *arguments]
     last_line = [""]

@@ -7,7 +7,7 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from exporters.cpu import SAFE_WEIGHT, saturation_warning
-from exporters.onnx_validation import iter_tensors, model_metadata, read_model
+from exporters.onnx_validation import iter_tensors, model_metadata
 
 
 def list_unsafe_weights(model: ModelProto, directory: Path) -> list[str]:
@@ -26,9 +26,8 @@ def list_unsafe_weights(model: ModelProto, directory: Path) -> list[str]:
     ]
 
 
-def find_saturation(path: Path) -> str | None:
-    """Return a warning if an ONNX file can compute wrong outputs on a CPU without VNNI, else None."""
-    model = read_model(path)
+def find_saturation(model: ModelProto, path: Path) -> str | None:
+    """Return a warning if the model of an ONNX file can compute wrong outputs on a CPU without VNNI, else None."""
     if model_metadata(model).get("precision", "int8") != "int8":
         return None
     unsafe = list_unsafe_weights(model, path.parent)

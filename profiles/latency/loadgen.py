@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Exit when the parent has ended, because nobody would read the reply."""
+    """Exit when the parent has ended, because only the parent reads the reply."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -121,7 +121,7 @@ class SshProcess:
         return self
 
     def send_content(self, stream: IO[bytes]) -> None:
-        """Send all bytes and leave the stream open: its end would mean that nobody waits for the output."""
+        """Send all bytes and leave the stream open: its end tells the other machine to stop."""
         try:
             for chunk in self.content:
                 stream.write(chunk)
