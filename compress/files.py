@@ -8,13 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
 
 #: what a file system without locks answers
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -74,6 +75,30 @@ def write_error(path: Path, error: OSError) -> CompressError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CompressError(f"{path}: the disk is full; the previous content is intact. Free some space and retry.")
     return CompressError(f"{path}: cannot be written ({error.strerror or error}); choose another directory with --out.")
+
+
+def require_regular_file(path: Path) -> Path:
+    """Return `path` if it is a regular file, or a link to one.
+
+    Opening a named pipe waits for its writer, and a device such as /dev/zero never ends.
+
+    Raises:
+        UsageError: it is missing, a directory, a named pipe, a device or a socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read ({reason}); give an existing file.") from error
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path}: found {describe_file_type(mode)}, expected a regular file.")
+    return Path(path)
+
+
+def describe_file_type(mode: int) -> str:
+    """Return the type of a file that is not regular, with its article; `mode` is that of `os.stat`."""
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_umask() -> int:

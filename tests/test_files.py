@@ -9,8 +9,16 @@ import threading
 
 import pytest
 
-from compress.errors import CompressError, first_line
-from compress.files import LockHeldError, atomic_write, file_lock, is_locked, sanitize, write_text
+from compress.errors import CompressError, UsageError, first_line
+from compress.files import (
+    LockHeldError,
+    atomic_write,
+    file_lock,
+    is_locked,
+    require_regular_file,
+    sanitize,
+    write_text,
+)
 
 
 def test_atomic_write_replaces_complete_files_only(tmp_path) -> None:
@@ -78,3 +86,16 @@ def test_texts_for_terminals() -> None:
     assert sanitize("a\x1b[31mb\nc") == "a?[31mb?c"
     assert first_line(ValueError("\n\n \x1b[31mone\x1b[0m\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_only_regular_files_are_accepted(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file", "link"):
+        assert require_regular_file(tmp_path / name) == tmp_path / name
+    for name in ("zero", "loop", "pipe", "absent", ".", "nul\0"):
+        with pytest.raises(UsageError):
+            require_regular_file(tmp_path / name)
