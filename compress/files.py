@@ -19,25 +19,41 @@ from compress.errors import CompressError, UsageError
 
 #: what a file system without locks answers
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+#: what a system that cannot sync this directory answers
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+#: Pillow's names of the formats in which pictures are opened. Others start programs (EPS: Ghostscript), open a picture
+#: inside in any format (IPTC) or unpack without a limit (FITS).
+RASTER_FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN",
+    "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 _UMASK = threading.Lock()
 
 
+class WriteError(CompressError):
+    """A file or directory cannot be written: the disk is full, read-only or broken."""
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, *, size: int | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` only when it is complete and on the disk.
 
     The content goes to a hidden temporary file beside the target, which is then synced and renamed.
-    If anything fails, the target is unchanged and the temporary file is removed.
+    If anything fails before the rename, the target is unchanged and the temporary file is removed.
+
+    Args:
+        path: The file to replace; its directory is created.
+        size: Bytes that will be written, for the message of an error; None: unknown.
 
     Raises:
-        CompressError: The disk is full or the directory cannot be written.
+        WriteError: The disk is full or the directory cannot be written.
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(path, error, size) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -50,13 +66,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError):
-            raise write_error(path, error) from error
+            raise write_error(path, error, size) from error
         raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` atomically (see `atomic_write`)."""
-    with atomic_write(path) as file:
+    with atomic_write(path, size=len(content)) as file:
         file.write(content)
 
 
@@ -70,11 +86,43 @@ def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_error(path: Path, error: OSError) -> CompressError:
-    """The error to raise when `path` cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CompressError(f"{path}: the disk is full; the previous content is intact. Free some space and retry.")
-    return CompressError(f"{path}: cannot be written ({error.strerror or error}); choose another directory with --out.")
+def write_error(path: Path | str, error: OSError, size: int | None = None) -> WriteError:
+    """The error to raise when `path`, of `size` bytes, cannot be written."""
+    return WriteError(f"{path}: cannot be written: {describe_write_failure(Path(path), error, size)}")
+
+
+def describe_write_failure(path: Path, error: OSError, size: int | None = None) -> str:
+    """Return why `path` cannot be written and what to do, with the space that is free and that is required."""
+    required = "" if size is None else f", expected {size / 1e6:,.1f} MB"
+    if error.errno == errno.ENOSPC:
+        free_bytes, free_files = free_space(path)
+        if not free_files:
+            return "the disk is full, because it has no free inodes; remove some files and retry."
+        return f"the disk is full: found {free_bytes / 1e6:,.1f} MB free{required}; free some space and retry."
+    if error.errno == errno.EDQUOT:
+        return f"your disk quota is used up{required}; remove some files and retry."
+    if error.errno == errno.EROFS:
+        return "the file system is read-only; choose another directory with --out."
+    if error.errno == errno.EIO:
+        return "the disk reports an input/output error; check the disk, or choose another one with --out."
+    return f"{error.strerror or error}; choose another directory with --out."
+
+
+def free_space(path: Path) -> tuple[int, int]:
+    """Return the free bytes of the disk of `path`, and its free inodes; 1 inode if their number is unlimited."""
+    for parent in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError, ValueError):
+            status = os.statvfs(parent)
+            return status.f_bavail * status.f_frsize, status.f_favail if status.f_files else 1
+    return 0, 1
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and its parents, so that they survive a power loss. Raises OSError if that fails."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        fsync_dir(path.parent)
 
 
 def require_regular_file(path: Path) -> Path:
@@ -110,13 +158,16 @@ def read_umask() -> int:
 
 
 def fsync_dir(directory: Path) -> None:
-    """Make a rename in `directory` survive a power loss, if the system can sync directories."""
-    with contextlib.suppress(OSError):
+    """Make the entries of `directory` survive a power loss, if the system can sync directories."""
+    try:
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
 
 
 class LockHeldError(CompressError):
@@ -190,6 +241,12 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_hash(content: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
+    """Return JSON content in which `key` is the SHA-256 of everything else."""
+    rest = {name: value for name, value in content.items() if name != key}
+    return rest | {key: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def sanitize(text: str, replacement: str = "?") -> str:
