@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from compress.errors import suggest_nearest
+from compress.resources import limit_threads
 
 #: command -> (module, one line for `compress --help`); the function in the module has the name of the command
 COMMANDS = {
@@ -59,6 +60,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        limit_threads()  # before NumPy and torch are imported
         try:
             code = super().main(arguments, prog_name or "compress", **extra)
             sys.exit(code if isinstance(code, int) else 0)

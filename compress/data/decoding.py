@@ -17,6 +17,7 @@ from PIL import Image
 
 from compress.data.dataset import IGNORE_INDEX, ImageSet, UnreadableImageError
 from compress.errors import CompressError
+from compress.resources import usable_cores
 
 #: bytes and views that one worker produces at a time; small pieces let all workers scale one image with many views
 PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
@@ -102,7 +103,7 @@ def decode_images(images: ImageSet, work: Path, view: View, workers: int | None)
         masks = None
         if images.open_mask is not None:
             masks = files.enter_context(NpyWriter(work / "masks.npy", (max_rows, *view.image_size)))
-        threads = workers or os.cpu_count() or 1
+        threads = workers or usable_cores()
         for (i, _), result in map_in_order(decode_piece, view.iter_pieces(len(images)), threads):
             if isinstance(result, str):
                 unreadable.setdefault(i, result)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from compress.errors import UsageError
+from compress.resources import default_threads
 
 Precision = Literal["auto", "32", "bf16", "16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -109,6 +110,9 @@ def create_accelerator(device: str = "auto", precision: Precision = "auto") -> A
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
+    threads = default_threads()
+    if threads is not None and "OMP_NUM_THREADS" not in os.environ:  # torch counts the machine's processors
+        torch.set_num_threads(threads)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return Accelerator(chosen, resolve_precision(chosen, precision), rank, world_size)

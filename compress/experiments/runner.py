@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.errors import CompressError, UsageError
 from compress.files import is_locked
+from compress.plugins import CHILD_SCRIPT as RUN_MODULE
+from compress.plugins import child_command
+from compress.resources import usable_cores
 
 if TYPE_CHECKING:
     from compress.experiments.config import Resources
@@ -39,14 +42,14 @@ MAX_RETRIES = 2
 #: seconds to reach a Ray cluster
 CONNECT_S = 10.0
 OBJECT_STORE_BYTES = 80_000_000
-#: runs `compress` as a process that receives SIGTERM when its parent dies (on Linux), so that it saves its state
-CHILD_SCRIPT = """
-import ctypes, os, runpy, signal, sys
+#: runs a module as a process that receives SIGTERM when its parent dies (on Linux), so that it saves its state
+CHILD_SCRIPT = f"""
+import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv.pop(1)):
+if os.getppid() != int(sys.argv.pop()):
     sys.exit(128 + signal.SIGTERM)
-runpy.run_module("compress", run_name="__main__", alter_sys=True)
+{RUN_MODULE}
 """
 #: Ray on this machine alone: no telemetry, a secret token, loopback addresses only; a killed worker leaves its training
 #: to save its state; memory is watched by the operating system
@@ -157,7 +160,7 @@ class RayExecutor:
         except ImportError as error:
             raise UsageError("several workers need Ray: pip install 'compress-distill[sweep]'.") from error
         self.ray, self.ray_error, self.workers = ray, RayError, workers
-        self.cpus = resources.cpus or (1 if on is not None else max(1, count_cores() // (workers or 1)))
+        self.cpus = resources.cpus or (1 if on is not None else max(1, usable_cores() // (workers or 1)))
         self.owns_ray = not ray.is_initialized()
         with contextlib.redirect_stdout(sys.stderr):
             if self.owns_ray and on is None:
@@ -299,7 +302,7 @@ def run_compress(
     The process receives SIGTERM, which makes it save its state and end, when `should_stop` returns True and when this
     call is interrupted.
     """
-    command = [sys.executable, "-c", CHILD_SCRIPT, str(os.getpid()), *arguments]
+    command = child_command("compress", *arguments, str(os.getpid()), script=CHILD_SCRIPT)
     last_line = [""]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -351,8 +354,3 @@ def wait_until_unlocked(lock: Path) -> None:
         if time.monotonic() > end:
             raise CompressError(f"{lock.parent}: process {lock.read_text().strip()} still runs there; end it.")
         time.sleep(POLL_S)
-
-
-def count_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from compress.errors import CompressError, Interrupted, UsageError
 from compress.files import LockHeldError, file_lock, write_error
+from compress.plugins import child_command
+from compress.resources import default_threads, usable_cores
 
 if TYPE_CHECKING:
     from compress.engine.accelerator import Accelerator
@@ -197,7 +198,9 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # it logs what is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    usual = str(default_threads())
+    if os.environ.get("OMP_NUM_THREADS", usual) == usual:  # not a choice of the user
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     # A store that restarted processes share with their predecessors holds addresses of ended ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="compress-train-") as name:
@@ -209,8 +212,9 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
             rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=name, local_ranks_filter={0}),
         )  # fmt: skip
+        command = child_command(WORKER, name)
         try:
-            elastic_launch(launch_config, sys.executable)("-m", WORKER, name)
+            elastic_launch(launch_config, command[0])(*command[1:])
         except SignalException as error:
             raise read_worker_error(directory, 0, -error.sigval) from error
         except ChildFailedError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import first_line
+from compress.resources import default_threads
 from exporters.cuda import gpu_uuid
 from exporters.errors import RuntimeUnavailableError, damaged_file_error, require_file
 from exporters.packages import import_package
@@ -102,7 +103,7 @@ def create_session(path: Path, provider: Provider = "cpu", threads: int | None =
     Args:
         path: ONNX file from a trusted source.
         provider: Where it runs. No other provider takes over silently.
-        threads: Number of CPU threads; None: ONNX Runtime's default.
+        threads: Number of CPU threads; None: ONNX Runtime's default, within the CPU quota of a container.
 
     Raises:
         MissingFileError: There is no such file.
@@ -122,6 +123,7 @@ def create_session(path: Path, provider: Provider = "cpu", threads: int | None =
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised as well
+    threads = default_threads() if threads is None else threads
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     if provider != "cpu":

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.resources import default_threads
 from exporters.cpu import SAFE_WEIGHT, has_exact_int8, saturation_warning
 from exporters.errors import RunnerError, require_file
 from exporters.packages import import_package
@@ -59,6 +60,7 @@ class OpenVINORunner(Runner):
         core = import_openvino().Core()
         graph = read_graph(core, path)
         self.metadata = read_metadata(graph)
+        threads = default_threads() if threads is None else threads
         capability, hint = HINTS.get(self.metadata.get("precision", ""), ("", FLOAT32))
         is_capable = capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         settings = {

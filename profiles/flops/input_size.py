@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from compress.resources import available_memory
 from profiles.flops.counter import TRACE_ERRORS, count_products, trace_with_fvcore
 
 #: height, width
 Size = tuple[int, int]
-#: the kernel's report of available memory
-MEMINFO = Path("/proc/meminfo")
 #: difference from 1 below which an exponent counts as proportional; share of the cost below which it is not reported
 EXPONENT_TOLERANCE, MIN_COST_SHARE = 0.05, 0.005
 
@@ -81,16 +79,6 @@ def first_error_line(error: Exception) -> str:
     """Return the first line of an error message, at most 120 characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:120].rstrip(" .")
-
-
-def available_memory() -> int | None:
-    """Return the memory available to this process in bytes; None if the system does not report it."""
-    try:
-        lines = MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def scaling_exponent(small: int, large: int, fewer: int, more: int) -> float | None:

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from compress.resources import usable_cores
 from profiles.latency import energy, machine
 from profiles.latency.gpu import GpuStages, open_gpu, time_stages
 from profiles.latency.warmup import WARMUP_S, Clock, WarmupResult, warm_up
@@ -222,7 +223,7 @@ def summarize_timings(
     ms = 1e3 * np.concatenate([np.asarray(times) for times in log.rounds])
     p50, p90, p99 = (float(value) for value in np.percentile(ms, [50, 90, 99]))
     medians = [float(np.median(times)) for times in log.rounds]
-    conditions = {"before": before, "after": after, "cores": machine.available_cores(), "threads": candidate.threads}
+    conditions = {"before": before, "after": after, "cores": usable_cores(), "threads": candidate.threads}
     joules = total_energy(log, ms.sum() / 1e3)
     latency = Latency(
         latency_ms_p50=p50,

@@ -18,12 +18,13 @@ import numpy as np
 
 import exporters
 from compress.errors import CompressError, UsageError
+from compress.resources import usable_cores
 from exporters import runtimes
 from exporters.runtimes import Provider, Runner, Runtime
 from exporters.runtimes.base import to_uint8_images
 from profiles.latency.benchmark import Candidate, InterleavedTimings, Latency, benchmark_interleaved
 from profiles.latency.gpu import GpuStages
-from profiles.latency.machine import available_cores, describe_machine, is_nvidia_gpu
+from profiles.latency.machine import describe_machine, is_nvidia_gpu
 from profiles.latency.memory import load_and_first_call, peak_resident_memory
 from profiles.latency.scenarios import CandidateSpec, ScenarioError, ScenarioSettings, run_scenario
 
@@ -255,7 +256,7 @@ def create_candidate(
             model,
             runtime=runtime,
             provider=provider,
-            threads=available_cores() if threads is None else threads,
+            threads=usable_cores() if threads is None else threads,
             trust_engine=trust_engine,
         ),
         lambda runner: random_images(runner, batch_size, image_size, name=str(model) if is_file else "network"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compress.errors import CompressError
+from compress.resources import usable_cores
 from profiles.latency import machine
 from profiles.latency.benchmark import Candidate, Latency, time_call, with_environment
 from profiles.latency.scenarios import HEARTBEAT, REPLY, ScenarioError, ScenarioSettings
@@ -169,7 +170,7 @@ def measure_scenario(
     warning = machine.load_warning(
         before=latency.load_before,
         after=latency.load_after,
-        cores=machine.available_cores(),
+        cores=usable_cores(),
         threads=candidate.threads,
         p50=None if has_queue else latency.latency_ms_p50,
         p90=None if has_queue else latency.latency_ms_p90,

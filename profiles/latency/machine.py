@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from compress.resources import physical_memory, usable_cores
 from profiles.latency.gpu import open_gpu
 
 #: per-processor files in Linux
@@ -46,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
     """Return the machine as JSON values. Imports no large package."""
     return {
         "cpu": cpu_model(),
-        "cores": available_cores(),
+        "cores": usable_cores(),
         "instructions": cpu_instructions(),
         "memory_bytes": physical_memory(),
         "gpus": [asdict(gpu) for gpu in list_gpus()],
@@ -90,7 +90,7 @@ def device_name(device: str = "cpu", gpu: str | None = None) -> str:
         device_info = open_gpu(gpu)
         name = None if device_info is None else device_info.read_name()
         return name or next((one.name for one in list_gpus()), "GPU")
-    return f"{clean_cpu_name(cpu_model())}, {available_cores()} core{'s' if available_cores() > 1 else ''}"
+    return f"{clean_cpu_name(cpu_model())}, {usable_cores()} core{'s' if usable_cores() > 1 else ''}"
 
 
 def is_nvidia_gpu(device: str) -> bool:
@@ -131,23 +131,11 @@ def read_cpufreq(root: Path, file: str) -> list[str]:
     return texts
 
 
-def available_cores() -> int:
-    """Return the number of processors that this process may use; a container may limit them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_instructions() -> list[str]:
     """Return those of INSTRUCTIONS that the processor has."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read_cpuinfo(), re.MULTILINE)
     present = set(match[1].split()) if match else set()
     return [name for name in INSTRUCTIONS if name in present]
-
-
-def physical_memory() -> int | None:
-    """Return the physical memory in bytes, or None if the system does not report it."""
-    if sys.platform == "win32":
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @cache

@@ -18,10 +18,10 @@ from torch import nn
 import exporters
 import profiles
 from compress.errors import CompressError, UsageError
+from compress.resources import usable_cores
 from exporters.onnx_export import export_onnx
 from profiles.latency import cases
 from profiles.latency.cases import BenchmarkCase, NetworkSource, benchmark, benchmark_cases, create_candidate
-from profiles.latency.machine import available_cores
 from profiles.latency.scenarios import ScenarioError, ScenarioSettings
 
 
@@ -50,7 +50,7 @@ def test_candidate_of_a_network() -> None:
     with cases.preserve_threads():
         one = create_candidate(create_network(), (4, 6), 3)
     assert one.example.shape == (3, 3, 4, 6)
-    assert (one.runtime, one.threads, one.load_ms) == ("torch", available_cores(), None)
+    assert (one.runtime, one.threads, one.load_ms) == ("torch", usable_cores(), None)
 
 
 @pytest.mark.parametrize(

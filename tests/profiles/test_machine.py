@@ -74,7 +74,7 @@ def test_unknown_clock_is_none(tmp_path) -> None:
 )
 def test_cpu_name_is_cleaned(monkeypatch, full: str, short: str) -> None:
     monkeypatch.setattr(machine, "cpu_model", lambda: full)
-    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     assert machine.device_name() == f"{short}, 2 cores"
 
 
