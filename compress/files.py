@@ -11,11 +11,12 @@ import os
 import stat
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, UsageError, first_line
 
 #: what a file system without locks answers
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -120,7 +121,8 @@ def free_space(path: Path) -> tuple[int, int]:
 def make_directory(directory: Path) -> None:
     """Create a directory and its parents, so that they survive a power loss. Raises OSError if that fails."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
+    if missing:
+        directory.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         fsync_dir(path.parent)
 
@@ -249,6 +251,34 @@ def add_hash(content: Mapping[str, Any], key: str = "sha256") -> dict[str, Any]:
     return rest | {key: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
+def require_inside(folder: Path, path: Path) -> Path:
+    """Return the resolved `path` if it lies inside `folder`, after links are followed.
+
+    Raises:
+        UsageError: it lies elsewhere.
+    """
+    try:
+        resolved, inside = (folder / path).resolve(), folder.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path}: cannot be read ({first_line(error)}); give an existing file.") from error
+    if not resolved.is_relative_to(inside):
+        raise UsageError(f"{path}: found a path out of {folder}, expected one inside it.")
+    return resolved
+
+
 def sanitize(text: str, replacement: str = "?") -> str:
-    """`text` without control characters, which could change a terminal or break a table."""
-    return "".join(letter if letter.isprintable() else replacement for letter in text)
+    """`text` without characters that could change a terminal, break a table or hide other characters.
+
+    These are control characters, line ends, bidirectional overrides, invisible characters and lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else " " if unicodedata.category(letter) == "Zs" else replacement
+        for letter in text
+    )
+
+
+def sanitize_lines(text: str) -> str:
+    """`text` as `sanitize` returns it, with its line ends."""
+    return "\n".join(map(sanitize, text.split("\n")))

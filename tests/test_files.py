@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,10 @@ from compress.files import (
     atomic_write,
     file_lock,
     is_locked,
+    require_inside,
     require_regular_file,
     sanitize,
+    sanitize_lines,
     write_text,
 )
 
@@ -84,8 +87,20 @@ def test_file_lock_ends_with_its_process(tmp_path) -> None:
 
 def test_texts_for_terminals() -> None:
     assert sanitize("a\x1b[31mb\nc") == "a?[31mb?c"
+    assert sanitize("\u202ex\u200b\ud800\u00a0é語") == "?x?? é語"
+    assert sanitize_lines("a\r\nb\x9b") == "a?\nb?"
     assert first_line(ValueError("\n\n \x1b[31mone\x1b[0m\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_paths_out_of_a_folder_are_refused(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "in" / "out").symlink_to(tmp_path)
+    assert require_inside(tmp_path / "in", Path("link")) == (tmp_path / "in" / "a").resolve()
+    for name in ("../b", "/etc/passwd", "out/b", "\0"):
+        with pytest.raises(UsageError):
+            require_inside(tmp_path / "in", Path(name))
 
 
 def test_only_regular_files_are_accepted(tmp_path) -> None:
