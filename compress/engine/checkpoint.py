@@ -8,7 +8,6 @@ without an error; here, a checkpoint whose hash differs is reported and the prev
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -20,7 +19,7 @@ import torch
 
 from compress.engine.accelerator import Accelerator
 from compress.errors import CompressError
-from compress.files import sha256, write_bytes, write_json
+from compress.files import add_hash, sha256, write_bytes, write_json
 
 FORMAT = 2
 #: (step, state shared by all processes, state of this process)
@@ -174,13 +173,7 @@ class CheckpointManager:
         return self.folder / f"step-{step:09d}.json"
 
 
-def add_hash(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with the sha256 of everything else in it."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path | io.BytesIO) -> dict[str, Any]:
     """Read a state file without running code from it.
 
     Raises:

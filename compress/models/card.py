@@ -15,7 +15,7 @@ from compress.errors import CompressError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 
 
 @dataclass(config=ConfigDict(extra="forbid"))

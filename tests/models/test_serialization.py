@@ -1,18 +1,24 @@
 """Model directories: saving, loading, and detection of damage."""
 
 import json
+import os
+import random
+import threading
+from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
 from compress.errors import CompressError, UsageError
-from compress.files import sha256
+from compress.files import add_hash, sha256
 from compress.models.card import ModelCard
 from compress.models.loading import load_model
 from compress.models.overrides import ModelOverrides
 from compress.models.registry import build_model_like, build_network
-from compress.models.serialization import load_model_directory, package_versions, save_model
+from compress.models.seal_card import seal_card
+from compress.models.serialization import CARD_HASH, load_card, load_model_directory, package_versions, save_model
 
 
 def a_card(**changes) -> ModelCard:
@@ -105,26 +111,162 @@ def test_class_mismatch_lists_shapes(tmp_path):
     card = a_card()
     save_model(tmp_path, trained_looking(card), card)
     card.classes = 7
-    (tmp_path / "config.json").write_text(json.dumps(card.as_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(add_hash(card.as_dict(), CARD_HASH)))
     with pytest.raises(CompressError, match=r"found \[10, 64\], expected \[7, 64\]"):
         load_model_directory(tmp_path)
 
 
-def test_failed_save_keeps_old_model(tmp_path, monkeypatch):
-    card = a_card()
-    net = trained_looking(card)
-    save_model(tmp_path, net, card)
+def test_damaged_bytes_of_a_card_are_refused(tmp_path):
+    card = a_card(metrics={"accuracy": 0.9}, class_names=[f"c{i}" for i in range(10)])
+    save_model(tmp_path, trained_looking(a_card()), card)
+    path, rng = tmp_path / "config.json", random.Random(3)
+    whole = path.read_bytes()
+    for _ in range(500):
+        at = rng.randrange(len(whole))
+        damaged = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+        path.write_bytes(damaged)
+        try:
+            loaded = load_card(tmp_path)
+        except CompressError:
+            continue
+        assert loaded == card
+        assert json.loads(damaged) == json.loads(whole)  # only white space has changed
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CompressError, match=r"model\.safetensors"):
-        save_model(tmp_path, build_network(card), a_card())
-    monkeypatch.undo()
-    again, _ = load_model_directory(tmp_path)
-    assert torch.equal(next(again.parameters()), next(net.parameters()))
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+def test_edited_card_is_refused_until_sealed(tmp_path):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"resize": null', '"resize": 40'))
+    with pytest.raises(CompressError):
+        load_model_directory(tmp_path)
+    seal_card(tmp_path)
+    assert load_model_directory(tmp_path)[1].resize == 40
+
+
+def test_card_of_older_release_is_loaded(tmp_path):
+    save_model(tmp_path, trained_looking(a_card()), a_card())
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    del content[CARD_HASH]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CompressError):
+        load_card(tmp_path)
+    path.write_text(json.dumps(content | {"format": 1}))
+    assert load_card(tmp_path).architecture == "wrn16_1"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def file_calls(monkeypatch):
+    """The calls of `os` that change files; call number `at` raises `error` before, or with `after` after it."""
+
+    class FileCalls:
+        at, count, after, error = -1, 0, False, Killed()
+
+        def start(self, at: int, *, after: bool, error: BaseException | None = None) -> None:
+            self.at, self.count, self.after, self.error = at, 0, after, error or Killed()
+
+        def watch(self, call):
+            def watched(*args, **options):
+                here, self.count = self.count == self.at, self.count + 1
+                if here and not self.after:
+                    raise self.error
+                try:
+                    return call(*args, **options)
+                finally:
+                    if here:
+                        raise self.error
+
+            return watched
+
+    calls = FileCalls()
+    for name in ("fsync", "replace", "chmod", "mkdir", "open"):
+        monkeypatch.setattr(os, name, calls.watch(getattr(os, name)))
+    return calls
+
+
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")])
+def test_interrupted_save_leaves_old_or_new_model(tmp_path, monkeypatch, file_calls, after, error):
+    """Also if an interrupted save follows another one, and with files of the user in the directory."""
+    models = [(tiny.random_network(i), replace(tiny.CARD, metrics={"accuracy": i / 4})) for i in range(3)]
+    weights = [list(net.state_dict().values()) for net, _ in models]
+
+    def save_interrupted(model: int, at: int) -> int:
+        file_calls.start(at, after=after, error=error)
+        monkeypatch.setattr(os, "unlink", os.unlink if isinstance(error, OSError) else refuse)  # a kill cleans nothing
+        try:
+            save_model(folder, *models[model])
+        except (Killed, CompressError):
+            return True
+        finally:
+            monkeypatch.setattr(os, "unlink", unlink)
+            file_calls.at = -1
+        return False
+
+    def loaded() -> int:
+        net, card = load_model_directory(folder, user_code=tiny.CARD.architecture)
+        number = int(card.metrics["accuracy"] * 4)
+        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), weights[number], strict=True))
+        return number
+
+    unlink, at = os.unlink, 0
+    while True:
+        folder = tmp_path / str(at)
+        save_model(folder, *models[0])
+        (folder / "model-mine.safetensors").write_text("of the user")
+        (folder / ".notes.tmp").write_text("of the user")
+        if not save_interrupted(1, at):
+            break
+        assert loaded() in (0, 1)
+        assert save_interrupted(2, at)
+        assert loaded() in (0, 1, 2)
+        save_model(folder, *models[0])
+        assert loaded() == 0
+        assert {p.name for p in folder.iterdir()} == {
+            "config.json", "model.safetensors", "model-mine.safetensors", ".notes.tmp",
+        }  # fmt: skip
+        at += 1
+    assert at > 10
+
+
+def refuse(*_: object) -> None:
+    raise OSError(1, "killed")
+
+
+def test_first_save_that_is_interrupted_leaves_no_model(tmp_path, file_calls):
+    file_calls.start(6, after=False)
+    with pytest.raises(Killed):
+        save_model(tmp_path / "best", trained_looking(a_card()), a_card())
+    file_calls.at = -1
+    save_model(tmp_path / "last", trained_looking(a_card()), a_card(metrics={"accuracy": 0.5}))
+    assert load_model(str(tmp_path))[1].metrics == {"accuracy": 0.5}
+
+
+def test_readers_see_old_or_new_model(tmp_path):
+    """A reader that runs while a model is replaced gets card and weights of one model."""
+    models = [(tiny.random_network(i), replace(tiny.CARD, metrics={"accuracy": i / 2})) for i in range(2)]
+    save_model(tmp_path, *models[0])
+    stop = threading.Event()
+
+    def replace_model() -> None:
+        while not stop.is_set():
+            for model in reversed(models):
+                save_model(tmp_path, *model)
+
+    writer = threading.Thread(target=replace_model)
+    writer.start()
+    try:
+        for _ in range(20):
+            net, card = load_model_directory(tmp_path, user_code=tiny.CARD.architecture)
+            expected = models[int(card.metrics["accuracy"] * 2)][0]
+            assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_run_directory_loads_best_model(tmp_path):
@@ -188,6 +330,7 @@ def test_code_in_card_is_not_imported(tmp_path, monkeypatch):
     save_model(tmp_path / "model", build_network(card), card)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"wrn16_1"', '"sly_factory:make"'))
+    seal_card(tmp_path / "model")
     with pytest.raises(UsageError, match="--teacher-arch sly_factory:make"):
         load_model(str(tmp_path / "model"))
     assert not (tmp_path / "tripwire").exists()
