@@ -21,6 +21,7 @@ from compress.errors import CompressError, UsageError
 from compress.experiments import run_comparison
 from compress.experiments.config import Resources
 from compress.experiments.runner import CHILD_SCRIPT, Job, exit_reason, run_compress, start_executor
+from compress.plugins import CHILD_SCRIPT as RUN_MODULE
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
@@ -85,7 +86,7 @@ def test_unreachable_cluster_is_usage_error(address: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 def test_orphan_receives_sigterm(tmp_path) -> None:
-    child = f"{CHILD_SCRIPT.partition('runpy.run')[0]}\nprint(os.getpid(), flush=True)\nimport time; time.sleep(600)"
+    child = CHILD_SCRIPT.replace(RUN_MODULE, "print(os.getpid(), flush=True)\nimport time; time.sleep(600)")
     parent = (
         "import os, subprocess, sys, time\n"
         f"subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])\ntime.sleep(600)"
@@ -151,20 +152,39 @@ def _ray_token(monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
 
 
+def compare_command(photos: Path, clothes: Path, out: Path, *, workers: int, seeds: int = 1) -> list[str]:
+    settings = ["--set", "training.log_every=1", "--set", "data.views=1", "--device", "cpu", "--workers", str(workers)]
+    return [
+        sys.executable, "-m", "compress", "compare", "--teacher", "embedded/fashion_wrn16_2", "--student", "wrn16_1",
+        "--unlabeled", str(photos), "--val", str(clothes), "--methods", "kd", "--seeds", str(seeds), "--steps", "40",
+        "--batch-size", "8", "--out", str(out), "--json", *settings,
+    ]  # fmt: skip
+
+
+def start_command(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_killed_worker_resumes_training(photos, clothes, tmp_path) -> None:
-    config = create_config(photos, clothes, seeds=2, **{"training.steps": 40, "training.log_every": 1})
-    killed: list[int] = []
-
-    def kill_worker() -> None:
-        killed.append(find_parent(tmp_path / "kd-0"))
-        os.kill(killed[0], signal.SIGKILL)
-
-    result = run_while(kill_worker, lambda: run_comparison(config, output_dir=tmp_path, workers=2))
-    assert killed
-    assert killed[0] != os.getpid()
-    assert result.failed == []
+    """The command is a process of its own, because Ray ends its driver without an exception when a raylet dies."""
+    command = compare_command(photos, clothes, tmp_path / "out", workers=2, seeds=2)
+    with start_command(command) as process:
+        try:
+            metrics = tmp_path / "out" / "kd-0" / "metrics.jsonl"
+            wait_until(lambda: metrics.exists() or process.poll() is not None)
+            assert process.poll() is None, process.communicate()[1]
+            killed = find_parent(metrics.parent)
+            assert killed not in (process.pid, os.getpid())
+            os.kill(killed, signal.SIGKILL)
+            out, error = process.communicate(timeout=300)
+        except BaseException:
+            process.terminate()
+            raise
+    assert process.returncode == 0, error
+    (method,) = json.loads(out)["methods"]
+    assert [run["steps"] for run in method["runs"]] == [40, 40]
     for seed in (0, 1):
-        assert read_steps(tmp_path / f"kd-{seed}") == list(range(1, 41)), "no step is lost or repeated"
+        assert read_steps(tmp_path / "out" / f"kd-{seed}") == list(range(1, 41)), "no step is lost or repeated"
 
 
 @pytest.mark.slow
@@ -196,13 +216,8 @@ def test_dead_node_moves_training(photos, clothes, tmp_path, monkeypatch) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupted_command_continues(photos, clothes, tmp_path, workers) -> None:
-    settings = ["--set", "training.log_every=1", "--set", "data.views=1", "--device", "cpu", "--workers", str(workers)]
-    command = [
-        sys.executable, "-m", "compress", "compare", "--teacher", "embedded/fashion_wrn16_2", "--student", "wrn16_1",
-        "--unlabeled", str(photos), "--val", str(clothes), "--methods", "kd", "--seeds", "1", "--steps", "40",
-        "--batch-size", "8", "--out", str(tmp_path / "out"), "--json", *settings,
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+    command = compare_command(photos, clothes, tmp_path / "out", workers=workers)
+    with start_command(command) as first:
         wait_until(lambda: (tmp_path / "out" / "kd-0" / "metrics.jsonl").exists())
         first.send_signal(signal.SIGINT)
         out, error = first.communicate(timeout=120)
