@@ -80,17 +80,21 @@ def write_run_report(
     """
     records = collect_records(run_dirs)
     folders = [run_dir for given in run_dirs for run_dir in find_run_dirs(Path(given)) if run_dir.is_dir()]
-    images, failures = collect_overlays(find_overlay_dirs(folders), output_dir)
+    output_dir = Path(os.path.realpath(output_dir))
+    images, failures = collect_overlays(find_overlay_dirs(folders), output_dir, folders)
     task = records.records[-1].task if records.records else ""
+    known = {os.path.abspath(file) for file in images.values()}
     for caption, file in [*records.images.items(), *find_run_images(folders, task).items()]:
-        if file.resolve() not in {path.resolve() for path in images.values()}:
-            images[caption] = file.resolve()
+        if os.path.abspath(file) not in known:
+            known.add(os.path.abspath(file))
+            images[caption] = file
     progress(f"Writing the report into {output_dir}")
     return write_report(
         output_dir,
         records.records,
         title=title,
         images=images,
+        image_folders=[output_dir, *folders, *(Path(given).parent for given in run_dirs if Path(given).is_file())],
         notes=[*notes, *failures],
         commands=commands,
         limits=limits,
@@ -103,6 +107,7 @@ def write_report(
     *,
     title: str = TITLE,
     images: Mapping[str, Path] | None = None,
+    image_folders: Sequence[Path] | None = None,
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
     limits: Limits | None = None,
@@ -114,6 +119,7 @@ def write_report(
         records: One record per run and form; runs that differ only in their seed count as one model.
         title: Heading of the report.
         images: Caption -> image file to embed; one that cannot be read becomes a caveat.
+        image_folders: Folders that contain the images after links are followed; None: any file is embedded.
         notes: Additional caveats.
         commands: Command lines that reproduce the results; those of the records are added.
         limits: Maximum costs of the recommended model.
@@ -128,7 +134,7 @@ def write_report(
     models = average_seeds(records)
     comparison = Comparison(models if len(models) <= tables.MAX_ROWS else sort_by_score(Comparison(models)))
     recommendation = recommend(comparison, limits)
-    embedded, failures = embed_images(images or {})
+    embedded, failures = embed_images(images or {}, image_folders)
     drawn, by_class = draw_charts(comparison, records), class_charts(comparison)
     data = build_page_data(comparison, records, recommendation, limits, title=title)
     content = {

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +19,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from compress.errors import CompressError
+from compress.files import require_regular_file
 from profiles.formatting import format_percent
 from profiles.records import write_file
+from profiles.report.charts import clean_label
 from profiles.report.colors import class_colors
+from profiles.report.images import find_in_folders
 
 ARRAYS, IMAGE = "overlays.npz", "overlays.png"
 IGNORE = 255  #: label of ignored pixels
@@ -26,8 +35,16 @@ MAX_PREDICTIONS = 6  #: columns besides image and labels
 TILE = 184  #: longer side of a tile in pixels
 GAP, TEXT, STRIPE = 8, 22, 6  #: pixels
 INK, PAPER, LIGHT, DARK = "#1b1f24", "#ffffff", 235, 150
+MAX_IMAGES = 64  #: rows of a file that is read
+MAX_NAME = 200  #: characters of a name
+MAX_BYTES = 1 << 30  #: all arrays of a file that is read
+#: arrays of a file -> kind of their values
+KINDS = {"images": "u", "truth": "u", "predictions": "u", "names": "U", "class_names": "U"}
 #: errors of NumPy for missing or invalid files
-READ_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile)
+READ_ERRORS = (
+    CompressError, OSError, EOFError, ValueError, TypeError, LookupError, SyntaxError, MemoryError, RuntimeError,
+    SystemError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,49 +100,77 @@ def save_overlays(folder: Path, overlays: Overlays) -> Path:
     return save_overlay_image(folder, overlays)
 
 
-def save_overlay_image(folder: Path, overlays: Overlays) -> Path:
+def save_overlay_image(folder: Path, overlays: Overlays, name: str = IMAGE) -> Path:
     """Write only the image, with caption and description as metadata."""
     words = PngInfo()
     words.add_itxt("Title", overlays.caption)
     words.add_itxt("Description", overlays.description)
     file = io.BytesIO()
     draw_overlays(overlays).save(file, "PNG", optimize=True, pnginfo=words)
-    write_file(Path(folder) / IMAGE, file.getvalue())
-    return Path(folder) / IMAGE
+    write_file(Path(folder) / name, file.getvalue())
+    return Path(folder) / name
 
 
 def load_overlays(folder: Path) -> Overlays:
     """Read what `save_overlays` wrote. Raises one of READ_ERRORS if the file is missing or damaged."""
-    with open(Path(folder) / ARRAYS, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-        images, truth, predictions = file["images"], file["truth"], file["predictions"]
-        names, class_names = [str(n) for n in file["names"]], [str(n) for n in file["class_names"]]
-    kinds = {images.dtype, truth.dtype, predictions.dtype}
+    arrays = read_arrays(require_regular_file(Path(folder) / ARRAYS))
+    images, truth, predictions = arrays["images"], arrays["truth"], arrays["predictions"]
+    names, class_names = ([clean_label(str(n), MAX_NAME) for n in arrays[key]] for key in ("names", "class_names"))
     shapes = images.shape == (*truth.shape, 3) and predictions.shape == (len(names), *truth.shape) and truth.ndim == 3
-    if kinds != {np.dtype(np.uint8)} or not shapes or truth.size == 0:
+    if not shapes or truth.size == 0 or len(truth) > MAX_IMAGES or len(class_names) > IGNORE:
         raise ValueError("not arrays of overlays")
+    if len(set(names)) < len(names):
+        raise ValueError("two predictions with one name")
     return Overlays(images, truth, dict(zip(names, predictions, strict=True)), class_names)
 
 
-def collect_overlays(run_dirs: Sequence[Path], output_dir: Path) -> tuple[dict[str, Path], list[str]]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of overlays after their headers; a small file can announce any size, which NumPy reserves.
+
+    Raises one of READ_ERRORS, ValueError for other types and for more than MAX_BYTES.
+    """
+    total = 0
+    with zipfile.ZipFile(path) as file:
+        for name, kind in KINDS.items():
+            with file.open(f"{name}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            if dtype.kind != kind or (kind == "u" and dtype.itemsize != 1) or min(shape, default=0) < 0:
+                raise ValueError(f"found values of type {dtype}, expected {kind}")
+            total += math.prod(shape) * dtype.itemsize
+        if total > MAX_BYTES:
+            raise ValueError(f"found {total} bytes, expected at most {MAX_BYTES}")
+        return {name: read_array(file, name) for name in KINDS}
+
+
+def read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def collect_overlays(
+    run_dirs: Sequence[Path], output_dir: Path, folders: Sequence[Path] | None = None
+) -> tuple[dict[str, Path], list[str]]:
     """Draw the overlays of several run directories into `output_dir`: caption -> image, and failures.
 
-    Runs with the same images share one image. Raises RecordError if `output_dir` cannot be written.
+    Runs with the same images share one image. Files out of `folders` are not read, if these are given.
+
+    Raises RecordError if `output_dir` cannot be written.
     """
     loaded, failures = [], []
     for run_dir in run_dirs:
-        if not (run_dir / ARRAYS).is_file():
+        if not os.path.lexists(run_dir / ARRAYS):
             continue
         try:
-            loaded.append((run_dir.resolve().name, load_overlays(run_dir)))
+            file = run_dir / ARRAYS if folders is None else find_in_folders(run_dir / ARRAYS, folders)
+            loaded.append((file.parent.resolve().name, load_overlays(file.parent)))
         except READ_ERRORS as error:
             failures.append(f"The overlays of {run_dir.name} could not be read ({type(error).__name__}: {ARRAYS}).")
     images = {}
     for i, overlays in enumerate(merge_overlays(loaded)):
-        path = (
-            save_overlay_image(output_dir, overlays)
-            if i == 0
-            else save_overlay_image(output_dir / f"overlays-{i + 1}", overlays)
-        )
+        file = IMAGE if i == 0 else IMAGE.replace(".", f"-{i + 1}.")
+        path = save_overlay_image(output_dir, overlays, file)
         images[overlays.caption if i == 0 else f"{overlays.caption} ({i + 1})"] = path
     return images, failures
 

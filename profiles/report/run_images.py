@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from profiles.records import read_records
-from profiles.report.overlays import ARRAYS, IMAGE
+from profiles.report.overlays import ARRAYS
 
 #: images of one kind that are shown of a run, from its start to its end
 MAX_STEPS = 4
 #: stems of the grids that methods draw
 GRIDS = ("mosaics", "synthetic")
+#: images that reports draw themselves
+OVERLAYS = re.compile(r"overlays(-\d+)?\.png")
 #: subdirectory of a run with the images that it drew during training
 STEP_IMAGES = "images"
 
@@ -21,7 +24,7 @@ def find_run_images(run_dirs: Sequence[Path], task: str) -> dict[str, Path]:
     images = {}
     for run_dir in run_dirs:
         for file in sorted([*run_dir.glob("*.png"), *run_dir.glob("*/mosaics.png")]):
-            if file.name != IMAGE:
+            if not OVERLAYS.fullmatch(file.name):
                 name = file.relative_to(run_dir)
                 images[image_caption(name if len(run_dirs) == 1 else Path(run_dir.name) / name, task)] = file
     drawn = [
@@ -40,6 +43,8 @@ def find_step_images(run_dir: Path, *, named: bool) -> dict[str, Path]:
     """Return images drawn during training, evenly spaced: caption -> file. `named`: with the directory's name."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted([*run_dir.glob(f"{STEP_IMAGES}/*-*.png"), *run_dir.glob(f"*/{STEP_IMAGES}/*-*.png")]):
+        if not file.stem.rpartition("-")[2].isdecimal():
+            continue
         kind = file.parent.parent.relative_to(run_dir) / file.stem.rpartition("-")[0]
         kinds.setdefault(str(kind), []).append(file)
     images = {}
@@ -64,5 +69,5 @@ def image_caption(image: Path, task: str) -> str:
 
 def find_overlay_dirs(run_dirs: Sequence[Path]) -> list[Path]:
     """Return the directories and their subdirectories that have overlays, as in a demo."""
-    nested = {run_dir: sorted(file.parent for file in run_dir.glob(f"*/{ARRAYS}")) for run_dir in run_dirs}
-    return list(dict.fromkeys(one for run_dir in run_dirs for one in (run_dir, *nested[run_dir])))
+    files = [file for run_dir in run_dirs for file in sorted([*run_dir.glob(ARRAYS), *run_dir.glob(f"*/{ARRAYS}")])]
+    return list(dict.fromkeys(file.parent for file in files))
