@@ -1,11 +1,16 @@
-"""Numbers and lists as text; text escaped for Markdown. Imports nothing else of this package."""
+"""Numbers and lists as text; text escaped for Markdown; CSV. Imports nothing else of this package."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from compress.files import sanitize
 
 MAX_LISTED = 8  #: names in one sentence
 
@@ -116,3 +121,26 @@ def fence_code(lines: Sequence[str]) -> str:
     text = "\n".join(lines)
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
     return f"{fence}console\n{text}\n{fence}"
+
+
+def format_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV. All cells are quoted, because other programs also separate at semicolons and tabs."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([map(escape_formula, row) for row in rows])
+    return file.getvalue()
+
+
+def escape_formula(value: Any) -> Any:
+    """Return text on one line, with an apostrophe before what a spreadsheet would take for a formula.
+
+    Spreadsheets ignore spaces, quotes and invisible characters before a formula, some accept full-width signs, and
+    some begin a new cell at a semicolon.
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    parts = sanitize(str(value), " ").split(";")
+    return ";".join(f"'{part}" if is_formula(part) else part for part in parts)
+
+
+def is_formula(text: str) -> bool:
+    return unicodedata.normalize("NFKC", text).lstrip(' "')[:1] in ("=", "+", "-", "@")

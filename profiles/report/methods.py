@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal
 from profiles.formatting import (
     capitalize_name,
     format_count,
+    format_csv,
     format_duration,
     format_percent,
     format_significant,
@@ -201,10 +200,8 @@ def run_data(metric: str, record: Record, score: float, best: float) -> dict[str
 
 def methods_to_csv(methods: Sequence[Mapping[str, Any]]) -> str:
     """Convert the ranking to CSV with unrounded numbers, one row per method."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMNS, "learns_from", "settings"])
+    lines: list[list[Any]] = [[*COLUMNS, "learns_from", "settings"]]
     for one in methods:
         settings = "; ".join(f"{key}={value}" for key, value in one["settings"].items())
-        writer.writerow([*(one[name] for name in COLUMNS), "; ".join(one["learns_from"]), settings])
-    return file.getvalue()
+        lines.append([*(one[name] for name in COLUMNS), "; ".join(one["learns_from"]), settings])
+    return format_csv(lines)

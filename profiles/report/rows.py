@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
-from profiles.formatting import finite_number, to_json_safe
+from profiles.formatting import finite_number, format_csv, to_json_safe
 from profiles.latency.benchmark import Latency
 from profiles.records import Record, learning_curve
 from profiles.report.comparison import CLASS_IOU, Comparison, LatencySetting
@@ -146,30 +144,17 @@ def class_data(comparison: Comparison, records: Sequence[Record]) -> dict[str, A
 
 def rows_to_csv(data: Mapping[str, Any]) -> str:
     """Convert the rows of `build_page_data` to CSV with unrounded numbers: one line per row and setting."""
-    file = io.StringIO()
     plain = [
         "name", "role", "method", "network", "format", "precision", "seeds", "score", "spread", "retained", "macs",
         "flops", "params", "activations", "size_bytes",
     ]  # fmt: skip
-    setting_keys = ["machine", "device", "runtime", "threads", "batch", "scenario"]
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*plain, *setting_keys, *TIMES.values(), "command"])
+    where = ["machine", "device", "runtime", "threads", "batch", "scenario"]
+    lines: list[list[Any]] = [[*plain, *where, *TIMES.values(), "command"]]
     for row in data["rows"]:
-        known = [escape_formula(row[name]) for name in plain]
-        command = escape_formula(row["run"].get("command"))
         for index, times in row["times"].items() or [(None, {})]:
             setting = {} if index is None else data["settings"][int(index)]
-            writer.writerow(
-                [
-                    *known,
-                    *(escape_formula(setting.get(key)) for key in setting_keys),
-                    *(times.get(k) for k in TIMES),
-                    command,
-                ]
-            )
-    return file.getvalue()
-
-
-def escape_formula(value: Any) -> Any:
-    """Prefix text that a spreadsheet would take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+            lines.append([
+                *(row[key] for key in plain), *(setting.get(key) for key in where), *(times.get(key) for key in TIMES),
+                row["run"].get("command"),
+            ])  # fmt: skip
+    return format_csv(lines)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "example"
 DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'</script>&amp;\u2028=1+1"
+FORMULAS = ["=1+1", " =1", "\r=1", "\ufeff@x", "\u3000＝1", 'a;"-1', "\x00-1", "\u202e=1", "a\tb\u2028"]
 
 
 def sweep() -> list[Record]:
@@ -441,12 +442,14 @@ def test_rows_are_paged(open_page):
 
 
 def test_page_csv_matches_python(open_page):
-    tab = open_page()
+    hostile = [Record(name, method=name, metrics={"accuracy": 0.1}) for name in FORMULAS]
+    data = create_page_data([*RECORDS, *hostile])
+    tab = open_page(render_page(data))
     draw_all(tab)
     with tab.expect_download() as download:
         tab.locator("#csv").click()
     result = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
-    wanted = list(csv.reader(io.StringIO(rows_to_csv(DATA))))
+    wanted = list(csv.reader(io.StringIO(rows_to_csv(data))))
     assert result[0] == wanted[0]
     assert len(result) == len(wanted)
     for line, like in zip(result[1:], wanted[1:], strict=True):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from dataclasses import replace
 from statistics import stdev
 from typing import Any
 
 import pytest
 
+from profiles.formatting import format_csv
 from profiles.latency.benchmark import Latency
 from profiles.record_sets import average_seeds
 from profiles.records import Record
@@ -82,3 +84,22 @@ def test_csv_has_no_formulas():
     assert float(lines[1]["latency_ms_p50"]) == 2.0
     assert lines[1]["command"] == "'=evil()"
     assert lines[0]["params"] == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", " =1", "\t=1", "\r=1", "\n=1", "\ufeff=1", "\u200b@x", "\u3000+1", "＝1", "－1", "＠x", "\x00-1",
+     "\u202e=1", "a\r=1", 'a";=1', "a;=1", "a\t=1", 'a;"=1', "a; ＝1"],
+)  # fmt: skip
+def test_no_cell_is_a_formula(text: str):
+    """A spreadsheet may separate at semicolons or tabs, and drops spaces and marks before a formula."""
+    written = rows_to_csv(data_of(replace(STUDENT, name=text, method=text, run={"command": text})))
+    assert "\r" not in written
+    for separator in ",;\t":
+        for line in csv.reader(io.StringIO(written), delimiter=separator):
+            for cell in line:
+                assert unicodedata.normalize("NFKC", cell).lstrip()[:1] not in set("=+-@")
+
+
+def test_numbers_stay_numbers():
+    assert format_csv([[-1.5, 2, True, None, "-1", "a"]]) == '"-1.5","2","True","","\'-1","a"\n'

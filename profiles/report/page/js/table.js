@@ -253,11 +253,12 @@ function asCsv() {
   return lines.map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
 }
 
-/** Prefix text that a spreadsheet would take for a formula. */
+/** A quoted cell: text on one line, with an apostrophe before what a spreadsheet takes for a formula (formatting.py). */
 function csvCell(value) {
-  if (value === null || value === undefined) return "";
-  if (typeof value === "boolean") return value ? "True" : "False";
-  const text = String(value);
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  if (value === null || value === undefined) return '""';
+  if (typeof value === "boolean") return value ? '"True"' : '"False"';
+  if (typeof value === "number") return `"${value}"`;
+  const parts = String(value).replace(/[\p{C}\p{Z}]/gu, " ").split(";");
+  const text = parts.map((part) => (/^[ "]*[=+\-@]/.test(part.normalize("NFKC")) ? `'${part}` : part)).join(";");
+  return `"${text.replaceAll('"', '""')}"`;
 }
