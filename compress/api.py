@@ -98,7 +98,7 @@ def distill(
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
-    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
+    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False, allow_code: bool = False,
     data_root: Path | None = None, output_dir: str | Path | None = None, resume: bool | None = None,
     export: Literal["onnx"] | None = None, report: bool = False, command: str = "", progress: Progress = ignore,
 ) -> RunResult:  # fmt: skip
@@ -131,6 +131,8 @@ def distill(
         teacher_arch: Architecture of a state dict that is not recognized.
         classes: Number of classes; must match the teacher's.
         trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
+        allow_code: Import code that the recipe names, as "package.module:name". Names in other arguments need no
+            permission.
         data_root: Directory of data sets that are known by name.
         output_dir: Run directory; default "runs/METHOD-STUDENT".
         resume: None resumes a run if there is one, True requires one, False replaces it.
@@ -165,9 +167,9 @@ def train(
     image_size: Size | None = None, grayscale: bool | None = None, steps: int | None = None,
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
-    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), data_root: Path | None = None,
-    output_dir: str | Path | None = None, resume: bool | None = None, export: Literal["onnx"] | None = None,
-    command: str = "", progress: Progress = ignore,
+    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), allow_code: bool = False,
+    data_root: Path | None = None, output_dir: str | Path | None = None, resume: bool | None = None,
+    export: Literal["onnx"] | None = None, command: str = "", progress: Progress = ignore,
 ) -> RunResult:  # fmt: skip
     """Train a model on labeled images (teachers and baselines).
 
@@ -177,8 +179,8 @@ def train(
         validation: Labeled images to measure on; never trained on.
         image_size: Input (height, width) in pixels; default (32, 32).
         grayscale: Convert images to grayscale in the model.
-        steps, epochs, time_limit, batch_size, precision, device, devices, restarts, seed, recipe, settings, data_root,
-            output_dir, resume, export, command, progress: See `distill`.
+        steps, epochs, time_limit, batch_size, precision, device, devices, restarts, seed, recipe, settings, allow_code,
+            data_root, output_dir, resume, export, command, progress: See `distill`.
 
     Returns:
         The best model's directory, its scores and its cost.
@@ -268,7 +270,7 @@ def synthesize(
     teacher: ModelLike | None = None, *, method: str | None = None, run: str | Path | None = None,
     count: int = 50_000, precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
-    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
+    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False, allow_code: bool = False,
     output_dir: str | Path | None = None, resume: bool | None = None, progress: Progress = ignore,
 ) -> SynthesisResult:  # fmt: skip
     """Generate images from a trained model, without data or a student.
@@ -279,8 +281,8 @@ def synthesize(
         run: Sample from the generator of this run instead; the run decides teacher, method and settings.
         count: Number of images.
         output_dir: Directory of the run; default "runs/METHOD-images".
-        precision, device, devices, restarts, seed, recipe, settings, teacher_arch, classes, trust_pickle, resume,
-            progress: See `distill`.
+        precision, device, devices, restarts, seed, recipe, settings, teacher_arch, classes, trust_pickle, allow_code,
+            resume, progress: See `distill`; the last two permissions are for the recipe of `run` too.
 
     Returns:
         The directory of the images, one directory per class, and how many there are.
@@ -395,8 +397,9 @@ def sweep(
     calibration: str | None = None, seeds: int | None = None, time_limit: float | None = None,
     steps: int | None = None, device: str | None = None, settings: Settings = (), prune: str | None = None,
     max_latency: float | None = None, max_gflop: float | None = None, max_size: int | None = None,
-    max_energy: float | None = None, data_root: Path | None = None, output_dir: str | Path = "runs/sweep",
-    workers: int | None = None, on: str | None = None, command: str = "", progress: Progress = ignore,
+    max_energy: float | None = None, trust_pickle: bool = False, allow_code: bool = False,
+    data_root: Path | None = None, output_dir: str | Path = "runs/sweep", workers: int | None = None,
+    on: str | None = None, command: str = "", progress: Progress = ignore,
 ) -> SweepResult:  # fmt: skip
     """Train every student with every method, export and measure every file, and report the trade-off.
 
@@ -420,7 +423,7 @@ def sweep(
         output_dir: Directory of the sweep.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
-        device, settings, data_root, command, progress: See `distill`.
+        device, settings, trust_pickle, allow_code, data_root, command, progress: See `distill`.
 
     Returns:
         All cells with their files, and the recommended model.
@@ -602,7 +605,8 @@ def export(
     hardware_compatible: Literal["ampere+", "same-capability"] | None = None,
     compute_capabilities: Sequence[str] = (), opset: int = 18,
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto", arch: str | None = None, classes: int | None = None,
-    ema: bool = False, trust_pickle: bool = False, record: Path | None = None, progress: Progress = ignore,
+    ema: bool = False, trust_pickle: bool = False, allow_code: bool = False, record: Path | None = None,
+    progress: Progress = ignore,
 ) -> ExportSummary:  # fmt: skip
     """Export a model in every requested format and precision.
 
@@ -639,6 +643,7 @@ def export(
         compute_capabilities: GPUs that a TensorRT-RTX engine is built for, such as "8.6".
         opset: ONNX opset version, >= 18.
         exporter: PyTorch's ONNX exporter.
+        allow_code: Import code that the recipe of a run names, whose generator makes the calibration images.
         arch, classes, ema, trust_pickle, record, progress: See `evaluate`.
 
     Returns:

@@ -125,7 +125,7 @@ def optional_packages() -> list[PackageStatus]:
 def try_imports(packages: Sequence[PackageStatus]) -> list[PackageStatus]:
     """Import the packages without a known problem in a separate process."""
     modules = {one.name: IMPORT_NAMES.get(one.name, one.name) for one in packages if one.problem is None}
-    command = [sys.executable, "-W", "ignore", "-c", IMPORT_TRIAL, *modules.values()]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", IMPORT_TRIAL, *modules.values()]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0:
         problem = f"importing all core packages ends the interpreter (exit code {run.returncode})"

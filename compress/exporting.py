@@ -56,7 +56,7 @@ class ExportSummary:
 
 def export(
     model: Any, output: str | Path | None, *, formats: Sequence[Any], precisions: Sequence[Any], arch: str | None,
-    classes: int | None, image_size: Any, ema: bool, trust_pickle: bool, record: Path | None,
+    classes: int | None, image_size: Any, ema: bool, trust_pickle: bool, allow_code: bool, record: Path | None,
     progress: Callable[[str], None], **options: Any,
 ) -> ExportSummary:  # fmt: skip
     """Export a model; see `compress.export`."""
@@ -82,7 +82,9 @@ def export(
             calibration = stack.enter_context(
                 open_calibration_images(
                     options["calibration"], spec, card, options["calibration_images"], root=options["data_root"],
-                    generate=partial(iter_generator_samples, progress=progress),
+                    generate=partial(
+                        iter_generator_samples, allow_code=allow_code, trust_pickle=trust_pickle, progress=progress
+                    ),
                 )
             )  # fmt: skip
         settings = create_settings(reference, card, formats, precisions, calibration, options, progress)

@@ -78,6 +78,7 @@ export_options = options.add_options(
 @click.argument("model")
 @export_options
 @options.model_options(dynamic=True)
+@options.allow_code
 @options.record_option
 @options.common_options
 def export(model: str, as_json: bool, **settings: Any) -> int:

@@ -138,6 +138,9 @@ overrides = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, for example method.local=0.5."
 )
 
+#: permission for names in files; those on the command line need none
+allow_code = click.option("--allow-code", is_flag=True, help="Import code that a recipe names as package.module:name.")
+
 #: how and where a training computes
 compute_options = add_options(
     precision,
@@ -151,6 +154,7 @@ compute_options = add_options(
     click.option("--seed", type=click.IntRange(min=0), help="Random seed.  [default: 0]"),
     click.option("--recipe", type=PATH, help="YAML file of settings, or a shipped recipe; options override it."),
     overrides,
+    allow_code,
     click.option("--resume/--fresh", default=None, help="Require a run to resume, or replace it.  [default: resume]"),
 )
 
@@ -169,12 +173,16 @@ training_options = add_options(
     click.option("--dry-run", is_flag=True, help="Check all settings, estimate the cost, and exit."),
 )
 
+trust_pickle = click.option(
+    "--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code."
+)
+
 #: which teacher, and what its file does not contain
 teacher_options = add_options(
     click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
     click.option("--teacher-arch", metavar="NAME", help="Architecture of a state dict that is not recognized."),
     click.option("--classes", type=click.IntRange(min=2), help="Number of classes; must match the teacher's."),
-    click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code."),
+    trust_pickle,
 )
 
 

@@ -33,6 +33,8 @@ from compress.cli.output import command_line, emit, print_status
               help="A setting of one method (mosaic.bn=10) or of all runs (data.views=1).")  # fmt: skip
 @click.option("--prune", type=click.Choice(["none", "median", "asha"]), help="Stop runs that are worse than others.")
 @options.limit_options
+@options.trust_pickle
+@options.allow_code
 @options.worker_options
 @click.option("--out", "output_dir", type=options.PATH, default=Path("runs/sweep"), show_default=True,
               help="Directory of the sweep; one run is STUDENT-METHOD-SEED.")  # fmt: skip

@@ -90,6 +90,11 @@ class Document:
         sections = (keys[:end] for end in range(len(keys), -1, -1))
         return next((self.locations[section] for section in sections if section in self.locations), self.source)
 
+    def is_from_file(self, keys: Keys) -> bool:
+        """Whether the value at `keys` was read from the file of this document, not given over it."""
+        location = self.locate(keys)
+        return bool(self.source) and (location == self.source or location.startswith(f"{self.source}:"))
+
     def error(self, path: str, message: str) -> UsageError:
         """Create a UsageError about the setting at a dotted path."""
         return UsageError(format_message(self.locate(split_path(path)), path, message))

@@ -40,6 +40,7 @@ def train_run(run: RunSpec, progress: Progress, *, should_stop: Callable[[], boo
         CompressError: the training failed.
     """
     from compress.training.launch import LOCK
+    from compress.training.trust import consent_options
 
     wait_until_unlocked(run.directory / LOCK)
     progress(f"{run.directory.name}: training {run.student} with {run.name}, seed {run.seed}")
@@ -54,6 +55,7 @@ def train_run(run: RunSpec, progress: Progress, *, should_stop: Callable[[], boo
         return stopped
 
     arguments = ["distill", "--recipe", str(recipe), "--out", str(run.directory), "--json"]
+    arguments += consent_options(run.train_config)
     code, last_line = run_compress(arguments, progress, should_stop=check)
     if code and not stopped:
         raise CompressError(exit_reason(code, last_line))
@@ -66,7 +68,7 @@ def train_in_process(run: RunSpec, recipe: Path, progress: Progress) -> None:
     from compress.training.launch import run_training
     from compress.training.setup import load_config
 
-    config, method = load_config(load_yaml(recipe))
+    config, method = load_config(load_yaml(recipe), allow_code=True, trust_pickle=True)  # as the user allowed
     try:
         run_training(config, method, output_dir=run.directory, progress=progress)
     except Interrupted as error:
@@ -211,7 +213,7 @@ def export_files(
         if "int8" in precisions:
             calibration = stack.enter_context(open_calibration_images(
                 spec.calibration, spec.model.model, card, spec.calibration_images, root=spec.data.root,
-                generate=partial(iter_generator_samples, progress=progress),
+                generate=partial(iter_generator_samples, progress=progress, **spec.consent),
             ))  # fmt: skip
             settings = replace(settings, int8=Int8Options(calibration.batches))
         outcome = export_all(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import config
+from compress.data.calibration import SYNTHETIC
 from compress.errors import UsageError
 from compress.experiments.config import FilePrecision, Format, PruningConfig
 from compress.files import write_text
@@ -82,6 +83,14 @@ class ExportSpec:
     calibration: str | None = None  #: None: no int8 files
     calibration_images: int = 256
     max_drop: float | None = None
+    allow_code: bool = False  #: the run directory in `calibration` may name code of the user
+    trust_pickle: bool = False  #: it may trust pickles
+
+    @property
+    def consent(self) -> dict[str, bool]:
+        """What the run that makes the calibration images may do; the runs of the sweep itself were allowed."""
+        is_own = self.calibration == SYNTHETIC
+        return {"allow_code": self.allow_code or is_own, "trust_pickle": self.trust_pickle or is_own}
 
     @property
     def request(self) -> dict[str, Any]:

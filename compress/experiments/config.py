@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from compress.methods import METHODS, find_method
 from compress.models.registry import infer_task
 from compress.training.config import DataConfig, StudentConfig, TaskConfig, TeacherConfig, TrainConfig
 from compress.training.recipes import find_recipe, nest_keys
+from compress.training.trust import require_consent
 
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -121,6 +122,7 @@ class SweepConfig(ExperimentConfig):
     limits: LimitsConfig = setting(factory=LimitsConfig, description="Maximum cost of the recommended model.")
     batch_sizes: list[Count] = setting(factory=lambda: [1, 8], description="Batch sizes that are timed.")
     duration: Duration = setting(1.0, "Time per file and batch size, in seconds or with a unit.")
+    allow_code: bool = field(default=False, init=False)  #: consent to code that files name; no recipe can give it
 
     @property
     def file_types(self) -> list[tuple[Format, FilePrecision]]:
@@ -137,13 +139,19 @@ class ComparisonConfig(ExperimentConfig):
     same_steps: bool = setting(False, "Later seeds run the steps of the first seed instead of its time.")
 
 
-def load_sweep_config(document: Document) -> SweepConfig:
+def load_sweep_config(document: Document, *, allow_code: bool = False, trust_pickle: bool = False) -> SweepConfig:
     """Validate a sweep recipe.
+
+    Args:
+        document: A recipe file, with the settings of the user over it.
+        allow_code: The file may name code of the user; see `require_consent`.
+        trust_pickle: The file may say that pickles are trusted.
 
     Raises:
         UsageError: a setting is wrong; names its line, key and the nearest valid name.
     """
-    loaded = _load_config(SweepConfig, document)
+    loaded = _load_config(SweepConfig, document, allow_code=allow_code, trust_pickle=trust_pickle)
+    loaded.allow_code = allow_code
     for i, student in enumerate(loaded.students):
         try:
             infer_task(student)
@@ -168,6 +176,7 @@ def resolve_sweep_config(
     *,
     output_dir: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
+    allow_code: bool = False,
     **arguments: Any,
 ) -> SweepConfig:
     """Load a sweep recipe with arguments and settings on top.
@@ -176,6 +185,7 @@ def resolve_sweep_config(
         recipe: A YAML file or the name of a shipped recipe. Default: `sweep.yaml` in `output_dir`, if it exists.
         output_dir: Directory of the sweep.
         settings: `KEY=VALUE` or `METHOD.KEY=VALUE`, or a mapping from such keys to values.
+        allow_code: The recipe may name code of the user.
         **arguments: Arguments of `compress.sweep`, or dotted recipe keys. None keeps the value of the recipe.
             `methods` may be a list of names; the settings that the recipe has for them are kept.
 
@@ -186,7 +196,8 @@ def resolve_sweep_config(
         recipe = Path(output_dir) / SWEEP_FILE
     empty = config.document_from_mapping({}, source="")
     document = empty if recipe is None else config.load_yaml(find_recipe(recipe))
-    return load_sweep_config(_merge_arguments(SweepConfig, document, arguments, settings))
+    merged = _merge_arguments(SweepConfig, document, arguments, settings)
+    return load_sweep_config(merged, allow_code=allow_code, trust_pickle=bool(arguments.get("trust_pickle")))
 
 
 def resolve_comparison_config(
@@ -204,13 +215,18 @@ def _merge_arguments(
     given = {ARGUMENT_KEYS.get(name, name): value for name, value in arguments.items() if value is not None}
     if any(f"training.{name}" in given for name in ("steps", "time_limit")):
         given = {"training.steps": None, "training.time_limit": None, **given}
-    if isinstance(document.get("methods"), list):
-        document = document.merge({"methods": {name: {} for name in document.get("methods")}}, document.source)
+    named = document.get("methods")
+    if isinstance(named, list) and all(isinstance(name, str) for name in named):
+        lines = [document.locate(("methods", i)) for i in range(len(named))]
+        document = document.merge({"methods": {}}, document.locate(("methods",)))
+        for name, line in zip(named, lines, strict=True):
+            document = document.merge({"methods": {name: {}}}, line)
     methods = given.pop("methods", None)
     if methods is not None:
         methods = list(METHODS) if methods == "all" else methods
         names = methods.split(",") if isinstance(methods, str) else methods
-        known = document.get("methods") or {}
+        known = document.get("methods")
+        known = known if isinstance(known, dict) else {}
         chosen = {name.strip(): known.get(name.strip()) or {} for name in names}
         document = document.merge({"methods": None}, "").merge({"methods": chosen}, "--methods")
     teacher = {key: given.pop(key) for key in list(given) if key.startswith("teachers.0.")}
@@ -219,9 +235,10 @@ def _merge_arguments(
         document = document.merge({"teachers": {"0": teacher} if document.get("teachers") else [teacher]}, "")
     document = document.merge(nest_keys(given), "")
     if isinstance(settings, Mapping):
-        settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        settings = [f"{key}={json.dumps(config.to_plain(value))}" for key, value in settings.items()]
     for item in settings:
-        document = document.merge(_parse_override(cls, item, document.get("methods") or {}), "--set")
+        known = document.get("methods")
+        document = document.merge(_parse_override(cls, item, known if isinstance(known, dict) else {}), "--set")
     return document
 
 
@@ -243,8 +260,9 @@ def _parse_override(cls: type[ExperimentConfig], item: str, methods: Mapping[str
     return config.parse_overrides([item])
 
 
-def _load_config(cls: type[C], document: Document) -> C:
+def _load_config(cls: type[C], document: Document, *, allow_code: bool = False, trust_pickle: bool = False) -> C:
     loaded = config.validate(cls, document)
+    require_consent(document, allow_code=allow_code, trust_pickle=trust_pickle)
     for one in fields(cls):
         if getattr(loaded, one.name) in ([], {}):
             raise document.error(one.name, "found nothing, expected at least one.")

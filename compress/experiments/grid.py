@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import config
+from compress.data.calibration import SYNTHETIC
 from compress.errors import UsageError
 from compress.experiments.cells import TEACHER, Cell, ExportSpec, FileType, RunSpec
 from compress.methods import display_name, find_method
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from compress.training.config import TrainConfig
     from compress.training.setup import TrainingSetup
 
-SYNTHETIC = "synthetic"
 #: data that a method may need -> what is missing without it
 NEEDS = {"unlabeled": "unlabeled images (--unlabeled)", "labeled": "labeled images (--data)"}
 
@@ -254,8 +254,9 @@ def _export_spec(
     calibration: str | None,
 ) -> ExportSpec:
     return ExportSpec(
-        directory, model, sweep.task, file_types, sweep.data, calibration, sweep.calibration_images, sweep.max_drop
-    )
+        directory, model, sweep.task, file_types, sweep.data, calibration, sweep.calibration_images, sweep.max_drop,
+        allow_code=sweep.allow_code, trust_pickle=sweep.teachers[0].trust_pickle,
+    )  # fmt: skip
 
 
 def _path_part(name: str) -> str:

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import compress
 from compress.errors import CompressError, UsageError
-from compress.files import is_locked
+from compress.files import is_locked, sanitize
 from compress.plugins import CHILD_SCRIPT as RUN_MODULE
 from compress.plugins import child_command
 from compress.resources import usable_cores
@@ -162,7 +163,7 @@ class RayExecutor:
         self.ray, self.ray_error, self.workers = ray, RayError, workers
         self.cpus = resources.cpus or (1 if on is not None else max(1, usable_cores() // (workers or 1)))
         self.owns_ray = not ray.is_initialized()
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(import_directory()):
             if self.owns_ray and on is None:
                 ray.init(
                     "local", num_cpus=self.cpus * (workers or 1), include_dashboard=False, configure_logging=False,
@@ -243,6 +244,12 @@ class ActorProxy:
         return lambda *arguments: ray.get(getattr(self.actor, name).remote(*arguments))
 
 
+def import_directory() -> Path:
+    """Return the directory in which Ray starts, because its workers import modules from there first."""
+    root = Path(compress.__file__).resolve().parents[1]
+    return root if root == Path.cwd().resolve() else Path(root.anchor)
+
+
 def check_reachable(address: str) -> None:
     """Connect to HOST:PORT, because Ray ends the process if nothing listens there."""
     if address != "auto":
@@ -264,7 +271,7 @@ def run_job_remotely(job: Job, directory: str) -> tuple[Any, str | None]:
     """Run a job in a Ray worker, in the driver's working directory if it exists there."""
     with contextlib.suppress(OSError):
         os.chdir(directory)
-    return run_job(job, lambda line: print(line, file=sys.stderr, flush=True))
+    return run_job(job, lambda line: print(sanitize(line), file=sys.stderr, flush=True))
 
 
 def record_outcome(outcomes: JobOutcomes, job: Job, result: Any, error: str | None, *, progress: Progress) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import config
+from compress.data.calibration import SYNTHETIC
 from compress.errors import Interrupted, UsageError
 from compress.experiments.artifacts import benchmark_files, build_teacher, read_timing, train_cell
 from compress.experiments.cells import TEACHER, Cell, ExportSpec, require_resume, require_shareable
 from compress.experiments.config import SWEEP_FILE, SweepConfig
-from compress.experiments.grid import SYNTHETIC, Grid, SkippedMethod, build_grid
+from compress.experiments.grid import Grid, SkippedMethod, build_grid
 from compress.experiments.pruning import PruningMonitor, scores_by_budget_fraction
 from compress.experiments.runner import Job, JobOutcomes, Progress, start_executor
 from compress.files import write_text

@@ -36,18 +36,27 @@ class GeneratorSamples:
 
 
 def save_generator_samples(
-    run_dir: Path, count: int, output_dir: Path, *, device: str, seed: int, progress: Callable[[str], None]
+    run_dir: Path,
+    count: int,
+    output_dir: Path,
+    *,
+    device: str,
+    seed: int,
+    allow_code: bool = False,
+    trust_pickle: bool = False,
+    progress: Callable[[str], None],
 ) -> GeneratorSamples:
     """Save `count` images from the generator of a run in `output_dir`/pool, by its newest checkpoint.
 
-    The generator is in eval mode; the noise is a pure function of `seed`.
+    The generator is in eval mode; the noise is a pure function of `seed`. With `allow_code` and `trust_pickle`, the
+    run may name code of the user, and trust pickles.
 
     Raises:
         UsageError: there is no run, its method has no generator, or `output_dir` holds a run.
     """
     if (output_dir / RECIPE).exists():
         raise UsageError(f"{output_dir}: holds a run; choose another --out for its images.")
-    setup = load_run_setup(run_dir)
+    setup = load_run_setup(run_dir, allow_code=allow_code, trust_pickle=trust_pickle)
     accelerator = create_accelerator(device, setup.config.training.precision)
     generator, teacher = load_generator(run_dir, setup, accelerator, progress)
     is_segmentation = setup.card.task == "segmentation"
@@ -66,13 +75,20 @@ def save_generator_samples(
 
 
 def iter_generator_samples(
-    run_dir: Path, count: int, *, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+    run_dir: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    allow_code: bool = False,
+    trust_pickle: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Tensor]:
     """Generate `count` images of a run on the CPU, in small batches [n, 3, h, w] in [0, 1].
 
-    The noise is a pure function of `seed`. Raises UsageError as `save_generator_samples` does.
+    The noise is a pure function of `seed`. `allow_code`, `trust_pickle` and UsageError are those of
+    `save_generator_samples`.
     """
-    setup = load_run_setup(run_dir)
+    setup = load_run_setup(run_dir, allow_code=allow_code, trust_pickle=trust_pickle)
     generator, _ = load_generator(run_dir, setup, create_accelerator("cpu", "32"), progress)
     noise = torch.Generator().manual_seed(seed)
     for start in range(0, count, CALIBRATION_BATCH_SIZE):
@@ -85,11 +101,11 @@ def predict_classes(teacher: FrozenModel, x: Tensor) -> Tensor:
     return teacher(x).argmax(1)
 
 
-def load_run_setup(run_dir: Path) -> TrainingSetup:
-    """Load the networks of a run. Raises UsageError if the directory holds none."""
+def load_run_setup(run_dir: Path, *, allow_code: bool, trust_pickle: bool) -> TrainingSetup:
+    """Load the networks of a run. Raises UsageError if there is none, or its recipe needs consent (`load_config`)."""
     if not (run_dir / RECIPE).is_file():
         raise UsageError(f"{run_dir}: found no {RECIPE}, expected the run directory of a `compress distill`.")
-    return prepare_training(*load_config(load_yaml(run_dir / RECIPE)))
+    return prepare_training(*load_config(load_yaml(run_dir / RECIPE), allow_code=allow_code, trust_pickle=trust_pickle))
 
 
 def load_generator(

@@ -157,10 +157,16 @@ def summarize_training(run: Run) -> TrainingSummary:
 
     lines = run.metrics_logger.read_records("evaluation") if run.metrics_logger is not None else []
     names = ("step", "seconds", *overall_metrics(run.metrics))
+    history: list[dict[str, float]] = []
+    for line in lines:
+        while history and history[-1]["step"] >= line["step"]:
+            history.pop()  # undone by a rollback
+        if line.keys() >= set(names):
+            history.append({name: line[name] for name in names})
     return TrainingSummary(
         steps=run.step, seconds=run.elapsed, batch_size=run.batch_size, precision=run.accelerator.precision,
         metrics=run.metrics, peak_bytes=run.peak_memory_bytes, data_wait_share=run.data_wait_share,
-        history=[{name: line[name] for name in names} for line in lines],
+        history=history, rollbacks=run.rollbacks,
     )  # fmt: skip
 
 

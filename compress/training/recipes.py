@@ -38,17 +38,20 @@ LENGTHS = ("steps", "epochs", "time_limit")
 
 
 def resolve_config(
-    recipe: str | Path | None = None, settings: Mapping[str, Any] | Sequence[str] = (), *,
+    recipe: str | Path | None = None, settings: Mapping[str, Any] | Sequence[str] = (), *, allow_code: bool = False,
     progress: Callable[[str], None] = lambda _: None, **arguments: Any,
 ) -> tuple[TrainConfig, Method]:  # fmt: skip
-    """Return the checked config and its method; without a length, the default number of steps is announced."""
+    """Return the checked config and its method; without a length, the default number of steps is announced.
+
+    With `allow_code`, the recipe may name code of the user. A recipe may trust pickles if `trust_pickle` is given.
+    """
     from compress.training.setup import DEFAULT_STEPS, load_config
 
     document = build_document(recipe, settings, **arguments)
     if all(document.get(f"training.{length}") is None for length in LENGTHS):
         progress(f"Assumed: {DEFAULT_STEPS} steps (no length given). If wrong: --steps, --epochs or --time-limit.")
         document = document.merge({"training": {"steps": DEFAULT_STEPS}}, source="")
-    return load_config(document)
+    return load_config(document, allow_code=allow_code, trust_pickle=bool(arguments.get("trust_pickle")))
 
 
 def build_document(

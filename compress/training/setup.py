@@ -44,12 +44,13 @@ from compress.training.data import (
     load_validation_images,
     select_uncertain_images,
 )
+from compress.training.trust import require_consent
 
 RECIPE = "recipe.yaml"
 #: settings that may differ when a run is resumed: they do not change what is computed
 RESUMABLE_KEYS = (
-    "training.device", "training.keep_checkpoints", "training.log_every", "training.save_every", "data.cache_dir",
-    "data.root",
+    "training.device", "training.keep_checkpoints", "training.log_every", "training.max_rollbacks",
+    "training.save_every", "data.cache_dir", "data.root",
 )  # fmt: skip
 #: steps of a run without a given length; MosaicKD's paper has 39,200 for CIFAR-100
 DEFAULT_STEPS = 10_000
@@ -78,13 +79,21 @@ class TrainingSetup:
     teachers: list[tuple[Network, ModelCard]]
 
 
-def load_config(document: Document) -> tuple[TrainConfig, Method]:
+def load_config(
+    document: Document, *, allow_code: bool = False, trust_pickle: bool = False
+) -> tuple[TrainConfig, Method]:
     """Validate a recipe; return its config and method.
+
+    Args:
+        document: a recipe file, with the settings of the user over it.
+        allow_code: the file may name code of the user; see `require_consent`.
+        trust_pickle: the file may say that pickles are trusted.
 
     Raises:
         UsageError: a setting is wrong; the message names file, line, key and the nearest valid key.
     """
     config = validate(TrainConfig, document)
+    require_consent(document, allow_code=allow_code, trust_pickle=trust_pickle)
     name = document.get("method.name", "mosaic")
     try:
         method_class = find_method(str(name))

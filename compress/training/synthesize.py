@@ -41,15 +41,16 @@ class SynthesisResult:
 
 def synthesize(
     *, count: int, run: str | Path | None, output_dir: str | Path | None, settings: Mapping[str, Any] | Sequence[str],
-    devices: int, restarts: int, resume: bool | None, progress: Callable[[str], None], **arguments: Any,
+    devices: int, restarts: int, resume: bool | None, allow_code: bool, progress: Callable[[str], None],
+    **arguments: Any,
 ) -> SynthesisResult | None:  # fmt: skip
     """Generate images; the implementation of `compress.synthesize`. None in helper processes of torchrun."""
     if run is not None:
-        arguments["settings"] = settings
+        arguments |= {"settings": settings, "allow_code": allow_code}
         return sample_generator(Path(run), count, output_dir, arguments, progress)
     from compress.training.launch import train_in_dir
 
-    setup = prepare_synthesis(count, settings, arguments)
+    setup = prepare_synthesis(count, settings, arguments, allow_code=allow_code)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
     stats = train_in_dir(
@@ -80,8 +81,9 @@ def sample_generator(
         raise UsageError(f"--run: {run} decides --{given[0].replace('_', '-')}; remove one of them.")
     target = Path(output_dir or run.with_name(f"{run.name}-images"))
     samples = save_generator_samples(
-        run, count, target, device=arguments["device"] or "auto", seed=arguments["seed"] or 0, progress=progress
-    )
+        run, count, target, device=arguments["device"] or "auto", seed=arguments["seed"] or 0,
+        allow_code=arguments["allow_code"], trust_pickle=arguments["trust_pickle"], progress=progress,
+    )  # fmt: skip
     seconds = round(time.monotonic() - start, 2)
     result = describe_pool(
         target, samples.method, samples.teacher, samples.card, syntheses=samples.batches, seconds=seconds
@@ -90,23 +92,26 @@ def sample_generator(
 
 
 def prepare_synthesis(
-    count: int, settings: Mapping[str, Any] | Sequence[str], arguments: Mapping[str, Any]
+    count: int, settings: Mapping[str, Any] | Sequence[str], arguments: Mapping[str, Any], *, allow_code: bool
 ) -> TrainingSetup:
     """Return the checked setup for `count` images. Raises UsageError for a method that keeps no images."""
     from compress.engine.synthesis import is_synthesizer
     from compress.methods import METHODS, find_method
     from compress.training.config import StudentConfig
     from compress.training.setup import load_config, prepare_training
+    from compress.training.trust import require_consent
 
     for name in STUDENT_SETTINGS:
         if any(one.partition("=")[0].strip() == f"method.{name}" for one in settings):
             raise UsageError(f"--set method.{name}: has no effect without a student; remove it.")
     document = build_document(settings=settings, **{**arguments, "steps": 1})
+    consent = {"allow_code": allow_code, "trust_pickle": bool(arguments["trust_pickle"])}
+    require_consent(document, **consent)
     name = str(document.get("method.name", DEFAULT_METHOD))
     if not is_synthesizer(find_method(name)):
         able = [name for name, kind in METHODS.items() if is_synthesizer(kind)]
         raise UsageError(f"--method: found {name}, which keeps no images; expected one of {', '.join(able)}.")
-    config, checked = load_config(document.merge({"method": {"name": name}}, source=""))
+    config, checked = load_config(document.merge({"method": {"name": name}}, source=""), **consent)
     method = cast("Any", checked)
     for name, value in STUDENT_SETTINGS.items():
         setattr(method, name, value)

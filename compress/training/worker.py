@@ -14,12 +14,13 @@ from pathlib import Path
 
 from compress.config import load_yaml
 from compress.errors import CompressError
+from compress.files import sanitize_lines
 from compress.training.launch import ERROR, JOB, SUMMARY, ignore, train_in_dir
 from compress.training.setup import RECIPE, load_config, prepare_training
 
 
 def print_status(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(sanitize_lines(message), file=sys.stderr)
 
 
 def main(directory: Path) -> int:
@@ -28,8 +29,9 @@ def main(directory: Path) -> int:
     try:
         job = json.loads((directory / JOB).read_text(encoding="utf-8"))
         is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        config, method = load_config(load_yaml(directory / RECIPE), allow_code=True, trust_pickle=True)
         summary = train_in_dir(
-            prepare_training(*load_config(load_yaml(directory / RECIPE))), Path(job["run_dir"]),
+            prepare_training(config, method), Path(job["run_dir"]),
             resume=None if is_restarted else job["resume"], image_count=job["image_count"],
             progress=ignore if rank else print_status,
         )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from compress.errors import CompressError
+from compress.plugins import child_path
 from profiles.latency.benchmark import Latency
 
 Scenario = Literal["SingleStream", "MultiStream", "Offline", "Server"]
@@ -32,7 +32,7 @@ TIMEOUT_S = 600.0
 #: files in the directory that child and parent share
 REPLY, HEARTBEAT, OUTPUT = "reply.json", "heartbeat", "output.txt"
 #: started without the current directory on its path, because that may hold any file
-CHILD = "import sys; sys.path.pop(0); from profiles.latency.loadgen import main; main()"
+CHILD = "import sys; sys.path[:] = sys.argv[1:]; from profiles.latency.loadgen import main; main()"
 
 
 class ScenarioError(CompressError):
@@ -103,11 +103,9 @@ def run_scenario(
 
 def run_child(order: dict[str, Any], folder: Path, timeout_s: float) -> int:
     """Run the child and return its exit code. Raises ScenarioError if it hangs."""
-    search_path = [path or os.getcwd() for path in sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search_path)}
     with (folder / OUTPUT).open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
+            [sys.executable, "-c", CHILD, *child_path()], stdin=subprocess.PIPE, stdout=output, stderr=output
         )
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):
