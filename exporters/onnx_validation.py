@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from compress.errors import first_line
 from compress.files import sanitize
@@ -29,6 +30,7 @@ MAX_BYTES = 2**31
 MAX_INPUT_NUMBERS = 2**31
 #: fields of a tensor that hold one number per entry
 NUMBER_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data")
+FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 #: types with several numbers per byte -> bits per number
 SUBBYTE_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 
@@ -68,6 +70,8 @@ def validate_model(path: Path, model: ModelProto) -> None:
             validate_location(path, tensor)
     for tensor in tensors:
         validate_size(path, tensor)
+    for tensor in model.graph.initializer:
+        validate_finite(path, tensor)
     for one in model.graph.input:
         validate_input_shape(path, one)
     validate_operators(path, model)
@@ -198,6 +202,15 @@ def validate_size(path: Path, tensor: TensorProto) -> None:
         found = expected if entries == count else entries * bits // 8
     if found != expected:
         raise damaged_file_error(path, f"the weights {tensor.name!r} {shape} take {expected} bytes, found {found}")
+
+
+def validate_finite(path: Path, tensor: TensorProto) -> None:
+    """Raise RunnerError if weights contain NaN. A scalar can be a constant of an operator."""
+    if tensor.data_type not in FLOAT_TYPES or not tensor.dims:
+        return
+    values = numpy_helper.to_array(tensor, base_dir=str(path.parent)).astype(np.float32, copy=False)
+    if np.isnan(values).any():
+        raise RunnerError(f"{path}: the weights {tensor.name!r} have NaN, so the model is damaged; use another.")
 
 
 def available_bytes(path: Path, tensor: TensorProto, expected: int) -> int:

@@ -17,6 +17,14 @@ def image_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def probe_in_this_process():
+    """Run programs without a process of their own, which takes seconds; tests of the limits set one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESS_PROBE_SECONDS", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """Eight small images of noise, as out-of-domain data."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CARD_FORMAT = 2
+#: bounds of what a model can be; numbers beyond them are damaged or hostile, and would exhaust the memory
+MAX_CLASSES, MAX_IMAGE_SIDE = 1_000_000, 16_384
+#: a mean or a standard deviation beyond it makes all images equal
+MAX_STATISTIC = 1e6
+TASKS = ("classification", "segmentation")
+MAX_TEXT, MAX_PROVENANCE, MAX_DEPTH = 1_000, 1_000_000, 16
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
@@ -53,8 +61,72 @@ class ModelCard:
 def parse_card(content: dict[str, Any], source: Path) -> ModelCard:
     """The card in `content`, which was read from `source`. Raises CompressError naming the wrong field."""
     try:
-        return TypeAdapter(ModelCard).validate_python(content)
+        card = TypeAdapter(ModelCard).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part)[:80] for part in first["loc"])
         raise CompressError(f"{source}: {name}: {first['msg'].lower()}; expected a model card.") from error
+    except RecursionError as error:
+        raise CompressError(f"{source}: is nested too deeply; expected a model card.") from error
+    check_card(card, str(source))
+    return card
+
+
+def parse_card_json(text: str, source: Path) -> ModelCard:
+    """The card in JSON `text`. Raises CompressError if it is damaged."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CompressError(f"{source}: its card is damaged ({first_line(error)}); copy or export it again.") from error
+    return parse_card(content, source)
+
+
+def check_card(card: ModelCard, source: str) -> None:
+    """Raise CompressError if no model can be as the card says."""
+    check_image_size(card.image_size, source)
+    texts = [card.architecture, *(card.class_names or []), *card.metrics, *card.provenance]
+    statistics = (*card.mean, *card.std)
+    checks = {
+        f"classes: found {card.classes}, expected 1 to {MAX_CLASSES}": 1 <= card.classes <= MAX_CLASSES,
+        f"resize: found {card.resize}, expected 1 to {MAX_IMAGE_SIDE} pixels": card.resize is None
+        or 1 <= card.resize <= MAX_IMAGE_SIDE,
+        f"task: found {card.task[:80]!r}, expected {' or '.join(TASKS)}": card.task in TASKS,
+        f"format: found {card.format}, expected 1 to {CARD_FORMAT}": 1 <= card.format <= CARD_FORMAT,
+        f"mean and std: found {list(card.mean)[:4]} and {list(card.std)[:4]}, expected {card.channels} finite numbers "
+        "each, std above 0": len(card.mean) == len(card.std) == card.channels
+        and all(math.isfinite(value) and abs(value) <= MAX_STATISTIC for value in statistics)
+        and all(value > 0 for value in card.std),
+        f"class_names: found {len(card.class_names or [])}, expected {card.classes}": card.class_names is None
+        or len(card.class_names) == card.classes,
+        "metrics: found NaN or infinity": all(map(math.isfinite, card.metrics.values())),
+        f"found a text of more than {MAX_TEXT} characters": all(len(text) <= MAX_TEXT for text in texts),
+        f"provenance: found more than {MAX_PROVENANCE} characters, {MAX_DEPTH} levels, or another type than those of "
+        "JSON": is_small_json(card.provenance),
+    }
+    for wrong, is_right in checks.items():
+        if not is_right:
+            raise CompressError(f"{source}: {wrong}; the model card is damaged.")
+
+
+def check_image_size(size: tuple[int, int], source: str) -> None:
+    """Raise CompressError for image sizes that no model has."""
+    if not all(1 <= side <= MAX_IMAGE_SIDE for side in size):
+        height, width = size
+        raise CompressError(
+            f"{source}: found the image size {height}x{width}, expected 1 to {MAX_IMAGE_SIDE} pixels a side."
+        )
+
+
+def is_small_json(content: object) -> bool:
+    """Whether `content` can be written as JSON, is not nested deeply and not long."""
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        parts = [list(part.values()) for part in level if isinstance(part, dict)]
+        parts += [list(part) for part in level if isinstance(part, list | tuple)]
+        level = [part for group in parts for part in group]
+    if level:
+        return False
+    try:
+        return len(json.dumps(content, allow_nan=False)) <= MAX_PROVENANCE
+    except (TypeError, ValueError):
+        return False

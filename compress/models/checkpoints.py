@@ -7,10 +7,10 @@ script) raises an error with the way to convert the file. Only `trust_pickle=Tru
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, first_line
+from compress.files import require_regular_file
+from compress.models.file_safety import check_unpacked_size, is_archive, open_archive, unpacked_size_limit
 
 #: keys under which training scripts store the weights, in order of preference
 PLAIN_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
@@ -31,8 +33,8 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "stud
 CLASS_NAME_KEYS = ("class_names", "classes", "labels", "categories")
 #: types without behavior that training scripts store beside the weights (options, NumPy numbers, paths)
 SAFE_TYPES = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype]
-#: archives store tensors uncompressed; one that unpacks to far more than its size is a decompression bomb
-BOMB_RATIO, BOMB_SLACK = 20, 64 * 2**20
+#: a larger number in a file is damaged or hostile
+MAX_INTEGER = 2**63
 CONVERT_HINT = (
     "In the environment that created it, and only if you trust it, run: "
     'python -c "import torch; m = torch.load({name!r}, weights_only=False); '
@@ -63,12 +65,10 @@ def read_checkpoint(path: Path, *, trust_pickle: bool = False, ema: bool = False
         ema: Prefer averaged weights if the file contains both; if there is only one kind, it is used.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such regular file.
         CompressError: It is damaged, unsafe, or contains no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file.")
+    path = require_regular_file(Path(path))
     if path.stat().st_size == 0:
         raise CompressError(f"{path}: the file is empty; copy it again.")
     if is_safetensors(path):
@@ -82,8 +82,11 @@ def is_safetensors(path: Path) -> bool:
     """From the suffix or the content: eight bytes of header length, then a JSON object."""
     if path.suffix == ".safetensors":
         return True
-    with open(path, "rb") as file:
-        head = file.read(9)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CompressError(f"{path}: cannot be read ({error.strerror}).") from error
     return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
@@ -92,13 +95,16 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise CompressError(f"{path}: truncated or not a safetensors file ({error}); copy it again.") from error
+    except Exception as error:  # the library raises errors of several kinds for damaged headers
+        reason = first_line(error)
+        raise CompressError(f"{path}: truncated or not a safetensors file ({reason}); copy it again.") from error
     return {"state_dict": state, **{key: value for key, value in notes.items() if key != "format"}}
 
 
 def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
-    check_decompressed_size(path)
+    if is_archive(path):
+        reader = open_archive(path)
+        check_unpacked_size(path, reader, reader.get_all_records())
     try:
         with torch.serialization.safe_globals(list_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only
@@ -114,7 +120,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
         ) from error
     except MemoryError as error:
         raise CompressError(f"{path}: needs more memory than there is, so it is damaged or hostile.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # the restricted unpickler raises errors of every kind for damaged input
         raise unreadable_error(path, error) from error
 
 
@@ -139,28 +145,13 @@ def load_trusted_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False)  # noqa: TID251 - --trust-pickle
     except (ImportError, AttributeError) as error:
         raise CompressError(f"{path}: its code is not on the Python path ({error}); install it first.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # as above
         raise unreadable_error(path, error) from error
 
 
 def unreadable_error(path: Path, error: Exception) -> CompressError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    reason = first_line(error, 160)
     return CompressError(f"{path}: truncated, damaged or not a torch file ({reason}); copy it again.")
-
-
-def check_decompressed_size(path: Path) -> None:
-    """Refuse an archive that unpacks to far more than its size."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise unreadable_error(path, error) from error
-    if size > BOMB_RATIO * path.stat().st_size + BOMB_SLACK:
-        raise CompressError(
-            f"{path}: refused: {path.stat().st_size} bytes that unpack to {size}, a decompression bomb."
-        )
 
 
 def unwrap_checkpoint(content: Any, path: Path, container: str, *, ema: bool) -> CheckpointWeights:
@@ -210,7 +201,9 @@ def first_key(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def is_metadata_value(value: Any) -> bool:
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
+    if isinstance(value, bool | int):
+        return abs(value) < MAX_INTEGER
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str) and len(value) <= 200
 
 
 def read_class_names(content: Mapping[Any, Any]) -> list[str] | None:
@@ -220,23 +213,23 @@ def read_class_names(content: Mapping[Any, Any]) -> list[str] | None:
         if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
             return list(value)
     table = content.get("class_to_idx")
-    if isinstance(table, Mapping) and table and sorted(table.values()) == list(range(len(table))):
+    if isinstance(table, Mapping) and table and set(map(repr, table.values())) == set(map(str, range(len(table)))):
         return [str(name) for name in sorted(table, key=lambda name: table[name])]
     return None
 
 
 def describe_content(content: Any) -> str:
     if isinstance(content, Mapping):
-        keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
+        keys = ", ".join(repr(key)[:80] for key in list(content)[:6]) or "nothing"
         return f"a dictionary with {keys}"
     return f"a {type(content).__name__}"
 
 
-def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+def check_tensors(state: Mapping[str, Tensor], path: Path, *, allow_empty: bool = False) -> None:
     """Refuse an empty state dict, quantized or sparse tensors, and shapes larger than the file."""
-    if not state:
+    if not state and not allow_empty:
         raise CompressError(f"{path}: the state dict is empty; expected the tensors of a network.")
-    room = BOMB_RATIO * path.stat().st_size + BOMB_SLACK
+    room = unpacked_size_limit(path)
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise CompressError(f"{path}: {key} is a quantized, sparse or meta tensor; save the float network instead.")

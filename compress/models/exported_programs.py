@@ -6,8 +6,10 @@ standard deviation.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +18,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError, first_line
-from compress.models.card import ModelCard
-from compress.models.file_safety import validate_program
+from compress.models.card import MAX_CLASSES, ModelCard, check_image_size
+from compress.models.checkpoints import check_tensors
 from compress.models.overrides import ModelOverrides
+from compress.models.program_archive import read_program
 from compress.models.registry import TASK_BY_OUTPUT_DIMS
 from compress.models.segmentation import extract_logits
 
 EXPORTED = "exported"
 #: a program must run with both batch sizes
 PROBE_BATCH_SIZES = (1, 3)
-#: what a program raises for unsuitable input
-PROBE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
 
 class ExportedProgramModel(nn.Module):
@@ -55,20 +56,50 @@ class InputSignature:
     image_size: tuple[int, int] | None = None
 
 
-def load_exported_program(path: Path) -> tuple[ExportedProgramModel, InputSignature]:
-    """Load a `.pt2` file.
+def load_exported_program(
+    path: Path, overrides: ModelOverrides, *, card: ModelCard | None = None
+) -> tuple[ExportedProgramModel, ModelCard]:
+    """Load a `.pt2` file; the file itself only if the user trusts it, else an archive of what was checked in it.
 
-    Raises CompressError if it is damaged, could run code, or has another input than one batch of images.
+    Args:
+        path: The file.
+        overrides: Facts from the user.
+        card: The known card. None: run the program and infer the card.
+
+    Raises:
+        CompressError: It is damaged, could run code, or has another input than one batch of images.
+        UsageError: The facts do not fit the program.
     """
-    validate_program(path)
+    content = str(path) if overrides.trust_pickle else read_program(path)
     try:
-        exported = torch.export.load(path)
-        module = exported.module(check_guards=False)
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, AttributeError, OSError) as error:
+        with silenced_export_log():
+            exported = torch.export.load(content)
+            module = exported.module(check_guards=False)
+    except Exception as error:  # torch's loader raises errors of every kind for damaged programs
         raise CompressError(
             f"{path}: cannot be loaded ({first_line(error)}); export it again with this version of torch."
         ) from error
-    return ExportedProgramModel(module), read_signature(path, exported)
+    check_tensors({**exported.state_dict, **tensors_in(exported.constants)}, path, allow_empty=True)
+    model, signature = ExportedProgramModel(module), read_signature(path, exported)
+    return model, card or infer_card(model, str(path), overrides, signature)
+
+
+@contextlib.contextmanager
+def silenced_export_log() -> Iterator[None]:
+    """Hide the tracebacks that torch logs before it raises; the error contains the reason."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def tensors_in(values: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def read_signature(path: Path, exported: torch.export.ExportedProgram) -> InputSignature:
@@ -84,19 +115,19 @@ def read_signature(path: Path, exported: torch.export.ExportedProgram) -> InputS
     return InputSignature(channels if isinstance(channels, int) else None, size)
 
 
-def load_torchscript(path: Path) -> tuple[ExportedProgramModel, InputSignature]:
-    """Load a TorchScript file, which the user must trust: it can run any operator.
-
-    Raises CompressError if it is damaged.
-    """
+def load_torchscript(
+    path: Path, overrides: ModelOverrides, *, card: ModelCard | None = None
+) -> tuple[ExportedProgramModel, ModelCard]:
+    """Load a TorchScript file, which the user must trust: it can run any operator. See `load_exported_program`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces TorchScript's deprecation at every load
             module = torch.jit.load(str(path), map_location="cpu")  # noqa: TID251 - trusted
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # as above
         raise CompressError(f"{path}: cannot be loaded as TorchScript ({first_line(error)}); save it again.") from error
     module.eval()
-    return ExportedProgramModel(module), InputSignature()
+    model = ExportedProgramModel(module)
+    return model, card or infer_card(model, str(path), overrides)
 
 
 def infer_card(
@@ -122,6 +153,7 @@ def infer_card(
             f"{source}: the image size is unknown; give it with --image-size HxW (for distill: "
             "--set task.image_size=[H,W])."
         )
+    check_image_size(size, source)
     if signature.image_size not in (None, size):
         height, width = signature.image_size
         raise UsageError(f"{source}: found images of {height}x{width}, expected {size[0]}x{size[1]}.")
@@ -142,27 +174,48 @@ def probe_output(
     `gradients` are required, gradients reach the images.
     """
     for batch in PROBE_BATCH_SIZES:
-        x = torch.rand(batch, channels, *image_size, requires_grad=True)
-        shape = list(x.shape)
+        shape = [batch, channels, *image_size]
         try:
+            x = torch.rand(*shape, requires_grad=True)
             output = model(x)
         except CompressError:
             raise
-        except PROBE_ERRORS as error:
+        except Exception as error:  # programs and modules of the user raise errors of every kind
             raise CompressError(
                 f"{source}: fails on images {shape} ({first_line(error)}); {batch_size_advice(batch)}"
             ) from error
-        if output.dim() not in TASK_BY_OUTPUT_DIMS or len(output) != batch or output.shape[2:] not in ((), x.shape[2:]):
+        if not is_plausible_output(output, x):
             raise CompressError(
-                f"{source}: found output {list(output.shape)} for images {shape}, expected [{batch}, classes], or "
-                f"[{batch}, classes, height, width] for segmentation."
+                f"{source}: found output {list(output.shape)} of {output.dtype} for images {shape}, expected floating "
+                f"[{batch}, classes], or [{batch}, classes, height, width] for segmentation."
+            )
+        if bool(output.isnan().any()):
+            raise CompressError(
+                f"{source}: its output for random images has NaN, so the model is damaged; use another."
             )
     if not gradients:
         return output.shape[1], TASK_BY_OUTPUT_DIMS[output.dim()]
-    (gradient,) = torch.autograd.grad(output.sum(), x, allow_unused=True) if output.requires_grad else (None,)
+    try:
+        (gradient,) = torch.autograd.grad(output.sum(), x, allow_unused=True) if output.requires_grad else (None,)
+    except Exception as error:  # as above
+        raise CompressError(
+            f"{source}: no gradient reaches the images ({first_line(error)}); export it again."
+        ) from error
     if gradient is None:
         raise CompressError(f"{source}: no gradient reaches the images; export it without no_grad.")
     return output.shape[1], TASK_BY_OUTPUT_DIMS[output.dim()]
+
+
+def is_plausible_output(output: Tensor, images: Tensor) -> bool:
+    """Whether `output` can be the logits of `images`: one row per image, and at least one class."""
+    return (
+        output.is_floating_point()
+        and output.layout == torch.strided
+        and output.dim() in TASK_BY_OUTPUT_DIMS
+        and len(output) == len(images)
+        and 0 < output.shape[1] <= MAX_CLASSES
+        and output.shape[2:] in ((), images.shape[2:])
+    )
 
 
 def batch_size_advice(batch: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from compress.models.card import ModelCard
 from compress.models.checkpoints import CheckpointWeights, read_checkpoint
 from compress.models.exported_programs import EXPORTED
 from compress.models.file_safety import detect_file_kind
-from compress.models.loading import load_model, resolve_model_path
+from compress.models.loading import load_unchecked, resolve_model_path
 from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides, apply_overrides
 from compress.models.pretrained import PRETRAINED_PREFIXES
@@ -66,7 +67,7 @@ def inspect_model(spec: str | Path | nn.Module, overrides: ModelOverrides) -> In
     if isinstance(spec, nn.Module):
         spec = register_module(spec)
     spec = str(spec)
-    is_name = spec.startswith(PRETRAINED_PREFIXES) or (is_user_code(spec) and not Path(spec).exists())
+    is_name = spec.startswith(PRETRAINED_PREFIXES) or (is_user_code(spec) and not os.path.exists(spec))
     path = None if is_name else resolve_model_path(spec)
     if path is None or path.is_dir():
         kind = "module" if spec.startswith(MODULE_PREFIX) else "published weights"
@@ -85,7 +86,7 @@ def inspect_model(spec: str | Path | nn.Module, overrides: ModelOverrides) -> In
     )
     count_tensors(result, weights.state)
     if weights.module is not None and overrides.architecture is None:
-        result.card = load_model(spec, overrides)[1]
+        result.card = load_unchecked(spec, overrides)[1]
         result.architecture, result.params = EXPORTED, count_parameters(weights.module)
     else:
         match_architecture(result, path, weights, overrides)
@@ -94,7 +95,7 @@ def inspect_model(spec: str | Path | nn.Module, overrides: ModelOverrides) -> In
 
 def inspect_loaded_model(spec: str, format_name: str, overrides: ModelOverrides) -> Inspection:
     """Describe a model that loads by itself; the tensors of an ONNX file are not counted."""
-    model, card = load_model(spec, overrides)
+    model, card = load_unchecked(spec, overrides)
     result = Inspection(spec, format_name, architecture=card.architecture, card=card, sha256=card.sha256)
     if not is_black_box(model):
         count_tensors(result, model.body.state_dict())

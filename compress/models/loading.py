@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from compress.errors import CompressError, UsageError, suggest_nearest
-from compress.files import sha256
+from compress.files import require_regular_file, sha256
 from compress.models.architecture_index import recognize_architecture
-from compress.models.card import ModelCard
+from compress.models.card import ModelCard, check_card
 from compress.models.checkpoints import read_checkpoint
 from compress.models.exported_programs import infer_card, load_exported_program, load_torchscript
 from compress.models.file_safety import detect_file_kind
@@ -19,13 +20,18 @@ from compress.models.network import Network
 from compress.models.onnx_teacher import OnnxTeacher, load_onnx_teacher
 from compress.models.overrides import ModelOverrides, apply_overrides
 from compress.models.pretrained import PRETRAINED_PREFIXES, default_preprocessing, load_pretrained
+from compress.models.probe import ProgramLoader, load_with_limits
 from compress.models.registry import DEFAULT_CLASSES, MODULE_PREFIX, build_model, is_user_code, register_module
 from compress.models.segmentation import logits_hook
 from compress.models.serialization import is_model_directory, load_model_directory
-from compress.models.state_dicts import assumed_fields, build_from_checkpoint
+from compress.models.state_dicts import assumed_fields, build_from_checkpoint, require_finite
 
 #: where a run directory contains its models; the first that exists is loaded
 RUN_SUBDIRS = ("best", "student", "last")
+#: kind of file -> the function that loads it, and runs it to infer its card
+PROGRAM_LOADERS: dict[str, ProgramLoader] = {
+    "onnx": load_onnx_teacher, "program": load_exported_program, "script": load_torchscript,
+}  # fmt: skip
 
 
 def load_model(spec: str | Path | nn.Module, overrides: ModelOverrides | None = None) -> tuple[Network, ModelCard]:
@@ -45,25 +51,36 @@ def load_model(spec: str | Path | nn.Module, overrides: ModelOverrides | None = 
 
     Raises:
         UsageError: The request cannot be right: no such file or name, or another class count.
-        CompressError: The file is damaged, unsafe or does not fit.
+        CompressError: The file is damaged, unsafe or does not fit, or a tensor has NaN or infinity.
 
     Example:
         >>> network, card = load_model("embedded/fashion_wrn16_2")
         >>> network(card.example_input()).shape
         torch.Size([1, 10])
     """
-    overrides = overrides or ModelOverrides()
+    network, card = load_unchecked(spec, overrides or ModelOverrides())
+    require_finite(network.body, describe_spec(spec))
+    return network, card
+
+
+def describe_spec(spec: str | Path | nn.Module) -> str:
+    return type(spec).__name__ if isinstance(spec, nn.Module) else str(spec)
+
+
+def load_unchecked(spec: str | Path | nn.Module, overrides: ModelOverrides) -> tuple[Network, ModelCard]:
+    """Load a model as `load_model` does, even if its tensors have NaN or infinity."""
     spec = register_module(spec) if isinstance(spec, nn.Module) else str(spec)
     if spec.startswith(PRETRAINED_PREFIXES):
         body, card = load_pretrained(spec)
     elif spec.startswith(MODULE_PREFIX):
         body, card = load_registered_module(spec, overrides)
-    elif is_user_code(spec) and not Path(spec).exists():
+    elif is_user_code(spec) and not os.path.exists(spec):
         body, card = load_user_model(spec, overrides)
     else:
         path = resolve_model_path(spec)
         body, card = load_directory(path, overrides) if path.is_dir() else load_file(path, overrides)
     card = apply_overrides(card, overrides, spec)
+    check_card(card, spec)
     network = Network(body, card_for_wrapper(body, card)).eval()
     network.card = card
     return network, card
@@ -85,10 +102,10 @@ def resolve_model_path(spec: str) -> Path:
                 f"{spec}: no such embedded model{suggest_nearest(name, known)}; known: {', '.join(known) or 'none'}."
             )
         return embedded_dir() / name
-    path = Path(spec).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(spec))
+    if not os.path.lexists(path):  # unlike the methods of Path, no error for a name that is too long
         raise UsageError(f"{spec}: no such file or directory; `compress models` lists the models with a name.")
-    return path
+    return path if os.path.isdir(path) else require_regular_file(path)
 
 
 def embedded_dir() -> Path:
@@ -142,16 +159,14 @@ def load_registered_module(spec: str, overrides: ModelOverrides) -> tuple[nn.Mod
 def load_file(path: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
     """Load a file: an exported program, weights of some architecture, or a module from a trusted pickle."""
     kind = detect_file_kind(path)
-    if kind == "onnx":
-        return load_onnx_teacher(path, overrides)
     if kind == "script" and not overrides.trust_pickle:
         raise CompressError(
             f"{path}: TorchScript can write any file when it runs; export it with torch.export (.pt2), or load it "
             "with --trust-pickle if you trust it."
         )
     if kind != "weights":
-        program, signature = load_exported_program(path) if kind == "program" else load_torchscript(path)
-        return program, replace(infer_card(program, str(path), overrides, signature), sha256=sha256(path))
+        body, card = load_with_limits(PROGRAM_LOADERS[kind], path, overrides)
+        return body, replace(card, sha256=sha256(path))
     weights = read_checkpoint(path, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
     if weights.module is None or overrides.architecture is not None:
         return build_from_checkpoint(path, weights, overrides)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from compress.errors import CompressError
-from compress.models.card import ModelCard, parse_card
+from compress.models.card import ModelCard, parse_card_json
 
 #: key of the whole card as JSON; the other keys repeat parts of it for other readers
 CARD_KEY = "compress.card"
@@ -47,8 +46,4 @@ def card_from_metadata(entries: Mapping[str, str], source: Path) -> ModelCard | 
     """The card in the metadata of a file; None if it has none. Raises CompressError if it is damaged."""
     if CARD_KEY not in entries:
         return None
-    try:
-        content = json.loads(entries[CARD_KEY])
-    except ValueError as error:
-        raise CompressError(f"{source}: the card in its metadata is damaged ({error}); export it again.") from error
-    return parse_card(content, source)
+    return parse_card_json(entries[CARD_KEY], source)

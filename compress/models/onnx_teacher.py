@@ -23,6 +23,7 @@ from compress.models.exported_programs import InputSignature, infer_card, probe_
 from compress.models.metadata import CARD_KEY, card_from_metadata
 from compress.models.overrides import ModelOverrides
 from compress.models.segmentation import extract_logits
+from exporters.onnx_validation import read_model
 
 #: accepted types of images and logits
 FLOAT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -37,6 +38,7 @@ class OnnxTeacher(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        read_model(path)  # refuses what ONNX Runtime would read from anywhere, and damaged weights
         self.path, self.session, self.training = path, create_session(path), False
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in FLOAT_TYPES:
@@ -91,22 +93,37 @@ class OnnxTeacher(nn.Module):
             ) from error
 
 
-def load_onnx_teacher(path: Path, overrides: ModelOverrides) -> tuple[OnnxTeacher, ModelCard]:
+def load_onnx_teacher(
+    path: Path, overrides: ModelOverrides, *, card: ModelCard | None = None
+) -> tuple[OnnxTeacher, ModelCard]:
     """Load an `.onnx` file and its card: the one in the file, else what its signature and the user say.
 
-    Raises CompressError if it is damaged or not a network of images, UsageError for overrides that do not fit it.
+    Args:
+        path: The file.
+        overrides: Facts from the user.
+        card: The card that another call returned for this file. None: run it and infer the card.
+
+    Raises:
+        CompressError: It is damaged or not a network of images.
+        UsageError: The facts do not fit the file.
     """
     teacher = OnnxTeacher(path)
-    card = card_from_metadata(teacher.metadata, path)
-    if card is None:
-        card = infer_card(teacher, str(path), overrides, teacher.signature, gradients=False)
-    else:
-        reject_overrides(path, overrides, teacher.signature)
-        size = overrides.image_size or card.image_size
-        if probe_output(teacher, str(path), size, 3, gradients=False) != (card.classes, card.task):
-            raise CompressError(f"{path}: its card and its outputs belong to different models; export it again.")
+    card = card or describe_teacher(teacher, overrides)
     teacher.outputs_probabilities = detect_probabilities(teacher, card)
     return teacher, replace(card, sha256=sha256(path))
+
+
+def describe_teacher(teacher: OnnxTeacher, overrides: ModelOverrides) -> ModelCard:
+    """The card in the file, compared with its outputs, else what its signature and the user say."""
+    path = teacher.path
+    card = card_from_metadata(teacher.metadata, path)
+    if card is None:
+        return infer_card(teacher, str(path), overrides, teacher.signature, gradients=False)
+    reject_overrides(path, overrides, teacher.signature)
+    size = overrides.image_size or card.image_size
+    if probe_output(teacher, str(path), size, 3, gradients=False) != (card.classes, card.task):
+        raise CompressError(f"{path}: its card and its outputs belong to different models; export it again.")
+    return card
 
 
 def reject_overrides(path: Path, overrides: ModelOverrides, signature: InputSignature) -> None:

@@ -51,6 +51,20 @@ def load_state_dict_strict(model: nn.Module, state: Mapping[str, Tensor], source
     model.load_state_dict({**own, **given})
 
 
+def require_finite(model: nn.Module, source: str) -> None:
+    """Refuse a model with NaN or infinity in a tensor. A buffer may have -inf, as attention masks do.
+
+    Raises:
+        CompressError: The message names the first of these tensors.
+    """
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            problem = "NaN" if bool(value.isnan().any()) else "infinity"
+            if problem == "infinity" and not isinstance(value, nn.Parameter) and bool((value < torch.inf).all()):
+                continue
+            raise CompressError(f"{source}: {name} has {problem}, so the model is damaged; use another checkpoint.")
+
+
 def optional_keys(own: Mapping[str, Tensor]) -> set[str]:
     return {key for key, value in own.items() if not value.is_floating_point()}
 

@@ -165,7 +165,8 @@ def test_program_with_code_is_refused(program, tmp_path, change):
         load_model(str(path))
 
 
-def test_program_with_pickle_is_refused(program, tmp_path):
+@pytest.mark.parametrize("place", ["sample inputs", "weights"])
+def test_pickle_in_program_does_not_run(program, tmp_path, place):
     class Payload:
         def __reduce__(self):
             import os
@@ -174,8 +175,18 @@ def test_program_with_pickle_is_refused(program, tmp_path):
 
     torch.save((Payload(),), tmp_path / "payload.pt")
     evil = (tmp_path / "payload.pt").read_bytes()
-    path = rewritten(program, tmp_path / "evil.pt2", lambda name, old: evil if "sample_inputs" in name else old)
-    with pytest.raises(CompressError, match="pickle"):
+
+    def change(name, old):
+        if name.endswith("model_weights_config.json"):
+            return old.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return evil if name.endswith("weight_0") else old
+
+    if place == "weights":
+        path = rewritten(program, tmp_path / "evil.pt2", change)
+        with pytest.raises(CompressError, match="pickle"):
+            load_model(str(path))
+    else:
+        path = rewritten(program, tmp_path / "evil.pt2", lambda name, old: evil if "sample_inputs" in name else old)
         load_model(str(path))
     assert not (tmp_path / "executed").exists()
 
