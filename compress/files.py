@@ -87,6 +87,25 @@ def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append `content` to a file, all of it or nothing. Raises OSError if that fails."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power loss. Raises OSError if that fails."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_error(path: Path | str, error: OSError, size: int | None = None) -> WriteError:
     """The error to raise when `path`, of `size` bytes, cannot be written."""
     return WriteError(f"{path}: cannot be written: {describe_write_failure(Path(path), error, size)}")
@@ -146,8 +165,10 @@ def require_regular_file(path: Path) -> Path:
 
 
 def describe_file_type(mode: int) -> str:
-    """Return the type of a file that is not regular, with its article; `mode` is that of `os.stat`."""
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    """Return the type of a file with its article; `mode` is that of `os.stat`."""
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+    }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from compress.data.dataset import ImageSet, UnreadableImageError
-from compress.data.embedded import EMBEDDED
+from compress.data.embedded import EMBEDDED, open_embedded
 from compress.data.folders import is_mask_folder, open_folder, open_mask_folder
 from compress.data.hub import open_hub_dataset
 from compress.data.nyu import FRAMES_FILE, NYU, open_nyu
@@ -14,6 +15,7 @@ from compress.data.shards import is_shard_spec, open_shards
 from compress.data.torchvision_datasets import TORCHVISION_DATASETS, open_torchvision_dataset, resolve_data_root
 from compress.data.user_datasets import PREFIX, open_registered, register_dataset
 from compress.errors import UsageError, suggest_nearest
+from compress.files import describe_file_type
 
 #: what `compress datasets` lists: name -> description
 DATASETS: dict[str, str] = {
@@ -52,29 +54,29 @@ def open_images(data: Any, *, root: Path | None = None, split: str = "train", la
     if not isinstance(data, str | Path):
         data = register_dataset(data)
     spec = str(data)
+    if not spec:
+        raise UsageError("data: found an empty text, expected a directory, shards or a name (see `compress datasets`).")
     if spec.startswith(PREFIX):
         return open_registered(spec)
     if spec.startswith("embedded/"):
-        name = spec.removeprefix("embedded/")
-        if name not in EMBEDDED:
-            hint = suggest_nearest(name, EMBEDDED) or "."
-            raise UsageError(f"{spec}: no such embedded dataset{hint} Known: {', '.join(EMBEDDED)}.")
-        return EMBEDDED[name][0](split)
+        return open_embedded(spec.removeprefix("embedded/"), split)
     if spec.startswith("hf/"):
         return open_hub_dataset(spec.removeprefix("hf/"), split)
     if is_shard_spec(spec):
         return open_shards(spec)
-    path = Path(spec).expanduser()
-    if spec in NYU and (not path.is_dir() or (path / FRAMES_FILE).is_file()):
+    path = Path(os.path.expanduser(spec))
+    is_folder = os.path.isdir(path)  # false for any text that is no path
+    if spec in NYU and (not is_folder or (path / FRAMES_FILE).is_file()):
         return open_nyu(spec, resolve_data_root(root), split=split, labeled=labeled)
-    if path.is_dir() and is_mask_folder(path):
+    if is_folder and is_mask_folder(path):
         return open_mask_folder(path, split=split, labeled=labeled)
-    if path.is_dir():
+    if is_folder:
         return open_folder(path, split=split, labeled=labeled)
     if spec in TORCHVISION_DATASETS:
         return open_torchvision_dataset(spec, root=root, split=split, labeled=labeled)
-    if path.exists():
-        raise UsageError(f"{spec}: found a file, expected a directory, shards or a name (see `compress datasets`).")
+    if os.path.exists(path):
+        found = describe_file_type(path.stat().st_mode)
+        raise UsageError(f"{spec}: found {found}, expected a directory, shards or a name (see `compress datasets`).")
     known = [*TORCHVISION_DATASETS, *NYU, *(f"embedded/{name}" for name in EMBEDDED)]
     hint = suggest_nearest(spec, known) or "."
     raise UsageError(f"{spec}: no such directory or dataset{hint} See `compress datasets`.")

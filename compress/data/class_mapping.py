@@ -27,7 +27,7 @@ def match_class_names(names: Sequence[str], classes: int, known: Sequence[str] |
     """
     exact = {name: i for i, name in enumerate(known or [])}
     similar = {normalize_name(name): i for i, name in enumerate(known or [])}
-    numbered = [re.fullmatch(r"(\d+)(?: .*)?", name) for name in names]
+    numbered = [re.fullmatch(r"(\d{1,9})(?: .*)?", name) for name in names]
     for mapping in (
         [exact.get(name) for name in names],
         [similar.get(normalize_name(name)) for name in names],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import stat
 import struct
 import threading
 import warnings
@@ -17,13 +16,17 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
+from compress.files import RASTER_FORMATS, require_regular_file, sanitize
 
 #: larger images are treated as decompression bombs (Pillow's own limit), in pixels
 MAX_PIXELS = 89_478_485
-#: formats that Pillow cannot decode, or decodes with another program: EPS would run Ghostscript on files of the user
-EXCLUDED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+#: formats of opened images; Pillow calls a JPEG with more than one picture MPO
+READABLE_FORMATS = {*RASTER_FORMATS, "MPO"}
+#: classes of a data set; a larger label is an error in the data, and a network for it would not fit into memory
+MAX_CLASSES = 1_000_000
 #: EXIF key; values of 5 and above are rotated by 90 degrees
 EXIF_ORIENTATION = 0x0112
 #: class of ignored pixels in a mask
@@ -33,6 +36,8 @@ DECODE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
+#: what opening and decoding a damaged, unknown or far too large image raises
+READ_ERRORS = (*DECODE_ERRORS, Image.DecompressionBombError)
 
 
 class UnreadableImageError(Exception):
@@ -95,30 +100,21 @@ class ImageSet:
             try:
                 source = self.open_image(i)
                 if isinstance(source, Image.Image):
-                    return to_rgb(check_pixel_limit(source))
-                if isinstance(source, Path):
-                    reject_special_files(source)
-                with Image.open(source, formats=readable_formats()) as image:
-                    return to_rgb(check_pixel_limit(image))
-            except UnidentifiedImageError as error:
-                raise UnreadableImageError("not an image that Pillow can read") from error
-            except Image.DecompressionBombError as error:
-                raise UnreadableImageError(" ".join(str(error).split())) from error
-            except DECODE_ERRORS as error:
-                raise UnreadableImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+                    return to_rgb(check_opened_image(source))
+                with open_image_file(source) as image:
+                    return to_rgb(image)
+            except READ_ERRORS as error:
+                raise UnreadableImageError(describe_read_error(error)) from error
 
     def iter_sizes(self) -> Iterator[tuple[int, int]]:
         """Yield (width, height) of every readable image, upright, from its header if possible."""
         for i in range(len(self)):
-            with (
-                silence_warnings(),
-                contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError, *DECODE_ERRORS),
-            ):
+            with silence_warnings(), contextlib.suppress(UnreadableImageError, *READ_ERRORS):
                 source = self.open_image(i)
                 if isinstance(source, Image.Image):
-                    yield source.size
+                    yield check_opened_image(source).size
                     continue
-                with Image.open(source, formats=readable_formats()) as image:
+                with open_image_file(source) as image:
                     yield oriented_size(image)
 
     def read_mask(self, i: int) -> np.ndarray:
@@ -131,24 +127,20 @@ class ImageSet:
             try:
                 source = self.open_mask(i)
                 if isinstance(source, Path):
-                    reject_special_files(source)
-                    with Image.open(source, formats=readable_formats()) as image:
-                        values = mask_indices(check_pixel_limit(image))
+                    with open_image_file(source) as image:
+                        values = mask_indices(image)
                 else:
-                    values = mask_indices(source) if isinstance(source, Image.Image) else source
-            except UnidentifiedImageError as error:
-                raise UnreadableImageError("its mask is not an image that Pillow can read") from error
-            except Image.DecompressionBombError as error:
-                raise UnreadableImageError(" ".join(str(error).split())) from error
-            except DECODE_ERRORS as error:
-                raise UnreadableImageError(
-                    "its mask: " + (" ".join(str(error).split())[:200] or type(error).__name__)
-                ) from error
+                    values = mask_indices(check_opened_image(source)) if isinstance(source, Image.Image) else source
+            except READ_ERRORS as error:
+                raise UnreadableImageError(f"its mask: {describe_read_error(error)}") from error
         self.check_mask_values(values, i)
         return values.astype(np.uint8)
 
     def check_mask_values(self, values: np.ndarray, i: int) -> None:
-        """Raise CompressError for a value that is neither a class nor IGNORE_INDEX."""
+        """Raise CompressError for a value that is neither a class nor IGNORE_INDEX, UnreadableImageError for no map."""
+        is_whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.floor(values)).all()))
+        if values.ndim != 2 or not is_whole:
+            raise UnreadableImageError(f"its mask is {values.dtype} {list(values.shape)}, expected numbers [h, w]")
         top = len(self.class_names) if self.class_names else IGNORE_INDEX
         strange = values[((values < 0) | (values >= top)) & (values != IGNORE_INDEX)]
         if strange.size:
@@ -156,6 +148,19 @@ class ImageSet:
                 f"{self.name}: the mask of {self.name_of(i)} holds {int(strange.flat[0])}; expected classes 0 to "
                 f"{top - 1}, and {IGNORE_INDEX} where nothing is judged."
             )
+
+
+def to_labels(values: Sequence[int | None], name: str) -> np.ndarray | None:
+    """int64 [n]; None if labels are missing, or negative (unknown by convention).
+
+    Raises CompressError for a label that no network could have.
+    """
+    known = [value for value in values if value is not None and value >= 0]
+    if len(known) < len(values) or not known:
+        return None
+    if max(known) >= MAX_CLASSES:
+        raise CompressError(f"{name}: found a label above {MAX_CLASSES - 1:,}, expected class numbers.")
+    return np.array(known, dtype=np.int64)
 
 
 def count_mask_classes(masks: Iterable[np.ndarray]) -> int:
@@ -174,25 +179,34 @@ def mask_indices(image: Image.Image) -> np.ndarray:
 
 
 @cache
-def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the accepted formats."""
-    Image.init()
-    return tuple(name for name in Image.OPEN if name not in EXCLUDED_FORMATS)
-
-
-@cache
 def readable_extensions() -> frozenset[str]:
     """Suffixes of the accepted formats, in lower case with a dot."""
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name not in EXCLUDED_FORMATS)
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in READABLE_FORMATS)
 
 
-def reject_special_files(path: Path) -> None:
-    """Refuse pipes and devices, on which reading could block forever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UnreadableImageError("not a regular file")
+@contextlib.contextmanager
+def open_image_file(source: Path | IO[bytes], formats: tuple[str, ...] = RASTER_FORMATS) -> Iterator[ImageFile]:
+    """Open an image without decoding it. Raises UnreadableImageError or one of READ_ERRORS."""
+    if isinstance(source, Path):
+        try:
+            require_regular_file(source)
+        except UsageError as error:
+            raise UnreadableImageError(str(error).removeprefix(f"{source}: ").rstrip(".")) from error
+    with Image.open(source, formats=formats) as image:
+        check_opened_image(image)
+        yield image
 
 
-def check_pixel_limit(image: Image.Image) -> Image.Image:
+def describe_read_error(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    return sanitize(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+def check_opened_image(image: Image.Image) -> Image.Image:
+    """Raise UnreadableImageError for too many pixels and for an opened file of another format."""
+    if image.format not in (None, *READABLE_FORMATS):
+        raise UnreadableImageError(f"found the format {image.format}, expected one of {', '.join(RASTER_FORMATS)}")
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableImageError(
             f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?"

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from compress.data.dataset import ImageSet
+from compress.errors import UsageError, suggest_nearest
 
 FASHION = Path(__file__).parent.parent / "embedded" / "fashion.npz"
 FASHION_CLASSES = [
@@ -84,6 +85,14 @@ EMBEDDED: dict[str, tuple[Callable[[str], ImageSet], str]] = {
         "fourteen photographs (public domain, CC0), for out-of-domain crops",
     ),
 }
+
+
+def open_embedded(name: str, split: str) -> ImageSet:
+    """Open a dataset of the package. Raises UsageError for an unknown name."""
+    if name not in EMBEDDED:
+        hint = suggest_nearest(name, EMBEDDED) or "."
+        raise UsageError(f"embedded/{name}: no such embedded dataset{hint} Known: {', '.join(EMBEDDED)}.")
+    return EMBEDDED[name][0](split)
 
 
 SIDE = 128  #: pixels; networks read smaller ones

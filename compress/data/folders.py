@@ -15,17 +15,17 @@ from PIL import Image
 
 from compress.data.class_mapping import sort_class_names
 from compress.data.dataset import (
-    DECODE_ERRORS,
     IGNORE_INDEX,
+    READ_ERRORS,
     ImageSet,
-    check_pixel_limit,
+    UnreadableImageError,
+    open_image_file,
     oriented_size,
     readable_extensions,
-    readable_formats,
-    reject_special_files,
     silence_warnings,
 )
 from compress.errors import CompressError, UsageError
+from compress.files import require_regular_file
 
 
 def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) -> ImageSet:
@@ -104,12 +104,19 @@ def label_by_folder(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None,
     tops = [path.relative_to(folder).parts for path in paths]
     if any(len(parts) < 2 for parts in tops):
         return None, None
-    names = sort_class_names({parts[0] for parts in tops})
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[parts[0]] for parts in tops], dtype=np.int64), names
+    folders = sort_class_names({parts[0] for parts in tops})
+    number = {name: i for i, name in enumerate(folders)}
+    return np.array([number[parts[0]] for parts in tops], dtype=np.int64), [escape_name(name) for name in folders]
+
+
+def escape_name(name: str) -> str:
+    """The name of a directory as text that every file can contain: bytes that are not UTF-8 become `\\xff`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 CLASSES_FILE = "classes.txt"
+#: bytes of the longest list of class names: 255 names of several hundred characters
+MAX_CLASSES_FILE = 1 << 18
 #: Pillow scales gray values of 2 and 4 bits to 0-255; the factors
 GRAY_SCALES = {"L;2": 85, "L;4": 17}
 
@@ -195,11 +202,11 @@ def check_mask_header(image: Path, mask: Path) -> None:
 
     Files that cannot be opened are reported when they are decoded.
     """
-    with silence_warnings(), contextlib.suppress(Image.DecompressionBombError, *DECODE_ERRORS):
-        with Image.open(mask, formats=("PNG",)) as file:
+    with silence_warnings(), contextlib.suppress(UnreadableImageError, *READ_ERRORS):
+        with open_image_file(mask, ("PNG",)) as file:
             check_mask_mode(mask, file)
             size = file.size
-        with Image.open(image, formats=readable_formats()) as file:
+        with open_image_file(image) as file:
             expected = oriented_size(file)
         if size != expected:
             raise CompressError(
@@ -218,22 +225,25 @@ def check_mask_mode(path: Path, mask: Image.Image) -> None:
 
 def read_index_mask(path: Path) -> np.ndarray:
     """uint8 [h, w]: the class numbers in a PNG, unscaled. Raises CompressError for colors or 16 bits."""
-    reject_special_files(path)
-    with Image.open(path, formats=("PNG",)) as image:
+    with open_image_file(path, ("PNG",)) as image:
         check_mask_mode(path, image)
         step = GRAY_SCALES.get(str(image.tile[0][3]), 1) if image.tile else 1
-        return np.asarray(check_pixel_limit(image)).astype(np.uint8) // step
+        return np.asarray(image).astype(np.uint8) // step
 
 
 def read_class_names(folder: Path) -> list[str] | None:
     """The lines of `classes.txt`; None if there is none. Raises UsageError unless they are different names."""
     path = folder / CLASSES_FILE
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        with open(require_regular_file(path), "rb") as file:
+            content = file.read(MAX_CLASSES_FILE)
+        names = [line.strip() for line in content.decode("utf-8-sig").strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error}); expected one class name per line.") from error
+    if any(letter < " " or letter == "\x7f" for name in names for letter in name):
+        raise UsageError(f"{path}: found a control character, expected one class name per line.")
     if not names or not all(names) or len(set(names)) < len(names) or len(names) > IGNORE_INDEX:
         raise UsageError(
             f"{path}: found {len(names)} lines, expected up to {IGNORE_INDEX} different names, one per line."

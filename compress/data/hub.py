@@ -6,10 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import UnidentifiedImageError
 
-from compress.data.dataset import ImageSet
+from compress.data.dataset import DECODE_ERRORS, ImageSet, to_labels
 from compress.errors import CompressError, UsageError
 
 #: common names of a split, in order of preference
@@ -37,7 +36,7 @@ def open_hub_dataset(spec: str, split: str) -> ImageSet:
         raise UsageError(f"hf/{spec}: found no images in this split; choose another one.")
     label = next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
     names = None if label is None else list(features[label].names)
-    labels = None if label is None else complete_labels(list(data[label]))
+    labels = None if label is None else to_labels(list(data[label]), f"hf/{spec}")
     # Images are decoded here, with limits; `datasets` would open every format of Pillow.
     raw = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     items = [f"hf/{spec}/{i}" for i in range(len(data))]
@@ -56,19 +55,13 @@ def load_split(spec: str, split: str) -> Any:
             return datasets.load_dataset(name, split=one)
         except ValueError as error:
             wrong = wrong or error
-        except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except (*DECODE_ERRORS, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CompressError(
                 f"hf/{spec}: cannot be downloaded ({reason}); check the name and the network."
             ) from error
     reason = " ".join(str(wrong).split())[:200]
     raise UsageError(f"hf/{spec}: {reason} Choose a split with hf/{name}@SPLIT.") from wrong
-
-
-def complete_labels(values: list[int | None]) -> np.ndarray | None:
-    """int64 [n]; None if some are unknown (-1 by convention)."""
-    known = [value for value in values if value is not None and value >= 0]
-    return np.array(known, dtype=np.int64) if len(known) == len(values) else None
 
 
 def encoded_image(cell: dict[str, Any] | None) -> Path | io.BytesIO:

@@ -8,6 +8,7 @@ ICLR 2013).
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from compress.data.dataset import DECODE_ERRORS, IGNORE_INDEX, ImageSet
+from compress.data.dataset import DECODE_ERRORS, IGNORE_INDEX, MAX_PIXELS, ImageSet
 from compress.errors import CompressError, UsageError
 
 FRAMES_FILE, SPLITS_FILE, MAPPING_40_FILE, MAPPING_13_FILE = (
@@ -43,6 +44,8 @@ CLASSES = [
 CHECKED_CLASSES = ("wall", "floor", "chair", "ceiling")
 #: bytes of unpacked chunks cached per dataset, for frames that share a chunk
 CHUNK_CACHE_BYTES = 64 << 20
+#: bytes of a MATLAB 5 file, which is compressed up to a thousand times; number of label names, and their length
+MAX_MATLAB, MAX_NAMES, MAX_NAME = 1 << 20, 10_000, 1000
 
 NYU: dict[str, tuple[int, str]] = {
     "nyuv2": (13, "NYUv2, indoor scenes for segmentation, 795 images of 640x480, 13 classes (extra `nyu`)"),
@@ -145,15 +148,25 @@ class FrameReader:
         if images is None or len(images[0]) != 4 or images[0][1] != 3 or images[1] != "uint8":
             raise self.format_error("images", images, "uint8 [frames, 3, width, height]")
         n, _, *size = images[0]
+        if math.prod(size) > MAX_PIXELS:
+            raise self.format_error("images", images, f"at most {MAX_PIXELS:,} pixels")
         labels = self.dataset_info("labels")
         if labeled and (labels is None or labels[0] != (n, *size) or labels[1] not in ("uint8", "uint16")):
             raise self.format_error("labels", labels, f"uint16 {[n, *size]}")
         return n
 
     def dataset_info(self, name: str) -> tuple[tuple[int, ...], str] | None:
-        """(shape, type) of a dataset; None if there is none of that name."""
-        data = self.open_file().get(name)
-        return (tuple(data.shape), str(data.dtype)) if hasattr(data, "shape") else None
+        """(shape, type) of a dataset; None if there is none of that name, or if its values lie in another file."""
+        file = self.open_file()
+        import h5py
+
+        try:
+            data = file.get(name) if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+            if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
+                return None
+            return tuple(data.shape), str(data.dtype)
+        except DECODE_ERRORS as error:
+            raise CompressError(f"{self.path}: {name}: cannot be read ({error}); download the file again.") from error
 
     def format_error(self, name: str, facts: tuple[tuple[int, ...], str] | None, expected: str) -> CompressError:
         found = "nothing of that name" if facts is None else f"{facts[1]} {list(facts[0])}"
@@ -165,12 +178,16 @@ class FrameReader:
         """The names of labels 1, 2, … from a cell array, which contains references to arrays of characters."""
         import h5py
 
-        file = self.open_file()
-        cells = file.get("names")
-        if not isinstance(cells, h5py.Dataset) or h5py.check_ref_dtype(cells.dtype) is not h5py.Reference:
-            raise self.format_error("names", self.dataset_info("names"), "a cell array of names")
+        facts, file = self.dataset_info("names"), self.open_file()
+        if facts is None or h5py.check_ref_dtype(file["names"].dtype) is not h5py.Reference:
+            raise self.format_error("names", facts, "a cell array of names")
+        if math.prod(facts[0]) > MAX_NAMES:
+            raise self.format_error("names", facts, f"at most {MAX_NAMES:,} names")
         try:
-            return ["".join(map(chr, file[cell][()].flat)) for cell in cells[()].flat]
+            cells = [file[cell] for cell in file["names"][()].flat]
+            if any(cell.size > MAX_NAME for cell in cells):
+                raise ValueError(f"a name of more than {MAX_NAME} letters")
+            return ["".join(map(chr, cell[()].flat)) for cell in cells]
         except DECODE_ERRORS as error:
             raise CompressError(f"{self.path}: names: cannot be read ({error}); download the file again.") from error
 
@@ -191,7 +208,7 @@ def build_class_table(paths: dict[str, Path], labels: list[str], classes: int) -
     path = paths[MAPPING_40_FILE]
     to_40 = to_integers(path, read_matlab_variable(path, "mapClass"), "mapClass")
     names = to_strings(path, read_matlab_variable(path, "className"))
-    if len(to_40) != len(labels) or len(names) != 40 or to_40.min() < 0 or to_40.max() > 40:
+    if not labels or len(to_40) != len(labels) or len(names) != 40 or to_40.min() < 0 or to_40.max() > 40:
         raise CompressError(
             f"{path}: found {len(to_40)} labels mapped to {len(names)} classes, expected the {len(labels)} of "
             f"{FRAMES_FILE} mapped to 40; download {SOURCES[MAPPING_40_FILE]}."
@@ -229,26 +246,33 @@ def read_matlab_variable(path: Path, key: str) -> np.ndarray:
     from scipy.io.matlab import MatReadError
 
     try:
+        check_matlab_size(path)
         content = loadmat(path, variable_names=[key])
     except (*DECODE_ERRORS, MatReadError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CompressError(f"{path}: not a complete MATLAB file ({reason}); download it again.") from error
     if key not in content:
         raise CompressError(f"{path}: found no {key}, expected {path.name} of NYUv2; download it again.")
-    return content[key]
+    return np.asarray(content[key])
+
+
+def check_matlab_size(path: Path) -> None:
+    """Raise ValueError for a MATLAB 5 file that could fill the memory when it is unpacked."""
+    if path.stat().st_size > MAX_MATLAB:
+        raise ValueError(f"found {path.stat().st_size:,} bytes, expected at most {MAX_MATLAB:,}")
 
 
 def to_integers(path: Path, values: np.ndarray, key: str) -> np.ndarray:
     """int64 [n] of a row or column of integers of any type."""
     flat = np.asarray(values).ravel()
-    if flat.dtype.kind not in "iuf" or not np.array_equal(flat, np.floor(flat)):
+    if flat.dtype.kind not in "iuf" or not np.isfinite(flat).all() or not np.array_equal(flat, np.floor(flat)):
         raise CompressError(f"{path}: {key}: found {flat.dtype} values, expected whole numbers; download it again.")
     return flat.astype(np.int64)
 
 
 def to_strings(path: Path, cells: np.ndarray) -> list[str]:
     """The strings of a cell array."""
-    found = [cell.item() if getattr(cell, "size", 0) == 1 else "" for cell in cells.ravel()]
+    found = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else "" for cell in cells.ravel()]
     if not all(isinstance(name, str) and name for name in found):
         raise CompressError(f"{path}: className: expected a cell array of names; download it again.")
     return found

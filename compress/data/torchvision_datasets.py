@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.data.dataset import IGNORE_INDEX, ImageSet
+from compress.data.dataset import DECODE_ERRORS, IGNORE_INDEX, ImageSet, to_labels
 from compress.data.folders import open_folder, read_index_mask
+from compress.data.nyu import check_matlab_size
 from compress.errors import CompressError, UsageError
 
 #: path -> its mask: class numbers, or the path if the file contains them unchanged
@@ -60,6 +61,7 @@ def sbd_mask_reader(dataset: Any) -> MaskReader:
     from scipy.io.matlab import MatReadError
 
     def read(path: Path) -> np.ndarray:
+        check_matlab_size(path)
         try:
             return np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
         except MatReadError as error:
@@ -209,9 +211,7 @@ def open_torchvision_dataset(name: str, *, root: Path | None, split: str, labele
 def read_labels(dataset: Any, spec: DatasetSpec) -> tuple[np.ndarray | None, list[str] | None]:
     """(labels int64 [n], class names) or None. The unlabeled part of STL-10 has labels of -1."""
     values = getattr(dataset, spec.labels, None)
-    labels = None if values is None else np.asarray(values, dtype=np.int64)
-    if labels is not None and (len(labels) != len(dataset) or labels.min(initial=0) < 0):
-        labels = None
+    labels = None if values is None or len(values) != len(dataset) else to_labels(list(map(int, values)), spec.kind)
     classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     names = [entry if isinstance(entry, str) else entry[0] for entry in classes] if classes else None
     return labels, names
@@ -224,14 +224,14 @@ def create_dataset(name: str, spec: DatasetSpec, folder: Path, part: str) -> Any
     make = getattr(torchvision.datasets, spec.kind)
     try:
         return make(str(folder), **spec.splits[part])
-    except (RuntimeError, OSError, ImportError) as error:
+    except (*DECODE_ERRORS, ImportError) as error:  # torchvision parses damaged files without checks
         first: Exception = error
     advice = "download its archives from its site (an account is needed) and put them there"
     if spec.downloads:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return make(str(folder), **spec.splits[part], download=True)
-        except (RuntimeError, OSError) as error:
+        except DECODE_ERRORS as error:
             first, advice = error, "torchvision could not download it; put its files there, or connect to a network"
     reason = " ".join(str(first).split())[:120]
     raise CompressError(

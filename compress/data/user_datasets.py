@@ -16,7 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from compress.data.dataset import ImageSet
+from compress.data.dataset import (
+    READ_ERRORS,
+    ImageSet,
+    UnreadableImageError,
+    check_opened_image,
+    describe_read_error,
+    to_labels,
+)
 from compress.errors import UsageError
 
 PREFIX = "dataset:"
@@ -67,7 +74,7 @@ def register_dataset(dataset: Any) -> str:
             labels.append(target)
     if len(samples) == 0:
         raise UsageError(f"{type(dataset).__name__}: found no samples, expected images; check the dataset.")
-    known = np.array(labels, dtype=np.int64) if len(labels) == len(samples) and min(labels) >= 0 else None
+    known = to_labels(labels, type(dataset).__name__) if len(labels) == len(samples) else None
     digest.update(b"" if known is None else known.tobytes())
     spec = PREFIX + digest.hexdigest()[:16]
     lock = threading.Lock()  # the cache reads from several threads, which a dataset need not support
@@ -147,6 +154,10 @@ def split_sample(sample: Any, i: int) -> tuple[Image.Image, int | np.ndarray | N
 def to_image(value: Any, i: int) -> Image.Image:
     """A PIL image of sample `i`."""
     if isinstance(value, Image.Image):
+        try:
+            check_opened_image(value).load()
+        except (UnreadableImageError, *READ_ERRORS) as error:
+            raise UsageError(f"data: sample {i} cannot be decoded ({describe_read_error(error)}).") from error
         return value
     if isinstance(value, Tensor):
         array = value.detach().cpu()

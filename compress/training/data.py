@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +16,18 @@ from compress.data import open_images
 from compress.data.batches import Batches, iter_batches
 from compress.data.cache import ImageCache, build_cache, choose_view_count
 from compress.data.class_mapping import map_labels
-from compress.data.dataset import ImageSet, count_mask_classes
+from compress.data.dataset import ImageSet, UnreadableImageError, count_mask_classes
 from compress.data.decoding import scaled_size
 from compress.data.predictions import Predictions, predict, select_highest_entropy
 from compress.engine.accelerator import Accelerator
 from compress.engine.stream import Repeats
 from compress.engine.trainable import FrozenModel
-from compress.errors import UsageError
+from compress.errors import CompressError, UsageError
 from compress.models.card import ModelCard
 from compress.tasks import task_for_card
 from compress.training.config import DataConfig, Size
 
+T = TypeVar("T")
 #: pixels of the images scored at once: 256 of 64x64
 MAX_BATCH_PIXELS = 1 << 20
 #: images whose colors are averaged
@@ -36,7 +39,7 @@ def count_classes(images: ImageSet, spec: str) -> int:
     if images.class_names:
         return len(images.class_names)
     if images.open_mask is not None:
-        return count_mask_classes(images.read_mask(i) for i in range(len(images)))
+        return count_mask_classes(read_all(images.read_mask, range(len(images))))
     if images.labels is None:
         raise UsageError(
             f"{spec}: found no labels, which training requires; expected one folder per class, or the folders images "
@@ -45,11 +48,20 @@ def count_classes(images: ImageSet, spec: str) -> int:
     return int(images.labels.max()) + 1
 
 
+def read_all(read: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+    """Yield what can be read; the cache lists the rest."""
+    for i in indices:
+        with contextlib.suppress(UnreadableImageError):
+            yield read(i)
+
+
 def color_statistics(images: ImageSet, *, grayscale: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of values in [0, 1], over up to 500 evenly spaced images."""
     indices = np.linspace(0, len(images) - 1, min(len(images), COLOR_SAMPLES)).astype(int)
     mode = "L" if grayscale else "RGB"
-    small = [images.read_image(int(i)).convert(mode).resize((32, 32)) for i in indices]
+    small = [image.convert(mode).resize((32, 32)) for image in read_all(images.read_image, indices.tolist())]
+    if not small:
+        raise CompressError(f"{images.name}: none of {len(indices)} images can be read; check the files.")
     values = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in small]).reshape(-1, len(mode))
     mean, std = values.mean(0), values.std(0).clip(1e-3)
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)

@@ -166,7 +166,7 @@ def test_unreadable_images_are_listed(tmp_path, image_dir):
     assert len(cached) == 8
     assert cached.source_index.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
     assert [Path(name).name for name, _ in cached.unreadable] == ["1b.png", "5b.png"]
-    (log,) = (tmp_path / "a").glob("*/bad.jsonl")
+    (log,) = (tmp_path / "a").glob("*/quarantine.jsonl")
     assert [json.loads(line)["image"] for line in log.read_text().splitlines()] == [
         name for name, _ in cached.unreadable
     ]
@@ -190,7 +190,7 @@ def test_labels_skip_unreadable_images(tmp_path):
 def test_too_many_unreadable_images_fail(tmp_path, image_dir):
     broken(image_dir, "1b.png")
     for _ in range(2):  # decoded now, then from the cache
-        with pytest.raises(CompressError, match=r"1b\.png.*bad\.jsonl"):
+        with pytest.raises(CompressError, match=r"1b\.png.*quarantine\.jsonl"):
             cache_of(image_dir, tmp_path / "a")
     assert len(cache_of(image_dir, tmp_path / "a", max_unreadable=0.12)) == 8
 
@@ -248,6 +248,60 @@ def test_damaged_cache_is_rebuilt(tmp_path, image_dir, damage, how):
     if how != "gone":
         file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
     assert np.array_equal(cache_of(image_dir, tmp_path / "a").pixels, first)
+
+
+@pytest.mark.parametrize("damage", ["pixels.npy", "origin.npy", "index.json"])
+def test_flipped_bit_is_found_and_the_images_are_decoded_again(tmp_path, image_dir, damage):
+    first = np.array(cache_of(image_dir, tmp_path / "a").pixels)
+    (file,) = (tmp_path / "a").glob(f"*/{damage}")
+    before, times = file.read_bytes(), file.stat()
+    content = bytearray(before)
+    content[-20] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    messages: list[str] = []
+    again = cache_of(image_dir, tmp_path / "a", progress=messages.append)
+    assert np.array_equal(again.pixels, first)
+    assert file.read_bytes() == before
+    assert len(messages) == 2  # damaged, and decoding
+
+
+def test_mask_cache_is_verified(tmp_path):
+    images = open_images("embedded/fashion-scenes", split="val").subsample(3)
+    build_cache(images, image_size=(16, 16), folder=tmp_path)
+    (file,) = tmp_path.glob("*/masks.npy")
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    build_cache(images, image_size=(16, 16), folder=tmp_path)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b"[" * 100_000, b'{"unreadable": 1, "sha256": [], "seal": 3}', b"\xff\x00", b'{"seal": NaN}'],
+)
+def test_strange_index_is_replaced(tmp_path, image_dir, content):
+    cache_of(image_dir, tmp_path / "a")
+    (file,) = (tmp_path / "a").glob("*/index.json")
+    file.write_bytes(content)
+    assert len(cache_of(image_dir, tmp_path / "a")) == 8
+
+
+def test_pipe_in_a_cache_is_replaced(tmp_path, image_dir):
+    cache_of(image_dir, tmp_path / "a")
+    for name in ("index.json", "pixels.npy"):
+        (file,) = (tmp_path / "a").glob(f"*/{name}")
+        file.unlink()
+        os.mkfifo(file)
+        assert len(cache_of(image_dir, tmp_path / "a")) == 8
+
+
+def test_unchanged_cache_is_hashed_once(tmp_path, image_dir, monkeypatch):
+    cache_of(image_dir, tmp_path / "a")
+    hashed: list[Path] = []
+    monkeypatch.setattr(cache, "sha256", hashed.append)
+    cache_of(image_dir, tmp_path / "a")
+    assert hashed == []
 
 
 def test_failed_decoding_leaves_nothing(tmp_path, image_dir, monkeypatch):

@@ -307,16 +307,25 @@ def test_shards_without_integer_labels(tmp_path):
         ("{a,b}-{08..10}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar", "b-09.tar", "b-10.tar"]),
         ("{9..10}.tar", ["9.tar", "10.tar"]),
         ("{a,b{1..2}}.tar", ["a.tar", "b1.tar", "a.tar", "b2.tar"]),
+        ("{1..-1}.tar", ["1.tar", "0.tar", "-1.tar"]),
+        ("{1..010}.tar", [f"{i:03}.tar" for i in range(1, 11)]),
+        ("{x..y}.tar", ["x..y.tar"]),
     ],
 )
 def test_shard_braces_expand(spec, expected):
-    assert expand_braces(spec) == expected
+    assert list(expand_braces(spec)) == expected
 
 
 @pytest.mark.parametrize("spec", ["{0..2.tar", "0}.tar"])
 def test_shard_braces_without_pair(spec):
     with pytest.raises(UsageError, match=r"\.tar"):
-        expand_braces(spec)
+        list(expand_braces(spec))
+
+
+@pytest.mark.parametrize("spec", ["{0..999999999}", "{0..9}" * 12, "{-5..999999999}", "{999999999..0}", "{a,b}" * 40])
+def test_too_many_shards_are_refused_before_they_are_listed(spec):
+    with pytest.raises(UsageError):
+        open_images(f"{spec}.tar")
 
 
 def test_missing_shard_is_named(tmp_path):
