@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from compress.cli.output import print_error, print_traceback
 from compress.errors import suggest_nearest
+from compress.files import WRITE_FAILURES, write_error
 from compress.resources import limit_threads
 
 #: command -> (module, one line for `compress --help`); the function in the module has the name of the command
@@ -72,7 +74,7 @@ class LazyGroup(click.Group):
             sys.exit(1)
         except Exception as error:  # the outermost frame: every error becomes one sentence and an exit code
             if "--debug" in arguments:
-                traceback.print_exc()
+                print_traceback()
             sys.exit(print_error(*describe_error(error)))
 
 
@@ -81,14 +83,10 @@ def describe_error(error: Exception) -> tuple[str, int]:
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code
+    if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
+        return str(write_error(error.filename or tempfile.gettempdir(), error)), 1
     text = " ".join(str(error).split()) or "no message"
     return f"internal error: {type(error).__name__}: {text[:300]} (run again with --debug for the traceback)", 1
-
-
-def print_error(message: str, code: int) -> int:
-    """Print `message` to standard error and return `code`."""
-    click.echo(f"Error: {message}", err=True)
-    return code
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

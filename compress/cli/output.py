@@ -1,4 +1,7 @@
-"""Output of commands: results to standard output, status lines to standard error."""
+"""Output of commands: results to standard output, status lines to standard error.
+
+All text is printed here, without characters that could change the terminal; JSON escapes them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import json
 import math
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from compress.files import sanitize_lines
 
 Result = TypeVar("Result")
 
@@ -20,7 +26,7 @@ def emit(result: Result | None, as_json: bool, format_text: Callable[[Result], s
     """Print `result` as one JSON object or as text; nothing for None (a helper process of torchrun)."""
     if result is None:
         return
-    text = json.dumps(to_json(result)) if as_json else format_text(result)
+    text = json.dumps(to_json(result)) if as_json else sanitize_lines(format_text(result))
     if text:
         click.echo(text)
 
@@ -39,8 +45,19 @@ def to_json(value: Any) -> Any:
 
 
 def print_status(message: str) -> None:
-    """Print one line to standard error."""
-    click.echo(message, err=True)
+    """Print a message to standard error."""
+    click.echo(sanitize_lines(message.expandtabs(4)), err=True)
+
+
+def print_error(message: str, code: int) -> int:
+    """Print `message` to standard error and return `code`."""
+    print_status(f"Error: {message}")
+    return code
+
+
+def print_traceback() -> None:
+    """Print the traceback of the current error to standard error."""
+    click.echo(sanitize_lines(traceback.format_exc()), err=True)
 
 
 def command_line() -> str:

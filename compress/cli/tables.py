@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compress.files import sanitize
+
 if TYPE_CHECKING:
     from compress import api
 
@@ -17,7 +19,8 @@ LISTED_CLASSES, BAR_WIDTH = 10, 30
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Align rows under a header; columns of numbers to the right."""
+    """Align rows under a header; columns of numbers to the right. Cells have one line."""
+    rows, header = [list(map(sanitize, row)) for row in rows], list(map(sanitize, header))
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     right = [all(is_number(row[i]) for row in rows) for i in range(len(header))]
 
@@ -33,6 +36,7 @@ def is_number(text: str) -> bool:
 
 def format_pairs(pairs: Sequence[tuple[str, str]]) -> str:
     """Align names and values, one pair per line."""
+    pairs = [(sanitize(name), sanitize(value)) for name, value in pairs]
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in pairs)
 
@@ -68,6 +72,7 @@ def run_result(result: api.RunResult) -> str:
         ("score", scores or "not measured (no --val)"),
         ("cost", f"{macs:.4f} GMAC = {flops:.4f} GFLOP, {params:.3f} M parameters"),
         *(("", f"not counted: {operator}, {calls} calls") for operator, calls in result.unsupported.items()),
+        *(("rollback", f"step {one['step']} to step {one['to_step']}: {one['reason']}") for one in result.rollbacks),
     ]
     if result.export is not None:
         parity = result.export.parity
@@ -198,8 +203,8 @@ def sweep_plan(plan: api.SweepPlan) -> str:
 
 def evaluation(result: api.EvaluationResult) -> str:
     runtime = "" if result.runtime == "torch" else f", in {result.runtime}, {result.precision}"
-    lines = [f"{result.model} on {result.images} images of {result.data}{runtime}"]
-    lines += [f"{name}: {value:.2%}" for name, value in result.metrics.items() if not name.startswith(IOU)]
+    lines = [sanitize(f"{result.model} on {result.images} images of {result.data}{runtime}")]
+    lines += [f"{sanitize(name)}: {value:.2%}" for name, value in result.metrics.items() if not name.startswith(IOU)]
     if result.task != "segmentation":
         return "\n".join(lines)
     ious = [(name, result.metrics.get(f"{IOU}{name}")) for name in result.class_names]
