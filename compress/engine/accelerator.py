@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from compress.engine.micro_batch import forward_in_parts
 from compress.errors import UsageError
 from compress.resources import default_threads
 
@@ -26,6 +27,14 @@ class Accelerator:
     precision: Literal["32", "bf16", "16"]
     rank: int = 0
     world_size: int = 1
+    micro_batch: int | None = None  #: images per forward pass of a network; None: the whole batch
+
+    def forward(self, net: nn.Module, *inputs: Tensor) -> Tensor:
+        """Call a network in this precision, and in parts if the batch is larger than a micro-batch."""
+        with self.autocast():
+            if self.micro_batch is None or len(inputs[0]) <= self.micro_batch:
+                return net(*inputs)
+            return forward_in_parts(net, inputs, self.micro_batch)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass in this precision."""
@@ -73,6 +82,14 @@ class Accelerator:
         tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.broadcast(tensor, 0)
         return float(tensor.item())
+
+    def any(self, condition: bool) -> bool:
+        """Return whether the condition holds on any process."""
+        if self.world_size == 1:
+            return condition
+        flag = torch.tensor([float(condition)], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Return rank 0's tensor on every rank."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from compress.engine.accelerator import Accelerator
-from compress.errors import CompressError
-from compress.files import add_hash, sha256, write_bytes, write_json
+from compress.errors import CompressError, UsageError
+from compress.files import add_hash, require_regular_file, sha256, write_bytes, write_error, write_json
 
 FORMAT = 2
 #: (step, state shared by all processes, state of this process)
@@ -76,7 +76,10 @@ class CheckpointManager:
         self.accelerator.barrier()
         manifest = self._manifest(step)
         if self.accelerator.rank == 0:
-            entries = [{"name": f.name, "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
+            try:
+                entries = [{"name": f.name, "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
+            except OSError as error:
+                raise write_error(self.folder, error) from error
             write_json(manifest, add_hash({"format": FORMAT, "step": step, "files": entries}))
             self._remove_old(step)
         self.accelerator.barrier()
@@ -132,14 +135,18 @@ class CheckpointManager:
     def _read_entries(self, step: int) -> list[dict[str, Any]]:
         """Return the file entries of a manifest. Raises CorruptCheckpointError if its hash differs."""
         try:
-            content = json.loads(self._manifest(step).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = json.loads(require_regular_file(self._manifest(step)).read_text(encoding="utf-8"))
+            is_unchanged = isinstance(content, dict) and add_hash(content) == content
+        except (OSError, UsageError, ValueError, RecursionError) as error:
             raise CorruptCheckpointError("the manifest cannot be read") from error
-        if not isinstance(content, dict) or add_hash(content) != content:
+        if not is_unchanged:
             raise CorruptCheckpointError("the manifest has changed since it was written (its sha256 differs)")
-        if content["format"] != FORMAT:
-            raise CorruptCheckpointError(f"found format {content['format']}, expected {FORMAT}")
-        return content["files"]
+        if content.get("format") != FORMAT:
+            raise CorruptCheckpointError(f"found format {content.get('format')}, expected {FORMAT}")
+        entries = content.get("files")
+        if not isinstance(entries, list) or not all(is_file_entry(entry) for entry in entries):
+            raise CorruptCheckpointError("the manifest has no list of files")
+        return entries
 
     def _file_names(self, step: int) -> list[str]:
         """Return the file names in a manifest; none if there is no valid one."""
@@ -161,16 +168,23 @@ class CheckpointManager:
         Later checkpoints are corrupt: otherwise the run would have resumed from them.
         """
         kept = [step for step in self.saved_steps() if step <= saved][-self.keep :]
-        for step in self.saved_steps():
-            if step not in kept:
-                self._manifest(step).unlink(missing_ok=True)
+        old = [self._manifest(step) for step in self.saved_steps() if step not in kept]
         names = {name for step in kept for name in self._file_names(step)}
-        for path in [*self.folder.glob("step-*.pt"), *self.folder.glob(".step-*.tmp")]:
-            if path.name not in names:
+        files = [*self.folder.glob("step-*.pt"), *self.folder.glob(".step-*.tmp")]
+        try:
+            for path in [*old, *(file for file in files if file.name not in names)]:
                 path.unlink(missing_ok=True)
+        except OSError as error:  # the new checkpoint is complete, so the run continues
+            self.progress(f"{self.folder}: cannot remove old checkpoints ({error.strerror}); they take up space.")
 
     def _manifest(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.json"
+
+
+def is_file_entry(entry: Any) -> bool:
+    """Check whether an entry of a manifest names a file of its folder, with a hash."""
+    name, digest = (entry.get("name"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    return isinstance(name, str) and Path(name).name == name and isinstance(digest, str)
 
 
 def read_state(path: Path | io.BytesIO) -> dict[str, Any]:

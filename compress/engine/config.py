@@ -33,6 +33,12 @@ class TrainingSchedule:
     save_every: Count | None = setting(None, "Steps between checkpoints; default: one per minute.")
     log_every: Count = setting(10, "Steps between lines of metrics.jsonl.")
     keep_checkpoints: Count = setting(2, "Number of checkpoints to keep.")
+    max_rollbacks: Annotated[int, Field(ge=0)] = setting(
+        3, "How often a diverged run returns to its last good state with lower learning rates; 0: it stops at once."
+    )
+    rollback_factor: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.5, "Factor of the learning rates at each return to the last good state."
+    )
     seed: Annotated[int, Field(ge=0)] = setting(0, "Random seed.")
     precision: Annotated[Precision, BeforeValidator(str)] = setting(
         "auto",

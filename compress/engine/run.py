@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.engine.accelerator import Accelerator
-from compress.engine.checkpoint import Checkpoint, CheckpointManager
+from compress.engine.checkpoint import Checkpoint, CheckpointManager, read_state
 from compress.engine.config import TrainingSchedule
 from compress.engine.ema import ExponentialMovingAverage
 from compress.engine.image_pool import ImagePool
-from compress.engine.logging import MetricsLogger, ProgressDisplay, save_image_grid
+from compress.engine.logging import LogFaults, MetricsLogger, ProgressDisplay, save_image_grid
 from compress.engine.schedules import Schedule, cosine
 from compress.engine.stream import ImageSource, Repeats, Stream
 from compress.engine.trainable import (
@@ -28,11 +29,14 @@ from compress.engine.trainable import (
     TrainableModel,
     create_grad_scaler,
     eval_mode,
+    is_finite_state,
 )
 
 SECONDS_BETWEEN_SAVES = 60.0
 DEFAULT_EVALUATIONS = 10
 LOGGED_IMAGES = 100
+#: batches, newest first, in which the images of a divergence are searched
+SEARCHED_BATCHES = 16
 #: stream name -> the text that seeds its order, if different; keeps recorded results reproducible
 ORDER_SEEDS = {"unlabeled": "unlabelled", "labeled": "labelled"}
 
@@ -82,6 +86,8 @@ class Run:
     registered: dict[str, tuple[Stateful, bool]] = field(default_factory=dict)  #: name -> (object, per rank)
     metrics: dict[str, float] = field(default_factory=dict)  #: of the latest evaluation
     best: dict[str, Any] = field(default_factory=dict)  #: metrics and step of the best student
+    #: step, to_step, learning_rate_factor and reason of each return to an earlier state after a divergence
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
     peak_memory_bytes: int | None = None  #: of this session, if measured
     _image_logs: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     _pool: ImagePool | None = None
@@ -90,13 +96,18 @@ class Run:
     _evaluations: int = 0
     _evaluated_step: int = -1
     _loaded: Checkpoint | None = None  #: read before `resume`
+    _initial: bytes | None = None  #: state before the first step, until there is a checkpoint
+    _loss_flags: dict[str, Tensor] = field(default_factory=dict)  #: 0, or NaN after a loss that was not finite
+    _checked_positions: dict[str, int] = field(default_factory=dict)  #: of the streams, when all losses were finite
 
     def __post_init__(self) -> None:
         self.checkpoints = CheckpointManager(
             self.run_dir / "checkpoints", self.accelerator,
             keep=self.schedule.keep_checkpoints, progress=self.display.print_line,
         )  # fmt: skip
-        self.metrics_logger = MetricsLogger(self.run_dir) if self.accelerator.rank == 0 else None
+        report = self.display.print_line
+        self.metrics_logger = MetricsLogger(self.run_dir, report=report) if self.accelerator.rank == 0 else None
+        self._image_faults = LogFaults(report)
         self._begin = self._saved_at = self._logged_at = time.monotonic()
         self._logged_step = 0
         self._ema = None
@@ -231,7 +242,12 @@ class Run:
     def set_progress(self, progress: float) -> None:
         """Set the learning rates of all models."""
         for model in self.trainables.values():
-            model.set_progress(progress)
+            model.set_progress(progress, factor=self.learning_rate_factor)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """Factor of all learning rates, which each rollback lowers."""
+        return self.schedule.rollback_factor ** len(self.rollbacks)
 
     def seed_all(self) -> None:
         """Seed all processes equally, so that networks start with equal weights."""
@@ -252,17 +268,17 @@ class Run:
                 model.sync_buffers()
         if self._ema is not None:
             self._ema.update(self.student)
+        for name, loss in losses.items():  # without waiting for the device; 0 * loss is 0 or NaN
+            self._loss_flags[name] = self._loss_flags.get(name, 0) + loss.detach() * 0
         # A loss that occurs only in some steps is always logged.
         is_new, self._loss_names = bool(losses.keys() - self._loss_names), set(losses)
         if is_new or self.step % self.schedule.log_every == 0 or self.step == 1 or self.progress >= 1:
             self.log_losses(losses)
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
-        """Log losses and throughput. Raises DivergedError if a loss is not finite."""
+        """Log losses and throughput. Raises DivergedError if a loss is not finite, or was since the last check."""
+        self._check_losses()
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise DivergedError(f"the loss of {', '.join(broken)} is {values[broken[0]]}")
         now, progress, elapsed = time.monotonic(), self.progress, self.elapsed
         if self.metrics_logger is None:
             return
@@ -275,9 +291,15 @@ class Run:
         self.display.update(progress, self.step, f"{text}  {rate:.0f} img/s{score}")
 
     @property
+    def streams(self) -> dict[str, Stream]:
+        """The streams by name."""
+        named = ((name.removeprefix("stream "), stateful) for name, (stateful, _) in self.registered.items())
+        return {name: stream for name, stream in named if isinstance(stream, Stream)}
+
+    @property
     def data_wait_share(self) -> float:
         """Share of this session's time that the loop spent waiting for data."""
-        waited = sum(stream.wait_seconds for stream, _ in self.registered.values() if isinstance(stream, Stream))
+        waited = sum(stream.wait_seconds for stream in self.streams.values())
         return waited / max(time.monotonic() - self._begin, 1e-9)
 
     # Evaluation.
@@ -303,8 +325,10 @@ class Run:
         self._evaluated_step = self.step
         if self.accelerator.rank == 0:
             with eval_mode(self.eval_student) as student:
-                self.metrics = {} if self.validate is None else self.validate(student)
-                self._save_if_best(student)
+                scores = {} if self.validate is None else self.validate(student)
+                self.metrics = {name: score for name, score in scores.items() if math.isfinite(score)}
+                if next(iter(scores), None) in self.metrics:  # a score that is not a number is never the best one
+                    self._save_if_best(student)
             self._save_images()
             if self.metrics and self.metrics_logger is not None:
                 values = {**self.metrics, "seconds": round(self.local_elapsed, 2)}
@@ -312,8 +336,6 @@ class Run:
         self.accelerator.barrier()
 
     def _save_if_best(self, student: nn.Module) -> None:
-        if not self.metrics:
-            return
         score = next(iter(self.metrics.values()))
         if not self.best or score > next(iter(self.best["metrics"].values())):
             self.best = {"metrics": dict(self.metrics), "step": self.step}
@@ -329,10 +351,12 @@ class Run:
             if unlabeled is not None:
                 batches = unlabeled.batches(LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False)
                 groups.append(self.accelerator.to_float_images(batches.batch_at(0)[0]))
-            save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
-            save_image_grid(self.run_dir / f"{name}.png", groups)
+            with self._image_faults.tolerate(self.run_dir / "images"):
+                save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
+                save_image_grid(self.run_dir / f"{name}.png", groups)
         if self._pool is not None:
-            self._pool.save_contact_sheet(self.run_dir / "pool.png")
+            with self._image_faults.tolerate(self.run_dir / "pool.png"):
+                self._pool.save_contact_sheet(self.run_dir / "pool.png")
 
     # Checkpoints.
 
@@ -342,22 +366,50 @@ class Run:
         return self.accelerator.broadcast_float(time.monotonic() - self._saved_at) > SECONDS_BETWEEN_SAVES
 
     def check_finite(self) -> None:
-        """Raise DivergedError if a model is not finite."""
-        broken = [name for name, model in self.trainables.items() if not model.is_finite()]
-        if broken:
-            raise DivergedError(f"the parameters of {', '.join(broken)} are not finite")
+        """Raise DivergedError, on all processes, if a model or a loss since the last check is not finite."""
+        self._check_losses()
+        nets = {name: model.is_finite() for name, model in self.trainables.items()}
+        broken = [name for name, is_finite in nets.items() if not is_finite]
+        if self._ema is not None and not is_finite_state(self._ema.state_dict()):
+            broken.append("the averaged student")
+        self._raise_on_all_ranks(f"the parameters of {', '.join(broken)} are not finite" if broken else None)
+
+    def _check_losses(self) -> None:
+        broken = [name for name, flag in self._loss_flags.items() if not bool(flag.isfinite())]
+        self._raise_on_all_ranks(f"the loss of {', '.join(broken)} is not finite" if broken else None)
+        self._loss_flags = {}
+        self._checked_positions = {name: stream.position for name, stream in self.streams.items()}
+
+    def _raise_on_all_ranks(self, problem: str | None) -> None:
+        """Raise DivergedError if there is a problem on any process."""
+        if self.accelerator.any(problem is not None):
+            error = DivergedError(problem or "another process found values that are not finite")
+            error.on_all_ranks = True
+            raise error
 
     def save(self) -> None:
-        """Save a checkpoint. Raises DivergedError, without saving, if a model is not finite."""
+        """Save a checkpoint. Raises DivergedError, without saving, if something in it is not finite."""
         self.check_finite()
+        shared, per_rank = self._state()
+        states = {**shared["registered"], **per_rank["registered"]}
+        states |= {f"the optimizer of {name}": model["optimizer"] for name, model in shared["trainables"].items()}
+        broken = [name for name, state in states.items() if not is_finite_state(state)]
+        self._raise_on_all_ranks(f"{', '.join(broken)}: found values that are not finite" if broken else None)
+        self.checkpoints.save(self.step, shared, per_rank)
+        self._saved_at = time.monotonic()
+        self._initial = None
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state shared by all processes, and that of this process."""
         shared = {
             "step": self.step,
             "elapsed": self.elapsed,
             "evaluations": (self._evaluations, self._evaluated_step),
             "metrics": self.metrics,
             "best": self.best,
+            "rollbacks": self.rollbacks,
             "loss_names": sorted(self._loss_names),
-            "metrics_bytes": 0 if self.metrics_logger is None else self.metrics_logger.size_bytes,
+            "metrics_bytes": 0 if self.metrics_logger is None else self.metrics_logger.sync(),
             "trainables": {name: model.state_dict() for name, model in self.trainables.items()},
             "registered": self._registered_state(per_rank=False),
         }
@@ -367,8 +419,7 @@ class Run:
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "registered": self._registered_state(per_rank=True),
         }
-        self.checkpoints.save(self.step, shared, per_rank)
-        self._saved_at = time.monotonic()
+        return shared, per_rank
 
     def _registered_state(self, *, per_rank: bool) -> dict[str, Any]:
         named = self.registered.items()
@@ -381,22 +432,79 @@ class Run:
             if self.metrics_logger is not None:
                 self.metrics_logger.truncate(0, 0)
             return False
-        self.step, shared, per_rank = checkpoint
+        step, shared, per_rank = checkpoint
         if self.metrics_logger is not None:
-            self.metrics_logger.truncate(shared["metrics_bytes"], self.step)
+            self.metrics_logger.truncate(shared["metrics_bytes"], step)
         self._elapsed_before, self._begin = shared["elapsed"], time.monotonic()
-        self._evaluations, self._evaluated_step = shared["evaluations"]
         self.metrics, self.best = shared["metrics"], shared["best"]
-        self._loss_names = set(shared["loss_names"])
-        for name, model in self.trainables.items():
-            model.load_state_dict(shared["trainables"][name])
+        self.rollbacks = shared.get("rollbacks", [])  # checkpoints of version 1.0 have none
+        self._restore_models(checkpoint)
         for name in self.registered:
             self._restore(name, checkpoint)
         torch.set_rng_state(per_rank["random"])
         if per_rank["cuda"] is not None:
             torch.cuda.set_rng_state(per_rank["cuda"], self.accelerator.device)
-        self._logged_step = self.step
         return True
+
+    def _restore_models(self, checkpoint: Checkpoint) -> None:
+        """Restore the models, and the counters of the steps."""
+        self.step, shared, _ = checkpoint
+        self._evaluations, self._evaluated_step = shared["evaluations"]
+        self._loss_names = set(shared["loss_names"])
+        for name, model in self.trainables.items():
+            model.load_state_dict(shared["trainables"][name])
+        self._logged_step = self.step
+
+    # Rollbacks.
+
+    def keep_initial_state(self) -> None:
+        """Keep the state before the first step in memory, for a rollback before the first checkpoint."""
+        shared, per_rank = self._state()
+        buffer = io.BytesIO()
+        torch.save({"shared": shared, "per_rank": per_rank}, buffer)
+        self._initial = buffer.getvalue()
+
+    def roll_back(self, failed_step: int, reason: str) -> None:
+        """Return to the last good state with lower learning rates, and save it at once.
+
+        Data and noise are not restored: they continue after the failed step, so the same batch does not fail again.
+        The clock, and the best student, which was finite when it was saved, are kept too.
+        """
+        checkpoint = self._load_initial_state() if self._initial is not None else self.checkpoints.load()
+        if checkpoint is None:
+            raise DivergedError(
+                f"step {failed_step}: {reason}; {self.checkpoints.folder}: found no checkpoint any more."
+            )
+        self._restore_models(checkpoint)
+        for name in self.registered.keys() - {f"stream {name}" for name in self.streams}:
+            self._restore(name, checkpoint)
+        self._loss_flags = {}
+        self.rollbacks.append({"step": failed_step, "to_step": self.step, "reason": reason})
+        self.rollbacks[-1]["learning_rate_factor"] = self.learning_rate_factor
+        if self.metrics_logger is not None:
+            values = {name: value for name, value in self.rollbacks[-1].items() if name != "step"}
+            self.metrics_logger.log("rollback", failed_step, values)
+        self.save()
+
+    def _load_initial_state(self) -> Checkpoint:
+        assert self._initial is not None
+        state = read_state(io.BytesIO(self._initial))
+        return 0, state["shared"], state["per_rank"]
+
+    def describe_teacher_fault(self) -> str:
+        """Return how the teachers' outputs for the latest images fail, or the empty string if they are finite."""
+        for teacher in self.teachers:
+            for name, stream in self.streams.items():
+                first = max(self._checked_positions.get(name, 0), stream.position - SEARCHED_BATCHES)
+                for position in reversed(range(first, stream.position)):
+                    images = self.accelerator.to_float_images(stream.batches.batch_at(position)[0])
+                    with torch.no_grad():
+                        outputs = teacher(images)
+                    bad = int((~outputs.isfinite()).flatten(1).any(1).sum())
+                    if bad:
+                        count = f"{bad} of {len(images)} images"
+                        return f"the teacher's outputs for {count} of the stream {name} are not finite"
+        return ""
 
     def finish(self) -> None:
         """Evaluate the final student if necessary, and save it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,13 @@ OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class DivergedError(CompressError):
-    """A loss, a parameter or a buffer is NaN or infinite."""
+    """A loss, a parameter or a buffer is NaN or infinite.
+
+    Attributes:
+        on_all_ranks: All processes of the run raise it at the same point.
+    """
+
+    on_all_ranks = False
 
 
 @contextmanager
@@ -34,10 +40,25 @@ def eval_mode(net: nn.Module) -> Iterator[nn.Module]:
         net.train(was_training)
 
 
-def check_finite_loss(loss: Tensor, name: str) -> None:
-    """Raise DivergedError if a loss on a CPU is not finite; on a GPU the check would wait for the device."""
-    if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):
+def check_finite_loss(loss: Tensor, name: str, accelerator: Accelerator) -> None:
+    """Raise DivergedError if a loss is not finite, in the only process on a CPU.
+
+    On a GPU the check would wait for the device. One of several processes must not leave a step on its own, because the
+    others wait for its gradients; the run checks when it logs, evaluates and saves.
+    """
+    if accelerator.world_size == 1 and loss.device.type == "cpu" and not bool(torch.isfinite(loss)):
         raise DivergedError(f"the loss of {name} is {loss.item()}")
+
+
+def is_finite_state(state: Any) -> bool:
+    """Check that all tensors in nested dicts and lists are finite; needs no memory of their size."""
+    if isinstance(state, Mapping):
+        return all(is_finite_state(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return all(is_finite_state(value) for value in state)
+    if not isinstance(state, Tensor) or not state.is_floating_point() or not state.numel():
+        return True
+    return all(bool(extreme.isfinite()) for extreme in state.detach().aminmax())  # a NaN is the extreme
 
 
 def create_grad_scaler(accelerator: Accelerator) -> GradScaler:
@@ -55,8 +76,7 @@ class FrozenModel:
         self.accelerator = accelerator
 
     def __call__(self, x: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return self.net(x)
+        return self.accelerator.forward(self.net, x)
 
 
 class TrainableModel:
@@ -85,8 +105,7 @@ class TrainableModel:
         self.scaler = create_grad_scaler(accelerator)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return self.net(*inputs)
+        return self.accelerator.forward(self.net, *inputs)
 
     def forward_frozen(self, *inputs: Tensor) -> Tensor:
         """Forward with constant parameters: gradients reach the inputs only."""
@@ -123,10 +142,9 @@ class TrainableModel:
             max_grad_norm: Clips the gradient of each model to this norm.
 
         Raises:
-            DivergedError: Before any change, if a loss on a CPU is not finite. (On a GPU this check would wait for the
-                device at every step; there the run checks when it logs and saves.)
+            DivergedError: Before any change, if the loss is not finite (see `check_finite_loss`).
         """
-        check_finite_loss(loss, self.name)
+        check_finite_loss(loss, self.name, self.accelerator)
         models = (self, *jointly_with)
         for model in models:
             model.optimizer.zero_grad(set_to_none=True)
@@ -156,9 +174,9 @@ class TrainableModel:
         named = self.net.named_buffers()
         self.accelerator.all_reduce_mean([b for name, b in named if name in persistent and b.is_floating_point()])
 
-    def set_progress(self, progress: float) -> None:
-        """Set the learning rates for `progress` in [0, 1]."""
-        factor = self.schedule(progress)
+    def set_progress(self, progress: float, *, factor: float = 1.0) -> None:
+        """Set the learning rates for `progress` in [0, 1], times `factor`."""
+        factor *= self.schedule(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -206,7 +224,7 @@ class InnerLoop:
         Raises:
             DivergedError: As `TrainableModel.optimization_step`.
         """
-        check_finite_loss(loss, self.name)
+        check_finite_loss(loss, self.name, self.accelerator)
         for optimizer in (self.optimizer, *(model.optimizer for model in jointly_with)):
             optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

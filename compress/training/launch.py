@@ -9,14 +9,14 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from compress.errors import CompressError, Interrupted, UsageError
-from compress.files import LockHeldError, file_lock, write_error
+from compress.files import LockHeldError, file_lock, make_directory, write_error
 from compress.plugins import child_command
 from compress.resources import default_threads, usable_cores
 
@@ -264,7 +264,7 @@ def run_dir_lock(run_dir: Path) -> Iterator[None]:
     is_new = not run_dir.exists()
     with ExitStack() as stack:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            make_directory(run_dir)
             stack.enter_context(file_lock(run_dir / LOCK))
         except LockHeldError as error:
             raise UsageError(str(error)) from error
@@ -273,6 +273,7 @@ def run_dir_lock(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and [path.name for path in run_dir.iterdir()] == [LOCK]:
-                (run_dir / LOCK).unlink()
-                run_dir.rmdir()
+            with suppress(OSError):
+                if is_new and [path.name for path in run_dir.iterdir()] == [LOCK]:
+                    (run_dir / LOCK).unlink()
+                    run_dir.rmdir()

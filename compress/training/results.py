@@ -38,6 +38,7 @@ class TrainingSummary:
     peak_bytes: int | None  #: peak memory of this session; None if unknown
     data_wait_share: float  #: share of this session's time spent waiting for data
     history: list[dict[str, float]]  #: step, seconds and metrics of each evaluation
+    rollbacks: list[dict[str, Any]]  #: returns to an earlier state (see `Run`)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class RunResult:
     metrics: dict[str, float]  #: metrics of the best student; empty without validation data
     last_metrics: dict[str, float]  #: metrics at the end of the run
     best_step: int | None  #: step of the best student
+    #: returns to an earlier state after a divergence: step, to_step, learning_rate_factor, reason
+    rollbacks: list[dict[str, Any]]
     steps: int  #: iterations of the run
     seconds: float  #: training time of all sessions
     images_per_s: float  #: steps times batch size, per second
@@ -96,7 +99,8 @@ def summarize_run(
     files = write_run_report(run_dir, [run_dir], title=title, progress=progress).files if report else None
     return RunResult(
         output_dir=run_dir, best=run_dir / "best", method=setup.config.method["name"], student=card.architecture,
-        metrics=card.metrics, last_metrics=summary.metrics, best_step=card.provenance.get("step"), steps=summary.steps,
+        metrics=card.metrics, last_metrics=summary.metrics, best_step=card.provenance.get("step"),
+        rollbacks=summary.rollbacks, steps=summary.steps,
         seconds=record.run["wall_s"], images_per_s=record.run["images_per_s"], peak_bytes=summary.peak_bytes,
         macs=record.macs, flops=record.flops, params=record.params, unsupported=record.unsupported, export=exported,
         latencies=record.latencies, overlays=overlays, report=files,
@@ -132,7 +136,7 @@ def create_student_record(
         "precision": summary.precision, "ood": config.data.unlabeled or config.data.labeled,
         "budget_s": config.training.time_limit, "data_wait_share": round(summary.data_wait_share, 5),
         "command": command, "settings": config.method, "history": summary.history, "last": summary.metrics,
-        "best_step": card.provenance.get("step"),
+        "best_step": card.provenance.get("step"), "rollbacks": summary.rollbacks,
     }  # fmt: skip
     return replace(record, method=method, run=run)
 

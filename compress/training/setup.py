@@ -23,7 +23,7 @@ from compress.engine.method import Method
 from compress.engine.run import Run
 from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError, suggest_nearest
-from compress.files import sha256, write_text
+from compress.files import sha256, write_error, write_text
 from compress.methods import find_method
 from compress.models.batchnorm_folding import fold_batchnorm
 from compress.models.card import ModelCard
@@ -355,9 +355,17 @@ def config_differences(new: Mapping[str, Any], old: Mapping[str, Any], path: str
 
 
 def clear_run_dir(run_dir: Path) -> None:
-    """Remove the files of a run, and nothing else."""
+    """Remove the files of a run, and nothing else. Raises WriteError if that fails."""
+    try:
+        remove_run_files(run_dir)
+    except OSError as error:
+        raise write_error(run_dir, error) from error
+
+
+def remove_run_files(run_dir: Path) -> None:
     for name in ("checkpoints", "images", "pool", "tensorboard", "best", "last"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+        if (run_dir / name).exists():
+            shutil.rmtree(run_dir / name)
     for name in ("metrics.jsonl", RECIPE, "records.jsonl", "pool.png", "overlays.npz", "overlays.png"):
         (run_dir / name).unlink(missing_ok=True)
 

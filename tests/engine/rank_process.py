@@ -15,11 +15,12 @@ import contract
 import tiny
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from compress.engine.accelerator import create_accelerator
 from compress.engine.image_pool import ImagePool
+from compress.engine.run import Run
 from compress.engine.schedules import constant
 from compress.engine.stream import Stream
 from compress.engine.trainable import TrainableModel
@@ -28,9 +29,7 @@ from compress.methods import METHODS
 
 
 def state_hashes(state: Any) -> dict[str, str]:
-    return {
-        k: tiny.hash_tensor(v) if isinstance(v, torch.Tensor) else repr(v) for k, v in tiny.flatten_state(state).items()
-    }
+    return {k: tiny.hash_tensor(v) if isinstance(v, Tensor) else repr(v) for k, v in tiny.flatten_state(state).items()}
 
 
 def compare_runs(folder: Path, name: str, precision: str) -> dict[str, Any]:
@@ -85,11 +84,42 @@ def mean_gradient() -> float:
         )
 
 
+class PoisonedOnRank1:
+    """KD whose loss on rank 1 alone is NaN, in the second and the fifth step."""
+
+    def __init__(self) -> None:
+        self.method = tiny.tiny_method("kd")
+
+    def setup(self, run: Run) -> None:
+        self.run = run
+        self.method.setup(run)
+        optimization_step = run.trainables["S"].optimization_step
+
+        def poisoned(loss: Tensor) -> None:
+            is_poisoned = run.accelerator.rank == 1 and run.step + 1 == (2, 5, 0)[len(run.rollbacks)]
+            optimization_step(loss * float("nan") if is_poisoned else loss)
+
+        run.trainables["S"].optimization_step = poisoned  # pyright: ignore[reportAttributeAccessIssue]
+
+    def step(self) -> dict[str, Tensor]:
+        return self.method.step()
+
+
+def roll_back_together(folder: Path) -> dict[str, Any]:
+    """Train with two failures of one process; both processes return to the same state."""
+    accelerator = create_accelerator("cpu", "32")
+    run = tiny.tiny_run(folder, "kd", accelerator=accelerator, steps=8, save_every=2, log_every=100, evaluate_every=100)
+    train(PoisonedOnRank1(), run)  # pyright: ignore[reportArgumentType]
+    steps = [(rollback["step"], rollback["to_step"]) for rollback in run.rollbacks]
+    return {"steps": steps, "weights": state_hashes(run.trainables["S"].state_dict())}
+
+
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
     accelerator = create_accelerator("cpu", "32")
     results = {f"{n} {p}": compare_runs(root / n / p, n, p) for n in METHODS for p in ("32", "bf16")}
+    results["rollbacks"] = roll_back_together(root / "rollbacks")
     results["mean gradient"] = {"error": mean_gradient()}
     (root / f"rank{accelerator.rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()

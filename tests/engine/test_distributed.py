@@ -78,6 +78,12 @@ def test_gradients_are_averaged_over_processes(pair):
     assert all(results["mean gradient"]["error"] < 1e-6 for results in pair[1])
 
 
+def test_processes_roll_back_together(pair):
+    first, second = (results["rollbacks"] for results in pair[1])
+    assert first == second
+    assert first["steps"] == [[2, 0], [6, 4]], "seen when the run saves"
+
+
 def test_other_process_count_raises(pair):
     run = tiny.tiny_run(pair[0] / "kd" / "32" / "whole", "kd", steps=9)
     with pytest.raises(CompressError, match="--devices 2"):
