@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
+from compress.engine.micro_batch import Capture
 from compress.engine.trainable import eval_mode
 from compress.errors import UsageError
 
@@ -34,14 +36,20 @@ def capture_activations(net: nn.Module, *paths: str, capture_inputs: bool = Fals
     captured: dict[str, Tensor] = {}
 
     def record(path: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        captured[path] = inputs[0] if capture_inputs else output
+        capture.record((path, inputs[0] if capture_inputs else output))
 
-    hooks = [net.get_submodule(path).register_forward_hook(partial(record, path)) for path in paths]
-    try:
+    def register_hooks() -> list[RemovableHandle]:
+        return [net.get_submodule(path).register_forward_hook(partial(record, path)) for path in paths]
+
+    capture = Capture[tuple[str, Tensor]](
+        net, register_hooks, lambda entry: captured.update([entry]), _merge_activations
+    )
+    with capture:
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def _merge_activations(entries: Sequence[tuple[str, Tensor]], _: Sequence[float]) -> tuple[str, Tensor]:
+    return entries[0][0], torch.cat([tensor for _, tensor in entries])
 
 
 # BatchNorm statistics.
@@ -60,20 +68,29 @@ def capture_batchnorm_stats(net: nn.Module) -> Iterator[list[BatchNormStats]]:
         List that grows by one entry per layer and forward pass. Gradients reach the mean and the variance.
     """
     captured: list[BatchNormStats] = []
-    hooks = [layer.register_forward_pre_hook(partial(_record_stats, captured)) for layer in batchnorm_layers(net)]
-    try:
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        mean, second = compute_central_moments(inputs[0], layer.running_mean)
+        capture.record((mean + layer.running_mean, second - mean.square(), layer.running_mean, layer.running_var))
+
+    def register_hooks() -> list[RemovableHandle]:
+        return [layer.register_forward_pre_hook(record) for layer in batchnorm_layers(net)]
+
+    capture = Capture[BatchNormStats](net, register_hooks, captured.append, _merge_stats)
+    with capture:
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _record_stats(captured: list[BatchNormStats], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    assert isinstance(layer, _BatchNorm)
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    mean, second = compute_central_moments(inputs[0], layer.running_mean)
-    captured.append((mean + layer.running_mean, second - mean.square(), layer.running_mean, layer.running_var))
+def _merge_stats(parts: Sequence[BatchNormStats], shares: Sequence[float]) -> BatchNormStats:
+    """Return the statistics of a batch from those of its parts."""
+    _, _, running_mean, running_variance = parts[0]
+    means, variances = (torch.stack([part[i] for part in parts]) for i in range(2))
+    weights = torch.tensor(shares, dtype=means.dtype, device=means.device)
+    mean = weights @ means
+    return mean, weights @ (variances + (means - mean).square()), running_mean, running_variance
 
 
 def compute_central_moments(x: Tensor, center: Float[Tensor, " c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
@@ -140,15 +157,15 @@ def capture_instance_means(net: nn.Module, *paths: str) -> Iterator[list[Float[T
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = output if paths else inputs[0]
-        captured.append(x.flatten(2).mean(2, dtype=torch.float32) if x.ndim > 2 else x.float())
+        capture.record(x.flatten(2).mean(2, dtype=torch.float32) if x.ndim > 2 else x.float())
 
-    layers = [net.get_submodule(path) for path in paths] if paths else batchnorm_layers(net)
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    try:
+    def register_hooks() -> list[RemovableHandle]:
+        layers = [net.get_submodule(path) for path in paths] if paths else batchnorm_layers(net)
+        return [layer.register_forward_hook(record) for layer in layers]
+
+    capture = Capture[Tensor](net, register_hooks, captured.append, lambda parts, _: torch.cat(list(parts)))
+    with capture:
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class InputStatistics:

@@ -112,9 +112,7 @@ class CMI:
         adam = Adam([*G.parameters(), z], lr=self.lr_G, betas=(0.5, 0.999))
         loop = InnerLoop("the images", self.accelerator, adam, scaler=self.scaler)
         for _ in self.run.progress_range(self.iterations, "synthesis"):
-            with self.accelerator.autocast():
-                x = G(z)
-            x = to_images(x)
+            x = to_images(self.accelerator.forward(G, z))
             loss, features = self.synthesis_loss(x, y)
             best.update(loss, x, features)
             loop.optimization_step(loss, jointly_with=self.heads)

@@ -67,7 +67,7 @@ class DFND:
         s = self.rows(self.S(x))
         # S matches T's softened predictions, and its labels as far as Q trusts them.
         loss_S = logits.kl(s, t, self.temperature)
-        loss_Q = self.Q(s, t.argmax(1))
+        loss_Q = self.Q(s, t.argmax(1)).mean()
         self.S.optimization_step(loss_S + self.noisy_labels * loss_Q, jointly_with=[self.Q])
         return {"S": loss_S, "Q": loss_Q}
 
@@ -91,10 +91,10 @@ class NoiseAdaptation(nn.Module):
         masked = self.off_diagonal.float().masked_fill(self.eye, -math.inf)
         return (masked.log_softmax(1) + math.log1p(-self.accuracy)).masked_fill(self.eye, math.log(self.accuracy))
 
-    def forward(self, student: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Mean over rows of −log Σ_i p_i Q_iy, p = softmax(student), y the teacher's label; >= 0, in nats."""
+    def forward(self, student: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return −log Σ_i p_i Q_iy, p = softmax(student), y the teacher's label; >= 0, in nats."""
         log_p = student.float().log_softmax(1)
-        return -torch.logsumexp(log_p + self.log_matrix().T[labels], 1).mean()
+        return -torch.logsumexp(log_p + self.log_matrix().T[labels], 1)
 
 
 def select_confident(confidence: Float64[Tensor, " m"], keep: float) -> Float64[Tensor, " m"]:

@@ -98,9 +98,7 @@ class FastDFKD:
         gradients = [torch.zeros_like(p) for p in G_copy.parameters()]
         stats: list[BatchNormStats] = []
         for _ in self.run.progress_range(self.iterations, "synthesis"):
-            with self.accelerator.autocast():
-                x = G_copy(z)
-            x = to_images(x)
+            x = to_images(self.accelerator.forward(G_copy, z))
             loss, stats = self.synthesis_loss(x, y)
             best.update(loss, x)
             loop.optimization_step(loss)

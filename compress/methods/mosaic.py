@@ -114,9 +114,7 @@ class MosaicKD:
         return torch.randn(n, self.z_dim, device=self.accelerator.device)
 
     def generate(self, G: nn.Module, z: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            x = G(z)
-        return to_images(x)
+        return to_images(self.accelerator.forward(G, z))
 
     def student_batch(self, G: nn.Module) -> Tensor:
         """Return new mosaics, followed by out-of-domain images."""
