@@ -20,6 +20,8 @@ from compress.errors import CompressError, UsageError, first_line
 
 #: what a file system without locks answers
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+#: the disk is full, may not be written to, or fails
+WRITE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 #: what a system that cannot sync this directory answers
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
 #: Pillow's names of the formats in which pictures are opened. Others start programs (EPS: Ghostscript), open a picture

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.errors import first_line
-from compress.files import sha256
+from compress.files import WRITE_FAILURES, sha256
 from exporters.errors import ExportError, RunnerError
-from exporters.output import commit_output, temporary_output, total_size
+from exporters.output import commit_output, temporary_output, total_size, unwritable_error
 from exporters.parity import (
     TOLERANCES,
     Parity,
@@ -259,6 +259,8 @@ def write_onnx(
             with OnnxRuntimeRunner(path) as runner:
                 parity = reference.measure_parity(runner, limits)
         except EXPORT_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
+                raise unwritable_error(name or path, error) from error
             failed[kind] = first_line(error)
             continue
         return OnnxExportResult(

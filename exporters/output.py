@@ -8,7 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from compress.files import read_umask
+from compress.files import (
+    WRITE_FAILURES,
+    describe_write_failure,
+    fsync_dir,
+    make_directory,
+    read_umask,
+    sync_file,
+)
 from exporters.errors import UnwritableError
 
 
@@ -19,38 +26,50 @@ def temporary_output(path: Path) -> Iterator[Path]:
     Companion files (weights, metadata) are written beside it and may refer to it, because names do not change.
 
     Raises:
-        UnwritableError: The directory cannot be written.
+        UnwritableError: The directory cannot be written, or the disk becomes full meanwhile.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         directory = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise unwritable_error(path, error) from error
     with directory as name:
-        yield Path(name) / path.name
+        draft = Path(name) / path.name
+        try:
+            yield draft
+        except OSError as error:
+            if error.errno not in WRITE_FAILURES:
+                raise
+            raise unwritable_error(path, error, total_size(draft)) from error
 
 
 def commit_output(draft: Path, path: Path) -> None:
     """Flush a temporary output and its companions to disk and rename them, the file itself last.
 
+    With companions, the old file is removed first: an interruption leaves no file, not an old one with new weights.
+
     Raises:
-        UnwritableError: A file cannot be written; `path` is unchanged.
+        UnwritableError: A file cannot be written; without companions, `path` is unchanged.
     """
     files = sorted(draft.parent.iterdir(), key=lambda file: file == draft)
     mask = read_umask()
     try:
         for file in files:
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(file)
             os.chmod(file, 0o666 & ~mask)
+        if len(files) > 1 and path.exists():
+            path.unlink()
+            fsync_dir(path.parent)
         for file in files:
             os.replace(file, path.parent / file.name)
+        fsync_dir(path.parent)
     except OSError as error:
         raise unwritable_error(path, error) from error
 
 
-def unwritable_error(path: Path, error: OSError) -> UnwritableError:
-    return UnwritableError(f"{path}: cannot be written ({error.strerror}); choose another output path.")
+def unwritable_error(path: Path, error: OSError, size: int | None = None) -> UnwritableError:
+    """The error to raise when `path`, of at least `size` bytes, cannot be written."""
+    return UnwritableError(f"{path}: cannot be written: {describe_write_failure(path, error, size)}")
 
 
 def total_size(path: Path) -> int:

@@ -19,14 +19,29 @@ from typing import Any, BinaryIO, Literal
 
 import pydantic
 
-from compress.errors import CompressError
-from compress.files import lock_open_file, write_bytes
-from profiles.formatting import to_json_safe
+from compress.errors import CompressError, first_line
+from compress.files import (
+    WriteError,
+    describe_write_failure,
+    fsync_dir,
+    lock_open_file,
+    make_directory,
+    sanitize,
+    write_bytes,
+)
+from profiles.formatting import finite_number, to_json_safe
 from profiles.latency.benchmark import Latency
 
 FILE = "records.jsonl"
 SCHEMA = 2  #: increased when an older reader would misunderstand a line
 Role = Literal["teacher", "student", "model"]
+MAX_FILE_BYTES = 1 << 30  #: of a file that is read
+MAX_NUMBER = 1e18  #: no measurement is larger
+MAX_CHARACTERS = 1_000_000  #: of a text in a record
+MAX_DEPTH = 20  #: of lists and objects in a record
+#: metrics that are shares in [0, 1], as are all that begin with CLASS_IOU
+SHARES = ("accuracy", "miou", "f1", "pixel_accuracy")
+CLASS_IOU = "iou/"  #: prefix of the metrics that hold the IoU of a class
 
 
 class RecordError(CompressError):
@@ -75,12 +90,18 @@ class Record:
     @property
     def key(self) -> tuple[Any, ...]:
         """Identity within a directory: model, form and seed."""
-        return self.name, self.role, self.method, self.format, self.precision, self.run.get("seed")
+        return self.name, self.role, self.method, self.format, self.precision, to_hashable(self.run.get("seed"))
 
     @property
     def label(self) -> str:
         """The name, followed by format and precision for an exported file."""
         return " ".join([self.name, *([self.format, self.precision] if self.format else [])])
+
+    @property
+    def parity(self) -> dict[str, Any]:
+        """Agreement of the exported file with PyTorch; empty if unknown."""
+        parity = (self.export or {}).get("parity")
+        return parity if isinstance(parity, dict) else {}
 
 
 def append_records(folder: Path, records: Sequence[Record]) -> Path:
@@ -105,8 +126,8 @@ def append_records(folder: Path, records: Sequence[Record]) -> Path:
     )
     path = Path(folder) / FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file, lock_open_file(file):
+        make_directory(path.parent)
+        with open(path, "ab+", opener=open_without_links) as file, lock_open_file(file):
             end = truncate_partial_line(file)
             try:
                 file.write(lines.encode())
@@ -115,9 +136,17 @@ def append_records(folder: Path, records: Sequence[Record]) -> Path:
             except OSError:
                 file.truncate(end)
                 raise
+        fsync_dir(path.parent)
     except OSError as error:
-        raise RecordError(f"{path}: cannot be written ({error.strerror or error}); choose another folder.") from error
+        raise RecordError(
+            f"{path}: cannot be written: {describe_write_failure(path, error, len(lines.encode()))}"
+        ) from error
     return path
+
+
+def open_without_links(path: str, flags: int) -> int:
+    """Open a file, but no link, which could have been planted to change another file, and no pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def truncate_partial_line(file: BinaryIO) -> int:
@@ -152,11 +181,13 @@ def read_records(folder: Path) -> list[Record]:
 
 def read_measurements(folder: Path) -> list[Record]:
     """Read every line as its own record, in the order of measurement. Raises as `read_records`."""
-    path = Path(folder)
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
+    path = Path(folder) / FILE if os.path.isdir(folder) else Path(folder)
+    if not os.path.isfile(path):
         raise NoRecordError(f"{folder}: found no {FILE}, expected the folder of a finished run or of a demo.")
     try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RecordError(f"{path}: found {size} bytes, expected at most {MAX_FILE_BYTES}; run that job again.")
         content = path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -166,7 +197,7 @@ def read_measurements(folder: Path) -> list[Record]:
 
 def has_records(folder: Path) -> bool:
     """Whether a run directory has records, which are written when the run has ended."""
-    return (Path(folder) / FILE).is_file()
+    return os.path.isfile(Path(folder) / FILE)
 
 
 def read_existing_records(folder: Path) -> list[Record]:
@@ -180,13 +211,63 @@ def without_history(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learning_curve(record: Record, metric: str) -> list[tuple[float, float]]:
-    """Return (seconds, score) of each evaluation of a run; empty without a history."""
+    """Return (seconds, score) of each evaluation of a run in order; empty without a history."""
     history = record.run.get("history")
-    return [
-        (float(entry["seconds"]), float(entry[metric]))
-        for entry in (history if isinstance(history, list) else [])
-        if isinstance(entry, dict) and entry.get("seconds") is not None and entry.get(metric) is not None
+    entries = [entry for entry in (history if isinstance(history, list) else []) if isinstance(entry, dict)]
+    pairs = [(finite_number(entry.get("seconds")), finite_number(entry.get(metric))) for entry in entries]
+    return sorted((seconds, score) for seconds, score in pairs if seconds is not None and score is not None)
+
+
+def to_hashable(value: Any) -> Any:
+    """Convert JSON values to tuples, which can be dictionary keys."""
+    if isinstance(value, dict):
+        return tuple((key, to_hashable(item)) for key, item in sorted(value.items()))
+    return tuple(map(to_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def check_values(record: Record) -> None:
+    """Check that a report can show the values of a record.
+
+    Raises:
+        RecordError: A number is not finite or larger than any measurement, a share is not in [0, 1], a text is too
+            long, or lists and objects are too deep.
+    """
+    for name, share in record.metrics.items():
+        if (name in SHARES or name.startswith(CLASS_IOU)) and not -1e-6 <= share <= 1 + 1e-6:
+            raise RecordError(f"metrics.{shorten(name)}: found {share:g}, expected a share from 0 to 1.")
+    pending: list[tuple[str, Any, int]] = [
+        (one.name, getattr(record, one.name), 0) for one in dataclasses.fields(record)
     ]
+    while pending:
+        place, value, depth = pending.pop()
+        if isinstance(value, str):
+            if len(value) > MAX_CHARACTERS:
+                raise RecordError(f"{place}: found {len(value)} characters, expected at most {MAX_CHARACTERS}.")
+        elif isinstance(value, int | float):
+            if not -MAX_NUMBER <= value <= MAX_NUMBER:
+                raise RecordError(f"{place}: found {format_number(value)}, expected a number up to {MAX_NUMBER:g}.")
+        elif value is not None:
+            inner = vars(value) if isinstance(value, Latency) else value
+            items = (
+                inner.items()
+                if isinstance(inner, Mapping)
+                else enumerate(inner)
+                if isinstance(inner, list | tuple)
+                else ()
+            )
+            if depth > MAX_DEPTH:
+                raise RecordError(f"{place}: found a depth of more than {MAX_DEPTH}, expected less.")
+            pending += [(f"{place}.{shorten(str(key))}", item, depth + 1) for key, item in items]
+            pending += [(f"{place}, a key", key, depth) for key, _ in items if isinstance(key, str)]
+
+
+def shorten(text: str) -> str:
+    return sanitize(text[:100])
+
+
+def format_number(value: float) -> str:
+    """Format a number of any size."""
+    return "an integer of more than 300 digits" if isinstance(value, int) and abs(value) > 1e300 else f"{value:g}"
 
 
 def parse_line(line: bytes, path: Path, number: int) -> Record:
@@ -196,7 +277,12 @@ def parse_line(line: bytes, path: Path, number: int) -> Record:
         if not isinstance(content, dict):
             raise RecordError(f"{path}: line {number}: found no object, expected a record; run that job again.")
         check_schema_version(content, path)
-        return type_adapter(Record).validate_json(line)
+        record = type_adapter(Record).validate_json(line)
+    try:
+        check_values(record)
+    except RecordError as error:
+        raise RecordError(f"{path}: line {number}: {error}") from error
+    return record
 
 
 @cache
@@ -227,10 +313,10 @@ def convert_errors(path: Path, where: str) -> Iterator[None]:
         yield
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        key = ".".join(shorten(str(part)) for part in first["loc"]) or "the whole"
         raise RecordError(f"{path}: {where}not a record: {key}: {first['msg'].lower()}; run that job again.") from error
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {where}damaged, not JSON ({error}); run that job again.") from error
+        raise RecordError(f"{path}: {where}damaged, not JSON ({first_line(error)}); run that job again.") from error
 
 
 def merge_lines(lines: Sequence[Record]) -> list[Record]:
@@ -265,10 +351,9 @@ def measurement_setting(latency: Latency) -> tuple[Any, ...]:
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file atomically and create its directory. Raises RecordError if that fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-    except (OSError, CompressError) as error:
-        raise RecordError(f"{path}: cannot be written ({error}); choose another folder.") from error
+    except WriteError as error:
+        raise RecordError(str(error)) from error
 
 
 if __name__ == "__main__":

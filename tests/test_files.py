@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +16,8 @@ import pytest
 from compress.errors import CompressError, UsageError, first_line
 from compress.files import (
     LockHeldError,
+    WriteError,
+    append_bytes,
     atomic_write,
     file_lock,
     is_locked,
@@ -20,6 +25,8 @@ from compress.files import (
     require_regular_file,
     sanitize,
     sanitize_lines,
+    write_bytes,
+    write_error,
     write_text,
 )
 
@@ -48,6 +55,71 @@ def test_atomic_write_names_what_fails(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CompressError, match=r"a.txt"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
+def test_write_errors_have_place_and_space(tmp_path, number) -> None:
+    path = tmp_path / "missing" / "a.txt"
+    error = write_error(path, OSError(number, os.strerror(number)), 12_345_678)
+    assert isinstance(error, WriteError)
+    assert error.exit_code == 1
+    assert str(path) in str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        assert "12.3 MB" in str(error)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "chmod", "fsync", "replace"])
+@pytest.mark.parametrize("nth", [0, 1])
+def test_atomic_write_survives_each_error(tmp_path, monkeypatch, call, nth) -> None:
+    path, left, real = tmp_path / "sub" / "a.txt", nth, getattr(os, call)
+
+    def fail(*args, **options):
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    for content in ("old", "new"):
+        with contextlib.suppress(WriteError):
+            write_text(path, content)
+    monkeypatch.undo()
+    assert path.read_text() in ("old", "new")
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_new_directories_are_synced_into_their_parents(tmp_path, monkeypatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    write_text(tmp_path / "run" / "checkpoints" / "a.txt", "x")
+    assert {str(tmp_path), str(tmp_path / "run"), str(tmp_path / "run" / "checkpoints")} <= set(synced)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real disk of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=20", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_small_disk_becomes_full(small_disk) -> None:
+    write_text(small_disk / "a", "old")
+    with pytest.raises(WriteError, match=r"0\.3 MB free, expected 1\.0 MB"):
+        write_bytes(small_disk / "a", bytes(1_000_000))
+    with pytest.raises(OSError, match="No space left"):
+        append_bytes(small_disk / "a", bytes(1_000_000))
+    assert (small_disk / "a").read_text() == "old"
+    with contextlib.suppress(WriteError):
+        for number in range(30):
+            write_text(small_disk / str(number), "")
+    with pytest.raises(WriteError, match="inodes"):
+        write_text(small_disk / "one more", "")
 
 
 def test_file_lock_names_its_holder(tmp_path) -> None:

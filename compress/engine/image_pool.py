@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import zlib
 from pathlib import Path
@@ -20,7 +19,7 @@ from compress.engine.accelerator import Accelerator
 from compress.engine.augmentation import random_crop_flip
 from compress.engine.logging import GRID_COLUMNS, save_image_grid
 from compress.errors import CompressError
-from compress.files import fsync_dir, write_error
+from compress.files import fsync_dir, make_directory, sync_file, write_error
 
 SHEET_CLASSES = 100  #: maximum number of classes on the contact sheet
 SHEET_PIXELS = 64  #: maximum image side on the contact sheet
@@ -80,7 +79,7 @@ class ImagePool:
         try:
             path.write_bytes(buffer.getvalue())
         except OSError as error:
-            raise write_error(path, error) from error
+            raise write_error(path, error, buffer.tell()) from error
         self._unsynced.append(path)
 
     def _append(self, pixels: Tensor, labels: Tensor) -> None:
@@ -109,7 +108,7 @@ class ImagePool:
         """
         try:
             for name in self.class_dirs:
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                make_directory(self.folder / name)
             for path in self.folder.glob("*/*-*.png"):
                 if self._is_stale(path.stem, number):
                     path.unlink()
@@ -140,12 +139,18 @@ class ImagePool:
         save_image_grid(path, [images])
 
     def state_dict(self) -> dict[str, object]:
-        """Return labels and hash of all images; the files are flushed to disk first."""
-        for path in self._unsynced:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        for folder in {path.parent for path in self._unsynced}:
-            fsync_dir(folder)
+        """Return labels and hash of all images; the files are flushed to disk first.
+
+        Raises:
+            WriteError: The disk is full or fails.
+        """
+        try:
+            for path in self._unsynced:
+                sync_file(path)
+            for folder in {folder for path in self._unsynced for folder in path.parents[:3]}:
+                fsync_dir(folder)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
         self._unsynced = []
         return {"labels": self.labels, "sha256": self._hash.hexdigest()}
 

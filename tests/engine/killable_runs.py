@@ -1,9 +1,10 @@
 """A process that imports everything once and forks runs, which are killed or disturbed.
 
-Reads orders from standard input, one JSON object per line, and writes a line for each. Keys: `folder`; `after`
-(seconds) until the kill, or until `signal`; `touch` (number of a disk access, see `DiskAccesses`); `when` (words in the
-diary) to send `signal`; `hang` to sleep in the third step, or "native" to compute there in one long call; `nan` (steps
-whose weights become NaN); `clock` (seconds that the clock jumps in each step); `environment` and `umask` of the run.
+Reads orders from standard input, one JSON object per line, and writes a line for each. Keys: `folder`; `method`
+(default: mosaic); `after` (seconds) until the kill, or until `signal`; `touch` (number of a disk access, see
+`DiskAccesses`); `when` (words in the diary) to send `signal`; `hang` to sleep in the third step, or "native" to compute
+there in one long call; `nan` (steps whose weights become NaN); `clock` (seconds that the clock jumps in each step);
+`environment` and `umask` of the run.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ STEPS, SAVE = 15, 3
 
 
 class DiaryMethod:
-    """MosaicKD that records its first step and each completed step in a file."""
+    """A method that records its first step and each completed step in a file."""
 
     def __init__(self, path: Path, order: dict[str, Any]) -> None:
-        self.method = tiny.tiny_method("mosaic")
+        self.method = tiny.tiny_method(order.get("method", "mosaic"))
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self.began, self.order = False, order
         self.clock = itertools.count(1)
@@ -87,8 +88,8 @@ def run_to_end(order: dict[str, Any]) -> int:
     method = DiaryMethod(folder / "diary", order)
     accesses = DiskAccesses(order)
     run = tiny.tiny_run(
-        folder, steps=STEPS, save_every=SAVE, evaluate_every=7, log_every=1, validate=tiny.score_class_0,
-        save_models=True,
+        folder, order.get("method", "mosaic"), steps=STEPS, save_every=SAVE, evaluate_every=4, log_every=1,
+        validate=lambda _: {"accuracy": run.step / STEPS}, save_models=True,
     )  # fmt: skip
     try:
         train(method, run)

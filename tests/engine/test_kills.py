@@ -1,4 +1,7 @@
-"""Killed and interrupted runs end like an undisturbed one, even if killed while saving."""
+"""Killed and interrupted runs end like an undisturbed one, even if killed while saving.
+
+So do runs after a power loss, and after errors of the disk. Every evaluation replaces the best student.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from contract import read_metrics
 from killable_runs import SAVE, STEPS
 
+from compress.models.serialization import load_model_directory
+
 TESTS = Path(__file__).parents[1]
+#: one method without a pool of images, and one with a pool
+METHODS = ("mosaic", "fastdfkd")
 
 
 class KillableRuns:
@@ -53,18 +61,33 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def whole(runs, tmp_path_factory):
-    """(folder, seconds, disk accesses) of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole")
-    result = runs.run(folder)
-    assert result["exit_code"] == 0
-    return folder, result["seconds"], int((folder / "touches").read_text())
+def whole_runs(runs, tmp_path_factory):
+    """Method -> (folder, seconds, disk accesses) of an undisturbed run."""
+    whole = {}
+    for method in METHODS:
+        folder = tmp_path_factory.mktemp(method)
+        result = runs.run(folder, method=method)
+        assert result["exit_code"] == 0
+        whole[method] = folder, result["seconds"], int((folder / "touches").read_text())
+    return whole
 
 
-def read_results(folder: Path) -> dict[str, bytes]:
-    """Read the final files: students, cards and images."""
+@pytest.fixture(scope="module")
+def whole(whole_runs):
+    return whole_runs["mosaic"]
+
+
+def read_results(folder: Path, *, logs: bool = True) -> dict[str, bytes]:
+    """Read the final files: students, cards and pool; with `logs` also images."""
     names = [folder / which / name for which in ("best", "last") for name in ("model.safetensors", "config.json")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in [*names, *folder.glob("images/*.png")]}
+    names += [path for pattern in ("pool/*/*.png", "images/*.png")[: 1 + logs] for path in folder.glob(pattern)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
+
+
+def check_best(folder: Path) -> None:
+    """The best student opens, once one was saved."""
+    if (folder / "best" / "config.json").exists():
+        load_model_directory(folder / "best", user_code=tiny.CARD.architecture)
 
 
 def read_diary(folder: Path) -> list[tuple[str, int]]:
@@ -88,9 +111,12 @@ def assert_equals_undisturbed(folder: Path, whole: Path) -> None:
 
 def kill_until_done(runs: KillableRuns, folder: Path, orders: list[dict]) -> int:
     """Run and kill as ordered, then run to the end; returns the number of kills."""
-    ended = [runs.run(folder, **order)["exit_code"] for order in orders]
+    ended = []
+    for order in orders:
+        ended.append(runs.run(folder, **order)["exit_code"])
+        check_best(folder)
     assert set(ended) <= {-signal.SIGKILL, 0}
-    assert runs.run(folder)["exit_code"] == 0
+    assert runs.run(folder, method=orders[-1].get("method", "mosaic"))["exit_code"] == 0
     return ended.count(-signal.SIGKILL)
 
 
@@ -137,12 +163,89 @@ def test_many_random_kills_lose_nothing(runs, whole, tmp_path, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
-def test_kill_at_every_disk_access(runs, whole, tmp_path, before):
-    folder, _, touches = whole
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_at_every_disk_access(runs, whole_runs, tmp_path, method, before):
+    folder, _, touches = whole_runs[method]
     for touch in range(touches):
         here = tmp_path / str(touch)
-        assert kill_until_done(runs, here, [{"touch": touch, "before": before}]) == 1
+        assert kill_until_done(runs, here, [{"method": method, "touch": touch, "before": before}]) == 1
         assert_equals_undisturbed(here, folder)
+
+
+def fail_and_resume(runs: KillableRuns, folder: Path, whole: Path, order: dict) -> int:
+    """Run with an error of the disk, then run to the end; returns the exit code of the first run."""
+    code = runs.run(folder, **order)["exit_code"]
+    check_best(folder)
+    if code:
+        text = (folder / "error").read_text()
+        assert code == 1, text
+        message = text.partition("\n")[0]
+        assert str(folder) in message
+        assert " MB" in message or order["errno"] != "ENOSPC"
+    assert runs.run(folder, method=order["method"])["exit_code"] == 0
+    assert read_results(folder, logs=False) == read_results(whole, logs=False)
+    assert read_metrics(folder) == read_metrics(whole)
+    return code
+
+
+def failing_accesses(touches: int, count: int) -> list[int]:
+    return sorted(random.Random(touches).sample(range(touches), count))
+
+
+def test_disk_error_loses_nothing(runs, whole_runs, tmp_path):
+    """An error ends the run with a sentence or loses an image; the next run ends like an undisturbed one."""
+    folder, _, touches = whole_runs["fastdfkd"]
+    for touch in failing_accesses(touches, 2):
+        order = {"method": "fastdfkd", "touch": touch, "errno": "ENOSPC"}
+        fail_and_resume(runs, tmp_path / str(touch), folder, order)
+
+
+def test_full_disk_loses_nothing(runs, whole_runs, tmp_path):
+    """From some access on, all of them fail."""
+    folder, _, touches = whole_runs["fastdfkd"]
+    for touch in failing_accesses(touches, 1):
+        order = {"method": "fastdfkd", "touch": touch, "errno": "ENOSPC", "lasting": True}
+        assert fail_and_resume(runs, tmp_path / str(touch), folder, order) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [{}, {"lasting": True}])
+@pytest.mark.parametrize("errno", ["ENOSPC", "EIO", "EROFS", "EDQUOT"])
+@pytest.mark.parametrize("method", METHODS)
+def test_error_at_every_disk_access(runs, whole_runs, tmp_path, method, errno, lasting):
+    folder, _, touches = whole_runs[method]
+    step = 1 if errno == "ENOSPC" else 7
+    for touch in range(0, touches, step):
+        order = {"method": method, "touch": touch, "errno": errno, **lasting}
+        fail_and_resume(runs, tmp_path / str(touch), folder, order)
+
+
+def lose_power(runs: KillableRuns, folder: Path, whole: Path, order: dict) -> None:
+    """Lose power at a disk access; a run continues from what is durable, and no complete checkpoint is lost."""
+    lost = folder.with_suffix(".lost")
+    assert runs.run(folder, **order, power_loss=str(lost))["exit_code"] == -signal.SIGKILL
+    done = max((step for word, step in read_diary(folder) if word == "did"), default=0)
+    for disk in lost.iterdir():
+        check_best(disk)
+        assert runs.run(disk, method=order["method"])["exit_code"] == 0, (disk / "error").read_text()
+        began = next((step for _, step in read_diary(disk)), STEPS)
+        assert began >= (max(done, 1) - 1) // SAVE * SAVE
+        assert read_results(disk, logs=False) == read_results(whole, logs=False)
+        assert read_metrics(disk) == read_metrics(whole)
+
+
+def test_power_loss_keeps_checkpoints(runs, whole_runs, tmp_path):
+    folder, _, touches = whole_runs["fastdfkd"]
+    for touch in failing_accesses(touches, 1):
+        lose_power(runs, tmp_path / str(touch), folder, {"method": "fastdfkd", "touch": touch, "before": False})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_power_loss_at_every_disk_access(runs, whole_runs, tmp_path, method):
+    folder, _, touches = whole_runs[method]
+    for touch in range(touches):
+        lose_power(runs, tmp_path / str(touch), folder, {"method": method, "touch": touch, "before": False})
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import tiny
 import torch
 from PIL import Image
 
+from compress.engine import logging
 from compress.engine.accelerator import Accelerator
-from compress.engine.logging import MetricsLogger, ProgressDisplay, save_image_grid
+from compress.engine.logging import LogFaults, MetricsLogger, ProgressDisplay, save_image_grid
 from compress.engine.stream import Stream
+from compress.errors import CompressError
 
 
 @pytest.fixture
@@ -31,9 +35,9 @@ def test_metrics_file_has_json_lines(logger):
 
 
 def test_metrics_truncated_to_checkpoint_size(logger):
-    assert logger.size_bytes == 0
+    assert logger.sync() == 0
     logger.log("train", 5, {"S": 0.5})
-    length = logger.size_bytes
+    length = logger.sync()
     logger.log("evaluation", 5, {"accuracy": 0.25})
     logger.log("train", 10, {"S": 0.4})
     logger.truncate(length, 5)
@@ -55,6 +59,90 @@ def test_metrics_cut_line_is_dropped(logger):
 def test_metrics_without_file_are_empty(logger):
     logger.truncate(0, 0)
     assert logger.read_records("train") == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_metrics_lost_to_a_disk_error_are_written_later(tmp_path, monkeypatch, number):
+    def fail(path, content):
+        with open(path, "ab") as file:
+            file.write(content[:5])
+            file.truncate(file.tell() - 5)
+        raise OSError(number, os.strerror(number))
+
+    messages = []
+    logger = MetricsLogger(tmp_path, report=messages.append)
+    logger.log("train", 1, {"S": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(logging, "append_bytes", fail)
+        logger.log("train", 2, {"S": 0.5})
+        logger.log("train", 3, {"S": 0.5})
+        before = logger.sync()
+    assert before == logger.path.stat().st_size
+    assert sorted(message.partition(":")[0] for message in messages) == [
+        str(tmp_path / "metrics.jsonl"), str(tmp_path / "tensorboard"),
+    ]  # fmt: skip
+    logger.log("train", 4, {"S": 0.5})
+    assert [line["step"] for line in logger.read_records("train")] == [1, 2, 3, 4]
+
+
+def test_append_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    logging.append_bytes(path, b"one\n")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            logging.append_bytes(path, b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"one\n"
+
+
+def test_metrics_damaged_lines_are_named(tmp_path):
+    messages = []
+    logger = MetricsLogger(tmp_path, tensorboard=False, report=messages.append)
+    logger.log("evaluation", 1, {"accuracy": 0.5, "seconds": 1.0})
+    damaged = [
+        b"\xff\xfe", b"{", b"[]", b'{"kind": "evaluation"}', b'{"kind": ["evaluation"], "step": 1}', b"[" * 100000,
+        b'{"kind": "evaluation", "step": "2", "accuracy": 1}', b'{"kind": "evaluation", "step": 2, "accuracy": "x"}',
+    ]  # fmt: skip
+    with open(logger.path, "ab") as file:
+        file.write(b"\n".join(damaged) + b"\n")
+    logger.log("evaluation", 3, {"accuracy": 0.5, "seconds": 1.0})
+    assert [line["step"] for line in logger.read_records("evaluation")] == [1, 3]
+    assert len(messages) == 1
+    assert "line 2" in messages[0]
+
+
+def test_metrics_file_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(CompressError):
+        MetricsLogger(tmp_path, tensorboard=False).truncate(0, 0)
+
+
+def test_lost_image_is_reported_once(tmp_path):
+    messages = []
+    faults = LogFaults(messages.append)
+    (tmp_path / "images").write_text("a file is in the way")
+    for step in range(3):
+        with faults.tolerate(tmp_path / "images"):
+            save_image_grid(tmp_path / "images" / f"{step}.png", [torch.zeros(1, 3, 4, 4)])
+    assert len(messages) == 1
+
+
+def test_display_ignores_full_disk(monkeypatch):
+    class FullDisk:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    display = ProgressDisplay("mosaic")
+    display.print_line("word")
+    display.update(1.0, 1, "facts")
 
 
 def test_tensorboard_receives_scalars(tmp_path):

@@ -124,7 +124,7 @@ def test_failed_write_keeps_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RecordError, match="cannot be written \\(No space left"):
+    with pytest.raises(RecordError, match="cannot be written"):
         append_records(tmp_path, [Record("more")])
     assert read_records(tmp_path) == [FULL]
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
