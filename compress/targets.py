@@ -7,6 +7,7 @@ values replace arguments of `compress.benchmark` that are not given.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Target:
 
 def parse_address(url: str, *, python: str | None = None) -> Address:
     """Parse `ssh://user@host:port?python=/path`; `python` is the default. Raises UsageError."""
+    if not url.isprintable():  # urlsplit would drop line ends and tabs
+        raise UsageError(f"{url!r}: found a control character, expected {EXPECTED}.")
     try:
         parts = urlsplit(url)
         host, user, port = parts.hostname or "", parts.username, parts.port
@@ -133,7 +136,7 @@ def validate_target(target: Target, document: Document) -> None:
         raise document.error("batch_size", "expected a list of whole numbers > 0, such as [1, 8].")
     if target.threads is not None and target.threads < 1:
         raise document.error("threads", f"found {target.threads}, expected a whole number > 0.")
-    if target.latency_budget_ms is not None and not target.latency_budget_ms > 0:
+    if target.latency_budget_ms is not None and not 0 < target.latency_budget_ms < math.inf:
         raise document.error("latency_budget_ms", f"found {target.latency_budget_ms}, expected a number > 0.")
     if target.duration is not None:
         try:

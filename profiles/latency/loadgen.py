@@ -6,6 +6,7 @@ reply and ends the process. Every query is served with the candidate's own examp
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -226,11 +227,9 @@ def parse_log(folder: Path, scenario: str) -> dict[str, Any]:
     path = folder / LOG
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         if line.startswith(LOG_PREFIX):
-            try:
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that another thread has interrupted
                 entry = json.loads(line.removeprefix(LOG_PREFIX))
-            except ValueError:
-                continue  # a line that another thread has interrupted
-            log[entry["key"]] = entry["value"]
+                log[entry["key"]] = entry["value"]
     if "result_validity" not in log:
         why = next((str(log[key]) for key in log if key.startswith("error_")), "its log has no verdict")
         raise ScenarioError(f"LoadGen has no result for {scenario} ({why}).")

@@ -12,18 +12,18 @@ import shutil
 import tempfile
 import zipapp
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
 import exporters
 import profiles
 from compress import errors
-from compress.errors import CompressError, UsageError
-from compress.files import sanitize, sha256
+from compress.errors import CompressError, UsageError, first_line
+from compress.files import require_regular_file, sanitize, sha256
 from exporters.model_info import read_model_info
 from exporters.runtimes import SUFFIXES, Provider
 from profiles.latency.benchmark import InterleavedTimings, Latency
@@ -34,6 +34,7 @@ from profiles.latency.cases import (
     ScenarioFailure,
     select_scenarios,
 )
+from profiles.latency.machine import GpuInfo
 from profiles.latency.remote_worker import (
     BEGIN,
     END,
@@ -52,6 +53,10 @@ FIXED_PROVIDERS: dict[str, Provider] = {"openvino": "cpu", "tensorrt": "cuda", "
 #: seconds of a case in MLPerf's length, which LoadGen determines
 START_S, CASE_S, SUBMISSION_S = 120.0, 60.0, 4 * 3600.0
 CHUNK = 2**16
+#: a reply's levels, letters of a text, and largest number: a petabyte
+MAX_DEPTH, MAX_TEXT, MAX_NUMBER = 10, 2000, 1e15
+#: medians of the rounds of a case, in ms
+Medians = Annotated[list[pydantic.PositiveFloat], pydantic.Field(min_length=1)]
 PACKAGES = {
     "compress": Path(errors.__file__).parent,
     "exporters": Path(exporters.__path__[0]),
@@ -74,6 +79,19 @@ BOOTSTRAP = (
     'p=os.path.join(d,"worker.pyz");f=open(p,"wb");f.write(b);f.close();'
     'sys.argv=[p];runpy.run_path(p,run_name="__main__")'
 )
+
+
+@dataclass(frozen=True)
+class RemoteMachine:
+    """The other machine, as its `describe_machine` returns it."""
+
+    cpu: str
+    cores: pydantic.PositiveInt
+    instructions: list[str]
+    memory_bytes: int | None
+    gpus: list[GpuInfo]
+    system: Annotated[str, pydantic.Field(pattern=r"\S")]  #: "Linux x86_64"
+    versions: dict[str, str]
 
 
 def benchmark_remote(
@@ -150,7 +168,7 @@ def collect_files(cases: Sequence[BenchmarkCase]) -> tuple[list[Path], list[Remo
     for i, (model, case) in enumerate(models.items()):
         for path in (model, *find_companion_files(model, trust_engine=case.trust_engine)):
             name = f"{i}/{path.relative_to(model.parent).as_posix()}"
-            paths.append(path)
+            paths.append(require_regular_file(path))
             files.append(RemoteFile(name, path.stat().st_size, sha256(path)))
     return paths, files
 
@@ -258,9 +276,9 @@ def parse_reply(address: Address, output: RemoteOutput) -> dict[str, Any]:
     if not begin or not end:
         raise CompressError(f"{address}: {describe_failure(address, output)}")
     try:
-        reply = clean_strings(json.loads(content))
+        reply = clean_json(json.loads(content))
     except (ValueError, RecursionError) as error:
-        raise CompressError(f"{address}: found an invalid reply ({type(error).__name__}), expected JSON.") from error
+        raise CompressError(f"{address}: found an invalid reply ({first_line(error, 80)}), expected JSON.") from error
     if not isinstance(reply, dict):
         raise CompressError(f"{address}: found an invalid reply ({type(reply).__name__}), expected an object.")
     if "error" in reply:
@@ -271,13 +289,17 @@ def parse_reply(address: Address, output: RemoteOutput) -> dict[str, Any]:
     return reply
 
 
-def clean_strings(value: Any) -> Any:
-    """Remove control characters from all strings of a JSON value."""
+def clean_json(value: Any, depth: int = 0) -> Any:
+    """Shorten all strings and remove their control characters. Raises ValueError for absurd numbers and deep values."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
     if isinstance(value, str):
-        return sanitize(value, " ")
+        return sanitize(value[:MAX_TEXT], " ")
+    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # also NaN
+        raise ValueError(f"a number beyond {MAX_NUMBER:g}")
     if isinstance(value, dict):
-        return {sanitize(key, " "): clean_strings(one) for key, one in value.items()}
-    return [clean_strings(one) for one in value] if isinstance(value, list) else value
+        return {sanitize(key[:MAX_TEXT], " "): clean_json(one, depth + 1) for key, one in value.items()}
+    return [clean_json(one, depth + 1) for one in value] if isinstance(value, list) else value
 
 
 def validate_reply(
@@ -288,9 +310,11 @@ def validate_reply(
     if request.duration_s is not None:
         timings = validate_part(address, "interleaved", reply.get("interleaved"), dict[str, Any])
         latencies = validate_part(address, "latencies", timings.get("latencies"), list[Latency], len(cases))
-        medians = validate_part(address, "medians", timings.get("medians"), list[list[float]], len(cases))
+        medians = validate_part(address, "medians", timings.get("medians"), list[Medians], len(cases))
+        if len({len(rounds) for rounds in medians}) > 1:
+            raise CompressError(f"{address}: found medians of different numbers of rounds in the reply.")
         for one, latency in zip(request.cases, latencies, strict=True):
-            check_latency(address, one, "quick", latency)
+            check_latency(address, one, "quick", latency, request.limit_s)
         interleaved = InterleavedTimings(
             dict(zip(cases, latencies, strict=True)), dict(zip(cases, medians, strict=True))
         )
@@ -301,25 +325,32 @@ def validate_reply(
         index = validate_part(address, "case", one.get("case"), pydantic.conint(ge=0, lt=len(cases)))
         latency = validate_part(address, "latency", one.get("latency"), Latency)
         check_latency(
-            address, request.cases[index], latency.scenario if latency.scenario in selected else None, latency
-        )
+            address, request.cases[index], latency.scenario if latency.scenario in selected else None, latency,
+            request.limit_s,
+        )  # fmt: skip
         results.append((cases[index], latency))
     for one in validate_part(address, "failures", reply.get("failures"), list[dict[str, Any]]):
         index = validate_part(address, "case", one.get("case"), pydantic.conint(ge=0, lt=len(cases)))
-        message = f"{address}: {one.get('message')}"
-        failures.append(ScenarioFailure(cases[index], str(one.get("scenario")), message))
+        name, message = (validate_part(address, key, one.get(key), str) for key in ("scenario", "message"))
+        failures.append(ScenarioFailure(cases[index], name, f"{address}: {message}"))
     scenarios = [ScenarioSettings(**settings) for settings in request.scenarios]
     expected = sum(1 for _ in select_scenarios(cases, scenarios))
     if len(results) + len(failures) != expected:
         raise CompressError(f"{address}: found {len(results) + len(failures)} scenario results, expected {expected}.")
-    machine = validate_part(address, "machine", reply.get("machine"), dict[str, Any])
-    return CaseTimings(interleaved, results, machine, failures).require_any()
+    machine = validate_part(address, "machine", reply.get("machine"), RemoteMachine)
+    return CaseTimings(interleaved, results, asdict(machine), failures).require_any()
+
+
+@cache
+def type_adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
 
 
 def validate_part(address: Address, name: str, value: Any, kind: Any, length: int | None = None) -> Any:
     """Validate a part of the reply. Raises CompressError for another type or length."""
     try:
-        part = pydantic.TypeAdapter(kind).validate_python(value)
+        # Strict JSON, because Python values would convert "nan" to a number.
+        part = type_adapter(kind).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, (name, *first["loc"])))
@@ -329,11 +360,14 @@ def validate_part(address: Address, name: str, value: Any, kind: Any, length: in
     return part
 
 
-def check_latency(address: Address, case: RemoteCase, scenario: str | None, latency: Latency) -> None:
-    """Raise CompressError if a latency is of another case, or not positive."""
+def check_latency(address: Address, case: RemoteCase, scenario: str | None, latency: Latency, limit_s: float) -> None:
+    """Raise CompressError if a latency is of another case, not positive, or longer than the measurement may take."""
     expected = (case.runtime, case.provider, case.batch_size, scenario)
     found = (latency.runtime, latency.device, latency.batch_size, latency.scenario)
-    if found != expected or not latency.latency_ms_p50 > 0:
+    times = (latency.latency_ms_p50, latency.latency_ms_p90, latency.latency_ms_p99, latency.latency_ms_mean)
+    numbers = [value for value in vars(latency).values() if isinstance(value, int | float)]
+    if found != expected or min(times) <= 0 or max(times) > 1e3 * limit_s or min(numbers) < 0:
         raise CompressError(
-            f"{address}: {case.name}: found {found} with {latency.latency_ms_p50} ms in the reply, expected {expected}."
+            f"{address}: {case.name}: found {found} with {times} ms in the reply, expected {expected} and at most "
+            f"{limit_s:,.0f} s."
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from compress.errors import CompressError
+from compress.files import sanitize
 from compress.plugins import child_path
 from profiles.latency.benchmark import Latency
 
@@ -31,6 +32,8 @@ DURATION_S = 10.0
 TIMEOUT_S = 600.0
 #: files in the directory that child and parent share
 REPLY, HEARTBEAT, OUTPUT = "reply.json", "heartbeat", "output.txt"
+#: bytes at the end of the output that are read for its last line
+MAX_TAIL = 2**14
 #: started without the current directory on its path, because that may hold any file
 CHILD = "import sys; sys.path[:] = sys.argv[1:]; from profiles.latency.loadgen import main; main()"
 
@@ -139,6 +142,9 @@ def modification_time(path: Path) -> float:
 
 def describe_exit(code: int, folder: Path) -> str:
     """Describe how a child ended without a reply."""
-    lines = [line.strip() for line in (folder / OUTPUT).read_text(errors="replace").splitlines() if line.strip()]
+    with (folder / OUTPUT).open("rb") as file:
+        file.seek(max(0, (folder / OUTPUT).stat().st_size - MAX_TAIL))
+        text = file.read().decode(errors="replace")
+    lines = [sanitize(line).strip() for line in text.splitlines() if line.strip()]
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return f"the process of the model ended {how} ({lines[-1][:200] if lines else 'without any output'})"

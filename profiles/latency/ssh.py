@@ -27,8 +27,8 @@ OPTIONS = (
 SSH_FAILED, NOT_FOUND = 255, 127
 #: seconds without progress while sending; seconds for the output after the time limit
 SEND_TIMEOUT_S, REPLY_TIMEOUT_S = 60.0, 30.0
-#: maximum bytes of standard output, and of one line of standard error
-MAX_OUTPUT, MAX_LINE = 2**23, 2**14
+#: maximum bytes of standard output, of standard error and of one line of it; letters of a line that are kept
+MAX_OUTPUT, MAX_ERRORS, MAX_LINE, KEPT_LETTERS = 2**23, 2**20, 2**14, 500
 CHUNK = 2**16
 #: lines of standard error that are kept for error messages
 KEPT_LINES = 20
@@ -141,8 +141,13 @@ class SshProcess:
                 break
 
     def read_messages(self, stream: IO[bytes]) -> None:
+        size = 0
         while line := stream.readline(MAX_LINE):
-            text = sanitize(line.decode(errors="replace"), " ").strip()
+            size += len(line)
+            if size > MAX_ERRORS:
+                self.error = CompressError(f"found more than {MAX_ERRORS} bytes of messages, expected a reply.")
+                break
+            text = sanitize(line.decode(errors="replace"), " ").strip()[:KEPT_LETTERS]
             if text and not self.on_message(text):
                 self.messages.append(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -19,6 +20,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CompressError, UsageError
@@ -34,6 +37,15 @@ LATENCY = dataclasses.asdict(
     Latency(1.0, 2.0, 3.0, 1.0, 0.0, 1000.0, 2, 10, 1, "onnxruntime", "cpu", "fp32", None, None)
 )
 OFFLINE = {"scenario": "Offline"}
+MACHINE = {
+    "cpu": "A",
+    "cores": 4,
+    "instructions": ["avx2"],
+    "memory_bytes": 2**33,
+    "gpus": [{"name": "G", "memory_bytes": 2**34, "driver": "1", "compute_capability": "9.0"}],
+    "system": "Linux x86_64",
+    "versions": {"python": "3.11.7"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +275,7 @@ def test_process_that_reads_nothing_may_end() -> None:
     ("limit", "value", "code", "content", "limit_s"),
     [
         ("MAX_OUTPUT", 1000, "import time; print('x' * 2000, flush=True); time.sleep(600)", [], 60.0),
+        ("MAX_ERRORS", 1000, "import sys\nwhile True: print('x' * 99, file=sys.stderr)", [], 60.0),
         ("SEND_TIMEOUT_S", 0.0, "import time; time.sleep(600)", [b"x" * 10**7] * 2, 60.0),
         ("REPLY_TIMEOUT_S", 0.5, "import time; time.sleep(600)", [], 0.0),
     ],
@@ -271,6 +284,36 @@ def test_stuck_process_is_ended(monkeypatch, limit: str, value: float, code: str
     monkeypatch.setattr(ssh, limit, value)
     with pytest.raises(CompressError, match="me@board:2222"):
         run_process(code, iter(content), limit_s)
+
+
+def test_endless_output_fills_neither_memory_nor_time() -> None:
+    for stream in ("stdout", "stderr"):
+        with SshProcess(
+            [sys.executable, "-c", f"import sys\nwhile True: sys.{stream}.write('x' * 10**6)"],
+            iter([]),
+            lambda _: False,
+        ) as process:
+            with pytest.raises(CompressError):
+                process.wait(BOARD, 60.0)
+            assert len(process.output) <= ssh.MAX_OUTPUT + ssh.CHUNK
+            assert sum(map(len, process.messages)) <= ssh.KEPT_LINES * ssh.KEPT_LETTERS
+
+
+def test_terminal_escapes_of_the_other_machine_are_removed() -> None:
+    lines: list[str] = []
+    hostile = b"\x1b]0;x\x07a\x9b2Jb\xc2\x9bc\xff\n\xe2\x80\xaed\r\x08\n" + b"e" * 9000
+    run_process(
+        f"import sys; sys.stderr.buffer.write({hostile!r})", iter([]), on_message=lambda line: bool(lines.append(line))
+    )
+    assert all(line.isprintable() for line in lines)
+    assert max(map(len, lines)) <= ssh.KEPT_LETTERS
+
+
+def test_model_that_is_no_file_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "net.xml").write_text("<net/>")
+    os.mkfifo(tmp_path / "net.bin")
+    with pytest.raises(UsageError):
+        remote.collect_files([BenchmarkCase("net", tmp_path / "net.xml")])
 
 
 def test_file_that_became_shorter_is_named(tmp_path: Path) -> None:
@@ -302,6 +345,12 @@ def test_reply_is_found_in_the_output_of_a_login_shell() -> None:
         (framed([1]), 0, [], "list"),
         (f"{BEGIN}\n{{\n{END}".encode(), 0, [], "JSON"),
         (f"{BEGIN}\n{'[' * 100_000}\n{END}".encode(), 0, [], "JSON"),
+        (f"{BEGIN}\n{'[' * 100}{']' * 100}\n{END}".encode(), 0, [], "levels"),
+        (f'{BEGIN}\n{{"a": NaN}}\n{END}'.encode(), 0, [], "number"),
+        (f'{BEGIN}\n{{"a": [-1e999]}}\n{END}'.encode(), 0, [], "number"),
+        (f'{BEGIN}\n{{"a": 1e308}}\n{END}'.encode(), 0, [], "number"),
+        (f'{BEGIN}\n{{"a": {"9" * 400}}}\n{END}'.encode(), 0, [], "number"),
+        (f'{BEGIN}\n{{"a": {"9" * 9000}}}\n{END}'.encode(), 0, [], "JSON"),
         (framed(remote_worker.error_reply("it\x1b[2J\nbroke")), 1, [], r"it \[2J broke"),
         (framed(remote_worker.error_reply("no reply", is_crash=True)), 1, ["Boom"], "Boom"),
     ],
@@ -322,7 +371,7 @@ def reply(**changes: Any) -> dict[str, Any]:
         "interleaved": {"latencies": [LATENCY], "medians": [[1.0, 1.1]]},
         "scenarios": [{"case": 0, "latency": {**LATENCY, "scenario": "Offline"}}],
         "failures": [],
-        "machine": {"cpu": "A"},
+        "machine": MACHINE,
     } | changes
 
 
@@ -351,6 +400,15 @@ def test_valid_reply_becomes_latencies() -> None:
         ({"scenarios": [{"case": 0, "latency": LATENCY}]}, "quick"),
         ({"scenarios": [{"case": 1, "latency": LATENCY}]}, "case"),
         ({"machine": "big"}, "machine"),
+        ({"machine": {"cpu": "A"}}, r"machine\.cores"),
+        ({"machine": MACHINE | {"system": " "}}, r"machine\.system"),
+        ({"machine": MACHINE | {"versions": [[["x"]]]}}, r"machine\.versions"),
+        ({"interleaved": {"latencies": [LATENCY], "medians": [[0.0, 1.0]]}}, "medians"),
+        ({"interleaved": {"latencies": [LATENCY], "medians": [[]]}}, "medians"),
+        ({"interleaved": {"latencies": [LATENCY | {"latency_ms_p90": "nan"}], "medians": [[1.0]]}}, "p90"),
+        ({"interleaved": {"latencies": [LATENCY | {"latency_ms_p99": 1e14}], "medians": [[1.0]]}}, "100000000000000"),
+        ({"interleaved": {"latencies": [LATENCY | {"throughput_ips": -1.0}], "medians": [[1.0]]}}, "net"),
+        ({"failures": [{"case": 0, "scenario": "Offline", "message": [1]}]}, "message"),
     ],
 )
 def test_reply_of_something_else_is_refused(changes: dict[str, Any], datum: str) -> None:
@@ -364,3 +422,52 @@ def test_failed_scenario_keeps_the_other_results() -> None:
     assert [(one.scenario, one.message) for one in timings.failures] == [("Offline", "me@board:2222: it died.")]
     with pytest.raises(CompressError, match="it died"):
         validate(reply(interleaved=None, scenarios=[], failures=failures), duration_s=None)
+
+
+# Hostile replies: latencies of the request, or one sentence.
+
+numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 1e308, 10**400, 1e15]))
+json_values = st.recursive(st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=9)), lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=9), inner, max_size=3)
+), max_leaves=6)  # fmt: skip
+
+
+@st.composite
+def hostile_replies(draw: st.DrawFn) -> dict[str, Any]:
+    """A valid reply in which some values are replaced, removed or added."""
+    content: Any = json.loads(json.dumps(reply()))
+    for _ in range(draw(st.integers(1, 4))):
+        at = content
+        while True:
+            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(at[key], dict | list) and draw(st.booleans()):
+                at = at[key]
+                continue
+            if draw(st.booleans()):
+                at[key] = draw(json_values)
+            else:
+                del at[key]
+            break
+    return content
+
+
+@settings(max_examples=int(os.environ.get("COMPRESS_FUZZ_EXAMPLES", "60")), deadline=None, database=None)
+@given(hostile_replies())
+def test_hostile_reply_is_used_or_refused(content: dict[str, Any]) -> None:
+    with contextlib.suppress(CompressError):
+        timings = validate(remote.parse_reply(BOARD, RemoteOutput(framed(content), [], 0)))
+        json.dumps([dataclasses.asdict(latency) for _, latency in timings.latencies], allow_nan=False)
+        json.dumps(timings.machine, allow_nan=False)
+        assert all(latency.latency_ms_p50 > 0 for _, latency in timings.latencies)
+        assert timings.machine["system"].split()
+
+
+@settings(max_examples=int(os.environ.get("COMPRESS_FUZZ_EXAMPLES", "60")), deadline=None, database=None)
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_strange_output_is_refused(head: bytes, tail: bytes) -> None:
+    with pytest.raises(CompressError) as caught:
+        remote.parse_reply(BOARD, RemoteOutput(head + f"{BEGIN}\n".encode() + tail + f"\n{END}".encode(), [], 0))
+    assert str(caught.value).isprintable()
