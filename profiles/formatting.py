@@ -13,19 +13,21 @@ from typing import Any
 from compress.files import sanitize
 
 MAX_LISTED = 8  #: names in one sentence
+MAX_FLOAT = 1e300  #: larger numbers overflow in sums and squares
+MIN_POSITIVE = 1e-12  #: smaller costs are no measurements, in any unit
 
 
 def finite_number(value: Any) -> float | None:
-    """Return `value` as a float if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Return `value` as a float without a negative zero if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_FLOAT:
         return None
-    return float(value)
+    return float(value) + 0.0
 
 
 def positive_number(value: Any) -> float | None:
-    """Return `value` as a float if it is a finite number above zero, else None."""
+    """Return `value` as a float if it is a finite number above zero, and large enough for a measurement, else None."""
     number = finite_number(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and number >= MIN_POSITIVE else None
 
 
 def safe_ratio(numerator: Any, denominator: Any) -> float | None:
@@ -102,9 +104,9 @@ def join_words(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def shorten_list(names: Sequence[str]) -> list[str]:
-    """Return the first `MAX_LISTED` names and how many more there are."""
-    return list(names) if len(names) <= MAX_LISTED + 1 else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
+def shorten_list(names: Sequence[str], most: int = MAX_LISTED) -> list[str]:
+    """Return the first `most` names and how many more there are."""
+    return list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
 
 
 def escape_markdown(text: object) -> str:

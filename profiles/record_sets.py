@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +13,12 @@ from profiles.formatting import finite_number
 from profiles.latency.benchmark import Latency
 from profiles.records import (
     Record,
+    RecordError,
     has_records,
     measurement_setting,
     merge_records,
     read_records,
+    to_hashable,
     without_history,
 )
 
@@ -75,9 +78,12 @@ def collect_records(folders: Sequence[Path]) -> RecordSet:
 
 def find_run_dirs(folder: Path) -> list[Path]:
     """Return the directory itself if it has records, else its subdirectories that have some, else itself."""
-    if not folder.is_dir() or has_records(folder):
+    if not os.path.isdir(folder) or has_records(folder):
         return [folder]
-    return sorted(inner for inner in folder.iterdir() if has_records(inner)) or [folder]
+    try:
+        return sorted(inner for inner in folder.iterdir() if has_records(inner)) or [folder]
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot be read ({error.strerror or error}).") from error
 
 
 def model_identity(record: Record) -> tuple[Any, ...]:
@@ -91,14 +97,7 @@ def repetition_key(record: Record) -> tuple[Any, ...]:
     run = record.run
     steps = run.get("steps") if run.get("budget_s") is None else None  # a time limit determines the steps
     facts = (record.name, record.role, record.method, record.architecture, record.format, record.precision)
-    return (*facts, steps, *(to_hashable(run.get(key)) for key in SETTINGS))
-
-
-def to_hashable(value: Any) -> Any:
-    """Convert JSON values to tuples, which can be dictionary keys."""
-    if isinstance(value, dict):
-        return tuple((key, to_hashable(item)) for key, item in sorted(value.items()))
-    return tuple(map(to_hashable, value)) if isinstance(value, list | tuple) else value
+    return (*facts, to_hashable(steps), *(to_hashable(run.get(key)) for key in SETTINGS))
 
 
 def average_seeds(records: Sequence[Record]) -> list[Record]:
@@ -124,15 +123,14 @@ def average_records(group: Sequence[Record]) -> Record:
         metrics={name: fmean(values) for name, values in scores.items()},
         size_bytes=round(fmean(sizes)) if sizes else None,
         latencies=average_latencies([latency for record in group for latency in record.latencies]),
-        export=max((record.export for record in group), key=parity_error),
+        export=max(group, key=parity_error).export,
         run=without_history(first.run) | {"seeds": [record.run["seed"] for record in group], "scores": scores},
     )
 
 
-def parity_error(export: dict[str, Any] | None) -> float:
+def parity_error(record: Record) -> float:
     """Return the largest absolute difference between an exported file and PyTorch; -1 without a file."""
-    parity = (export or {}).get("parity") or {}
-    return -1.0 if export is None else finite_number(parity.get("max_abs")) or 0.0
+    return -1.0 if record.export is None else finite_number(record.parity.get("max_abs")) or 0.0
 
 
 def average_latencies(latencies: Sequence[Latency]) -> list[Latency]:

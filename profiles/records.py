@@ -192,12 +192,21 @@ def read_measurements(folder: Path) -> list[Record]:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error}).") from error
     complete = content[: content.rfind(b"\n") + 1]  # a killed process may leave a partial last line
+    if not complete.strip():
+        raise NoRecordError(f"{path}: found no record, expected one per line; run that job again.")
     return [parse_line(line, path, i) for i, line in enumerate(complete.splitlines(), 1) if line.strip()]
 
 
 def has_records(folder: Path) -> bool:
     """Whether a run directory has records, which are written when the run has ended."""
-    return os.path.isfile(Path(folder) / FILE)
+    path = Path(folder) / FILE
+    if not os.path.isfile(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.readline().endswith(b"\n")  # a killed process may leave no complete line
+    except OSError:
+        return True  # the reader names the error
 
 
 def read_existing_records(folder: Path) -> list[Record]:

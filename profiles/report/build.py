@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from profiles.formatting import escape_markdown, fence_code, to_json_safe
+from compress.files import sanitize
+from profiles.formatting import escape_markdown, fence_code, shorten_list, to_json_safe
 from profiles.record_sets import average_seeds, collect_records, find_run_dirs
-from profiles.records import Record, record_to_json, write_file
+from profiles.records import Record, check_values, record_to_json, write_file
 from profiles.report import charts, tables
 from profiles.report.comparison import Comparison, Cost
 from profiles.report.figures import class_charts, draw_charts
@@ -26,6 +27,8 @@ from profiles.report.run_images import find_overlay_dirs, find_run_images
 
 SCHEMA = 2
 TITLE = "Compression report"
+MAX_TEXT = 2000  #: characters of a name
+MAX_CAVEATS = 200
 COSTS: tuple[Cost, ...] = ("flops", "latency", "size", "energy")
 
 
@@ -131,22 +134,28 @@ def write_report(
         RecordError: `output_dir` cannot be written.
     """
     output_dir, limits = Path(output_dir), limits or Limits()
+    given = [str(record.run["command"]) for record in records if record.run.get("command")]
+    records = list(map(clean_record, records))
     models = average_seeds(records)
     comparison = Comparison(models if len(models) <= tables.MAX_ROWS else sort_by_score(Comparison(models)))
     recommendation = recommend(comparison, limits)
     embedded, failures = embed_images(images or {}, image_folders)
+    embedded = [
+        replace(one, caption=clean_text(one.caption), description=clean_text(one.description)) for one in embedded
+    ]
     drawn, by_class = draw_charts(comparison, records), class_charts(comparison)
-    data = build_page_data(comparison, records, recommendation, limits, title=title)
+    data = build_page_data(comparison, records, recommendation, limits, title=clean_text(title))
+    caveats = [*notes, *list_caveats(comparison), *failures]
     content = {
-        "title": title,
+        "title": clean_text(title),
         "summary": recommendation.reason,
         "tables": tables.build_tables(comparison),
         "charts": drawn,
         "class_charts": by_class,
         "class_table": tables.class_table(comparison),
         "images": embedded,
-        "commands": list(dict.fromkeys([*commands, *(str(r.run["command"]) for r in records if r.run.get("command"))])),
-        "caveats": [*notes, *list_caveats(comparison), *failures],
+        "commands": list(dict.fromkeys(map(sanitize, [*commands, *given]))),
+        "caveats": list(map(clean_text, shorten_list(caveats, MAX_CAVEATS))),
         "environment": tables.environment_tables(records),
     }
     files = {
@@ -177,6 +186,28 @@ def write_report(
         caveats=content["caveats"],
         models=len(models),
     )
+
+
+def clean_record(record: Record) -> Record:
+    """Return a record whose texts are harmless and of moderate length. Raises RecordError for impossible numbers."""
+    check_values(record)
+    texts = {one.name: clean_texts(getattr(record, one.name)) for one in fields(record) if one.name != "latencies"}
+    latencies = [replace(one, **clean_texts(vars(one))) for one in record.latencies]
+    return replace(record, **texts, latencies=latencies)
+
+
+def clean_texts(value: Any) -> Any:
+    """Return a JSON value with all texts cleaned."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Mapping):
+        return {clean_text(str(key)): clean_texts(item) for key, item in value.items()}
+    return type(value)(map(clean_texts, value)) if isinstance(value, list | tuple) else value
+
+
+def clean_text(text: str) -> str:
+    """Return text on one line without invisible characters, shortened."""
+    return sanitize(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…")
 
 
 def render_report_page(data: Mapping[str, Any], content: Mapping[str, Any], comparison: Comparison) -> str:

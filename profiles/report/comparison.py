@@ -10,13 +10,12 @@ from typing import Literal
 
 from profiles.formatting import finite_number, positive_number, safe_ratio
 from profiles.latency.benchmark import Latency
-from profiles.records import Record
+from profiles.records import CLASS_IOU, Record
 
 Cost = Literal["flops", "latency", "size", "energy"]
 MAIN_METRICS = ("accuracy", "miou", "f1")  #: the first one that a record has is compared
 METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
 QUICK = "quick"  #: our own scenario
-CLASS_IOU = "iou/"  #: prefix of the metrics that hold the IoU of a class
 RUNTIME_NAMES = {
     "torch": "PyTorch",
     "torch-compile": "torch.compile",
@@ -94,11 +93,20 @@ class Comparison:
     def metric_name(self) -> str:
         return METRIC_NAMES.get(self.metric, self.metric)
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
         """Classes for which some record has an IoU, in the order of their occurrence."""
         names = [name for record in self.records for name in record.metrics if name.startswith(CLASS_IOU)]
         return list(dict.fromkeys(name.removeprefix(CLASS_IOU) for name in names))
+
+    def class_ious(self, record: Record) -> dict[str, float]:
+        """Return class -> intersection over union, in [0, 1]."""
+        ious = {
+            name.removeprefix(CLASS_IOU): finite_number(value)
+            for name, value in record.metrics.items()
+            if name.startswith(CLASS_IOU)
+        }
+        return {name: iou for name, iou in ious.items() if iou is not None}
 
     def class_iou(self, record: Record, name: str) -> float | None:
         """Return the intersection over union of one class, in [0, 1]."""
@@ -107,6 +115,13 @@ class Comparison:
     def score(self, record: Record) -> float | None:
         """Return the main metric, in [0, 1]."""
         return finite_number(record.metrics.get(self.metric))
+
+    def seed_scores(self, record: Record) -> list[float]:
+        """Return the main metric of each seed of an averaged record; empty for a single run."""
+        scores = record.run.get("scores")
+        values = scores.get(self.metric) if isinstance(scores, dict) else None
+        numbers = [finite_number(value) for value in (values if isinstance(values, list) else [])]
+        return [number for number in numbers if number is not None]
 
     def latency_at(self, record: Record, at: LatencySetting | None = None) -> Latency | None:
         """Return the latency at a setting, by default the main one."""
@@ -122,11 +137,17 @@ class Comparison:
         """Return the only teacher, or the one that the record's run names; for a file the teacher in that format."""
         if record.role == "teacher":
             return None
-        names = {teacher.name for teacher in self.teachers}
-        name = next(iter(names)) if len(names) == 1 else record.run.get("teacher")
-        forms = [teacher for teacher in self.teachers if teacher.name == name]
-        same_format = [teacher for teacher in forms if teacher.format == record.format]
-        return next(iter([*same_format, *forms]), None)
+        name = record.run.get("teacher") if len(self._teachers_by_name) != 1 else next(iter(self._teachers_by_name))
+        forms = self._teachers_by_name.get(name, {}) if isinstance(name, str) else {}
+        return forms.get(record.format) or next(iter(forms.values()), None)
+
+    @cached_property
+    def _teachers_by_name(self) -> dict[str, dict[str, Record]]:
+        """Name -> format -> the first such teacher."""
+        named: dict[str, dict[str, Record]] = {}
+        for teacher in self.teachers:
+            named.setdefault(teacher.name, {}).setdefault(teacher.format, teacher)
+        return named
 
     def retained_accuracy(self, record: Record) -> float | None:
         """Return the record's score divided by its teacher's."""
@@ -190,9 +211,10 @@ class Comparison:
             latency = self.latency_at(record)
             return None if latency is None else positive_number(latency.energy_mj)
         if cost == "size":
-            return None if positive_number(record.size_bytes) is None else (record.size_bytes or 0) / 1e6
-        flops = record.flops if record.flops is not None or record.macs is None else 2 * record.macs
-        return None if positive_number(flops) is None or flops is None else flops / 1e9
+            size = positive_number(record.size_bytes)
+            return None if size is None else size / 1e6
+        flops = positive_number(record.flops if record.flops is not None or record.macs is None else 2 * record.macs)
+        return None if flops is None else flops / 1e9
 
 
 def pareto_indices(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -14,6 +14,8 @@ from profiles.report.comparison import Comparison, Cost
 from profiles.report.rows import MAX_CLASS_MODELS
 
 MAX_BARS = 30  #: bars in one chart of classes
+MAX_CLASSES = 200  #: classes in all charts
+MAX_POINTS = 200  #: models in one chart
 MAX_LINES = 10  #: learning curves in one chart
 MAX_DESCRIBED = 12  #: points in the description
 #: cost -> axis label and unit
@@ -50,15 +52,19 @@ def tradeoff_chart(comparison: Comparison, cost: Cost) -> Chart | None:
     points = scatter_points(comparison, cost)
     if len(points) < 2:
         return None
+    total = len(points)
+    if total > MAX_POINTS:
+        points = sorted(points, key=lambda p: (not p.teacher, not p.optimal, -p.score))[:MAX_POINTS]
     label, unit = AXES[cost]
     metric = comparison.metric_name
     best = shorten_list([point.name for point in sorted(points, key=lambda p: p.cost) if point.optimal])
     described = sorted(points, key=lambda p: -p.score)[:MAX_DESCRIBED] if len(points) > MAX_DESCRIBED else points
+    drawn = "" if total == len(points) else f" Drawn are {len(points)} of {total:,} models."
     words = "; ".join(f"{p.name}: {format_percent(p.score, 1)} at {p.cost:.3g} {unit}" for p in described)
     prefix = "" if described is points else f" The best {len(described)} of {len(points)}:"
     name = f"{capitalize_name(metric)} against {NAMES[cost]}"
     svg = charts.draw_scatter(points, x_label=label.format(setting=comparison.setting), y_label=metric, salt=cost)
-    return Chart(f"report_{cost}.svg", name, f"{name}.{prefix} {words}. Pareto-optimal: {', '.join(best)}.", svg)
+    return Chart(f"report_{cost}.svg", name, f"{name}.{drawn}{prefix} {words}. Pareto-optimal: {', '.join(best)}.", svg)
 
 
 def learning_chart(comparison: Comparison, runs: Sequence[Record]) -> Chart | None:
@@ -80,8 +86,8 @@ def learning_chart(comparison: Comparison, runs: Sequence[Record]) -> Chart | No
 
 def class_charts(comparison: Comparison) -> list[Chart]:
     """Draw the IoU per class of the teacher and the best students, in as many charts as keep names readable."""
-    names = comparison.class_names
-    scored = [r for r in comparison.records if any(comparison.class_iou(r, name) is not None for name in names)]
+    names = comparison.class_names[:MAX_CLASSES]
+    scored = [r for r in comparison.records if comparison.class_ious(r)]
     best = sorted(scored, key=lambda r: (r.role != "teacher", -(comparison.score(r) or 0.0)))[:MAX_CLASS_MODELS]
     models = [record for record in scored if any(record is one for one in best)]
     if not models:

@@ -105,6 +105,7 @@ def security_policy(scripts: Sequence[str]) -> str:
     )
 
 
+MAX_KEYS = 200  #: columns of packed objects
 DIGITS = 9  #: significant digits of numbers, more than any measurement has
 #: characters that could end a script element or a line of JavaScript -> how JSON may write them
 ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
@@ -133,8 +134,8 @@ def pack_column(values: Sequence[Any]) -> Any:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    if all(isinstance(value, dict) for value in known):
-        keys = dict.fromkeys(key for value in known for key in value)
+    keys = dict.fromkeys(key for value in known if isinstance(value, dict) for key in value)
+    if all(isinstance(value, dict) for value in known) and len(keys) <= MAX_KEYS:
         packed: dict[str, Any] = {"of": {key: pack_column([value.get(key) for value in known]) for key in keys}}
         if len(known) < len(values):
             packed["at"] = [i for i, value in enumerate(values) if value is not None]

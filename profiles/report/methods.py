@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from compress.files import sanitize
 from profiles.formatting import (
     capitalize_name,
     format_count,
@@ -19,7 +21,7 @@ from profiles.formatting import (
 )
 from profiles.records import Record, write_file
 from profiles.report import tables
-from profiles.report.build import render_template
+from profiles.report.build import clean_record, clean_text, clean_texts, render_template
 from profiles.report.charts import standalone_svg
 from profiles.report.figures import Chart, create_learning_curve
 from profiles.report.method_comparison import (
@@ -51,6 +53,7 @@ def write_method_report(folder: Path, comparison: MethodComparison) -> tuple[dic
     Raises:
         RecordError: `folder` cannot be written.
     """
+    comparison = clean_comparison(comparison)
     chart = draw_chart(comparison)
     content = {
         "title": comparison.title, "summary": summarize_comparison(comparison), "tables": method_tables(comparison),
@@ -71,6 +74,23 @@ def write_method_report(folder: Path, comparison: MethodComparison) -> tuple[dic
     for kind, path in paths.items():
         write_file(path, files[kind])
     return paths, data
+
+
+def clean_comparison(comparison: MethodComparison) -> MethodComparison:
+    """Return a comparison whose texts are harmless. Raises RecordError for impossible numbers."""
+    results = [
+        replace(
+            one, name=clean_text(one.name), records=list(map(clean_record, one.records)),
+            learns_from=list(map(clean_text, one.learns_from)), settings=clean_texts(one.settings),
+        )
+        for one in comparison.results
+    ]  # fmt: skip
+    return replace(
+        comparison, title=clean_text(comparison.title), results=results,
+        teacher=None if comparison.teacher is None else clean_record(comparison.teacher),
+        skipped=clean_texts(list(comparison.skipped)), failed=clean_texts(list(comparison.failed)),
+        commands=list(map(sanitize, comparison.commands)), notes=list(map(clean_text, comparison.notes)),
+    )  # fmt: skip
 
 
 def method_tables(comparison: MethodComparison) -> list[tables.Table]:
@@ -135,7 +155,7 @@ def render_chart(comparison: MethodComparison, form: Literal["svg", "png"]) -> b
     lines = []
     for result in comparison.ranked:
         curves = [create_learning_curve(record, comparison.metric) for record in result.records]
-        scored = [curve for curve in curves if curve is not None]
+        scored = [curve for curve in curves if curve is not None and curve.seconds[-1] > 0]
         lines += [MethodCurves(result.name, scored)] if scored else []
     level = None if comparison.teacher_score is None else ("teacher", comparison.teacher_score)
     return (

@@ -245,8 +245,7 @@ def list_caveats(comparison: Comparison) -> list[str]:
 
 def undetected_classes_caveat(comparison: Comparison, record: Record) -> str:
     """Name the classes that a model does not detect; empty if it detects all."""
-    ious = [(name, comparison.class_iou(record, name)) for name in comparison.class_names]
-    missed = [name for name, iou in ious if iou is not None and iou < MIN_CLASS_IOU]
+    missed = [name for name, iou in comparison.class_ious(record).items() if iou < MIN_CLASS_IOU]
     if not missed:
         return ""
     names = join_words(shorten_list(missed))

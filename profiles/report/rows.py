@@ -8,8 +8,8 @@ from typing import Any
 
 from profiles.formatting import finite_number, format_csv, to_json_safe
 from profiles.latency.benchmark import Latency
-from profiles.records import Record, learning_curve
-from profiles.report.comparison import CLASS_IOU, Comparison, LatencySetting
+from profiles.records import CLASS_IOU, Record, learning_curve
+from profiles.report.comparison import Comparison, LatencySetting, setting_of
 from profiles.report.recommendation import SCORE_TOLERANCE, Limits, Recommendation, exported_models
 
 #: learning curves on the page
@@ -40,7 +40,8 @@ def build_page_data(
     settings = comparison.settings
     indices = {id(record): i for i, record in enumerate(records)}
     replaced = exported_models(comparison)
-    rows = [model_row(comparison, record, indices, settings) for record in records]
+    places = {at: str(i) for i, at in enumerate(settings)}
+    rows = [model_row(comparison, record, indices, places) for record in records]
     for row, record in zip(rows, records, strict=True):
         row["superseded"] = True if id(record) in replaced else None
     return to_json_safe({
@@ -71,16 +72,17 @@ def setting_data(comparison: Comparison, at: LatencySetting) -> dict[str, Any]:
 
 
 def model_row(
-    comparison: Comparison, record: Record, indices: Mapping[int, int], settings: Sequence[LatencySetting]
+    comparison: Comparison, record: Record, indices: Mapping[int, int], places: Mapping[LatencySetting, str]
 ) -> dict[str, Any]:
-    """Build the row of one model in one form; unknown values are omitted or None."""
+    """Build the row of one model in one form; unknown values are omitted or None. `places`: setting -> its index."""
     scores = seed_scores(comparison, record)
     teacher = comparison.teacher_of(record)
     others = {
         name: value for name, value in record.metrics.items()
         if name != comparison.metric and not name.startswith(CLASS_IOU)
     }  # fmt: skip
-    timed = {str(i): latency_data(one) for i, at in enumerate(settings) if (one := comparison.latency_at(record, at))}
+    timed = {places[setting_of(one)]: latency_data(one) for one in reversed(record.latencies)}
+    timed = {place: timed[place] for place in sorted(timed, key=int)}
     return {
         "name": record.name, "role": record.role, "method": record.method, "network": record.architecture,
         "format": record.format, "precision": record.precision, "seeds": max(1, len(scores)),
@@ -95,9 +97,8 @@ def model_row(
 
 def seed_scores(comparison: Comparison, record: Record) -> list[float]:
     """Return the score of each seed, or of the only one."""
-    several = (record.run.get("scores") or {}).get(comparison.metric)
     score = comparison.score(record)
-    return list(several) if several else [] if score is None else [score]
+    return comparison.seed_scores(record) or ([] if score is None else [score])
 
 
 def latency_data(latency: Latency) -> dict[str, Any]:
@@ -111,11 +112,14 @@ def parity_data(record: Record) -> dict[str, Any] | None:
     export = record.export
     if not export:
         return None
-    parity = export.get("parity") or {}
     keys = ("images", "top1_agreement", "miou", "max_abs", "max_rel", "mean_abs", "cosine")
-    parity_values = {key: finite_number(parity.get(key)) for key in keys}
+    parity_values = {key: finite_number(record.parity.get(key)) for key in keys}
     parity_values = {key: value for key, value in parity_values.items() if value is not None}
-    return {**parity_values, "in": export.get("verified_in") or "onnxruntime", "not_run": export.get("unverified")}
+    unverified = export.get("unverified")
+    return {
+        **parity_values, "in": str(export.get("verified_in") or "onnxruntime"),
+        "not_run": None if unverified is None else str(unverified),
+    }  # fmt: skip
 
 
 def curve_data(comparison: Comparison, runs: Sequence[Record]) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def curve_data(comparison: Comparison, runs: Sequence[Record]) -> dict[str, Any]
 def class_data(comparison: Comparison, records: Sequence[Record]) -> dict[str, Any] | None:
     """Return the IoU per class of the teacher and the best models."""
     names = comparison.class_names
-    known = [r for r in records if any(comparison.class_iou(r, name) is not None for name in names)]
+    known = [r for r in records if comparison.class_ious(r)]
     scored = [r for r in known if not r.format] or known  # files have nearly the same IoU as their network
     shown = sorted(scored, key=lambda record: record.role != "teacher")[:MAX_CLASS_MODELS]
     rows = [{"name": r.label, "values": [comparison.class_iou(r, name) for name in names]} for r in shown]

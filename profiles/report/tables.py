@@ -20,11 +20,14 @@ from profiles.formatting import (
     positive_number,
 )
 from profiles.latency.benchmark import Latency
-from profiles.records import Record
-from profiles.report.comparison import CLASS_IOU, METRIC_NAMES, Comparison, LatencySetting
+from profiles.records import CLASS_IOU, Record, to_hashable
+from profiles.report.comparison import METRIC_NAMES, Comparison, LatencySetting, setting_of
 
 MISSING = "–"
 MAX_ROWS = 200  #: rows of a table
+MAX_METRICS = 20  #: columns of metrics besides the main one
+MAX_MODELS = 50  #: columns of the table of classes
+MAX_MACHINES = 50  #: tables of machines, and of versions
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def results_table(comparison: Comparison) -> Table | None:
         capitalize_name(comparison.metric_name): lambda r: format_score(comparison, r),
         "Of teacher's": lambda r: format_percent(comparison.retained_accuracy(r), 1),
     }
-    for name in dict.fromkeys(other):
+    others = list(dict.fromkeys(other))
+    for name in others[:MAX_METRICS]:
         columns[capitalize_name(METRIC_NAMES.get(name, name))] = lambda r, name=name: format_metric(r.metrics.get(name))
     columns |= {
         "Parameters": lambda r: format_count(r.params),
@@ -104,14 +108,15 @@ def results_table(comparison: Comparison) -> Table | None:
         "Speed-up": lambda r: format_factor(comparison.speedup(r)),
     }
     at = "" if comparison.setting is None else f" p50: median latency with {comparison.setting}."
+    rest = f" Without {len(others) - MAX_METRICS} metrics." if len(others) > MAX_METRICS else ""
     return build_table(
-        f"Results, for one image.{at} 1 MAC = 2 FLOP.", columns, comparison.records, comparison.best_model()
+        f"Results, for one image.{at} 1 MAC = 2 FLOP.{rest}", columns, comparison.records, comparison.best_model()
     )
 
 
 def format_score(comparison: Comparison, record: Record) -> str:
     """The main metric; over several seeds with its spread."""
-    scores = (record.run.get("scores") or {}).get(comparison.metric) or []
+    scores = comparison.seed_scores(record)
     around = f" ± {100 * stdev(scores):.2f} ({len(scores)} seeds)" if len(scores) > 1 else ""
     return format_percent(comparison.score(record)) + around
 
@@ -124,21 +129,28 @@ def format_metric(value: Any) -> str:
 
 def class_table(comparison: Comparison) -> Table | None:
     """Build the table of IoU per class: one row per class, one column per model."""
-    models = [
-        r
-        for r in comparison.records
-        if any(comparison.class_iou(r, name) is not None for name in comparison.class_names)
-    ]
+    models = [r for r in comparison.records if comparison.class_ious(r)]
+    if not models:
+        return None
+    caption = "Intersection over union of each class."
+    if len(models) > MAX_MODELS or len(comparison.class_names) > MAX_ROWS:
+        caption += f" The first {MAX_ROWS} classes and {MAX_MODELS} models."
+    models = models[:MAX_MODELS]
     rows = [
         [name, *(format_percent(comparison.class_iou(r, name), 1) or MISSING for r in models)]
-        for name in comparison.class_names
+        for name in comparison.class_names[:MAX_ROWS]
     ]
-    return Table("Intersection over union of each class.", ["Class", *(r.name for r in models)], rows) if rows else None
+    return Table(caption, ["Class", *(r.name for r in models)], rows)
 
 
 def latency_table(comparison: Comparison) -> Table | None:
     """Build one row per record and setting, grouped by setting."""
-    rows = [(at, record, one) for at in comparison.settings for record, one in latencies_at(comparison, at)]
+    places = {at: i for i, at in enumerate(comparison.settings)}
+    measured = [
+        (setting_of(one), record, one) for record in comparison.records
+        for one in {setting_of(latency): latency for latency in reversed(record.latencies)}.values()
+    ]  # fmt: skip
+    rows = sorted(measured, key=lambda row: places[row[0]])
     columns: dict[str, Callable[[tuple[LatencySetting, Record, Latency]], str]] = {
         "Model": lambda row: row[1].label,
         "Setting": lambda row: comparison.setting_label(row[0]),
@@ -156,17 +168,11 @@ def latency_table(comparison: Comparison) -> Table | None:
     return build_table("Latency of one batch, and throughput.", columns, rows)
 
 
-def latencies_at(comparison: Comparison, at: LatencySetting) -> list[tuple[Record, Latency]]:
-    """Return the records measured at a setting, with their latencies."""
-    latencies = [(record, comparison.latency_at(record, at)) for record in comparison.records]
-    return [(record, one) for record, one in latencies if one is not None]
-
-
 def export_table(comparison: Comparison) -> Table | None:
     """Build the table of exported files and their difference from PyTorch."""
 
     def parity(record: Record, key: str) -> float | None:
-        return finite_number(((record.export or {}).get("parity") or {}).get(key))
+        return finite_number(record.parity.get(key))
 
     def fact(key: str) -> Callable[[Record], str]:
         return lambda record: str((record.export or {}).get(key) or "")
@@ -220,10 +226,7 @@ def environment_tables(records: Sequence[Record]) -> list[Table]:
     tables = []
     machines = [{key: value for key, value in record.machine.items() if key != "versions"} for record in records]
     for title, blocks in (("Machine", machines), ("Versions", [record.versions for record in records])):
-        seen = []
-        for block in blocks:
-            if block and block not in seen:
-                seen.append(block)
+        seen = list({to_hashable(block): block for block in blocks if block}.values())[:MAX_MACHINES]
         for i, block in enumerate(seen):
             caption = title if len(seen) == 1 else f"{title} {i + 1}"
             tables.append(Table(caption, ["", "Value"], [environment_row(key, value) for key, value in block.items()]))

@@ -10,7 +10,7 @@ const FORMATS = {
 };
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
-const positive = (value) => (known(value) && value > 0 ? value : null);
+const positive = (value) => (known(value) && value >= 1e-12 ? value : null); // smaller ones are no measurements
 
 /** Three significant digits, without an exponent unless tiny. */
 function three(value) {
