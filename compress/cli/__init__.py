@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,8 +13,9 @@ from typing import Any
 
 import click
 
-from compress.cli.output import print_error, print_traceback
-from compress.errors import suggest_nearest
+from compress.cli.output import prepare_streams, print_error, print_traceback
+from compress.engine.signals import handle_signals, raise_stop_signal, received_signal
+from compress.errors import Interrupted, suggest_nearest
 from compress.files import WRITE_FAILURES, write_error
 from compress.resources import limit_threads
 
@@ -63,30 +67,78 @@ class LazyGroup(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         limit_threads()  # before NumPy and torch are imported
+        prepare_streams()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(handle_signals(raise_stop_signal))
+            if args is None:  # this process is the command: a signal while Python ends has the same effect
+                stack.pop_all()
+            try:
+                code = super().main(arguments, prog_name or "compress", **extra)
+                sys.exit(code if isinstance(code, int) else 0)
+            except click.exceptions.Abort:
+                sys.exit(130)
+            except click.ClickException as error:
+                sys.exit(print_error(error.format_message(), 2 if isinstance(error, click.UsageError) else 1))
+            except BrokenPipeError:
+                sys.exit(1)
+            except Exception as error:  # the outermost frame: every error becomes one sentence and an exit code
+                if "--debug" in arguments:
+                    print_traceback()
+                sys.exit(print_error(*describe_error(error)))
+
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            code = super().main(arguments, prog_name or "compress", **extra)
-            sys.exit(code if isinstance(code, int) else 0)
-        except click.exceptions.Abort:
-            sys.exit(130)
-        except click.ClickException as error:
-            sys.exit(print_error(error.format_message(), 2 if isinstance(error, click.UsageError) else 1))
-        except BrokenPipeError:
-            sys.exit(1)
-        except Exception as error:  # the outermost frame: every error becomes one sentence and an exit code
-            if "--debug" in arguments:
-                print_traceback()
-            sys.exit(print_error(*describe_error(error)))
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise interruption(getattr(error, "signum", signal.SIGINT)) from error
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
     """Return the sentence for `error` and the exit code. An error without `exit_code` is a bug and is named as one."""
     code = getattr(error, "exit_code", None)
+    signum = received_signal()
+    if signum and not isinstance(error, Interrupted):  # libraries turn the exception of a signal into their own
+        error, code = interruption(signum), 128 + signum
     if isinstance(code, int):
         return str(error), code
     if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
         return str(write_error(error.filename or tempfile.gettempdir(), error)), 1
+    fault = describe_environment_fault(error)
+    if fault is not None:
+        return fault, 1
     text = " ".join(str(error).split()) or "no message"
     return f"internal error: {type(error).__name__}: {text[:300]} (run again with --debug for the traceback)", 1
+
+
+def interruption(signum: int) -> Interrupted:
+    """Return the error of a command that a signal stopped and that has no state to save."""
+    return Interrupted(signum, f"interrupted by {signal.Signals(signum).name}.")
+
+
+def describe_environment_fault(error: Exception) -> str | None:
+    """Return the sentence for an error of the system that no command expects; None if it is another error."""
+    if isinstance(error, OSError):
+        if error.filename is None and not is_working_directory():
+            return "the working directory no longer exists; change to another one."
+        place = "" if error.filename is None else f"{error.filename}: "
+        reason = error.strerror or " ".join(str(error).split())
+        return f"{place}{reason}; check the path, its permissions and the free space."
+    if isinstance(error, UnicodeEncodeError):
+        return f"found the text {error.object[:300]!r}, expected valid UTF-8; rename the file or folder."
+    if isinstance(error, RecursionError):
+        return "found values that are nested too deeply; simplify the file that contains them."
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib
+        return "cannot find a home directory; set HOME, or give paths without ~."
+    return None
+
+
+def is_working_directory() -> bool:
+    """Check that the working directory exists."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,9 +5,12 @@ All text is printed here, without characters that could change the terminal; JSO
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
+import os
 import shlex
 import sys
 import traceback
@@ -44,9 +47,27 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def prepare_streams() -> None:
+    """Make the standard streams safe to write: closed ones discard text, unknown characters are escaped.
+
+    Without this a file that the command opens could get the number of a closed stream, and receive messages.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 - for the whole process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_status(message: str) -> None:
-    """Print a message to standard error."""
-    click.echo(sanitize_lines(message.expandtabs(4)), err=True)
+    """Print a message to standard error, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        click.echo(sanitize_lines(message.expandtabs(4)), err=True)
 
 
 def print_error(message: str, code: int) -> int:

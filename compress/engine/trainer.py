@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from types import FrameType
 
@@ -19,7 +18,7 @@ def train(method: Method, run: Run) -> None:
     A diverged run returns to its last good state with lower learning rates, up to `max_rollbacks` times.
 
     Raises:
-        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         DivergedError: If a loss or a model is not finite, after the last rollback.
     """
     run.seed_all()
@@ -95,11 +94,9 @@ def divergence_error(step: int, reason: str, run: Run) -> DivergedError:
 
 
 class StopRequest:
-    """Number of the signal that requested a stop, or 0; a second signal ends the process at once."""
+    """Number of the signal that requested a stop, or 0."""
 
     signum = 0
 
     def handle(self, signum: int, _: FrameType | None) -> None:
-        if self.signum:
-            os._exit(128 + signum)
         self.signum = signum

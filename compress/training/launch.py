@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from compress.engine.signals import handle_signals, raise_stop_signal
 from compress.errors import CompressError, Interrupted, UsageError
 from compress.files import LockHeldError, file_lock, make_directory, write_error
 from compress.plugins import child_command
@@ -33,6 +34,8 @@ LOCK = ".lock"
 #: files of a distributed training, in a temporary directory
 JOB, SUMMARY, ERROR = "job.json", "summary.json", "error-{rank}.json"
 WORKER = "compress.training.worker"
+#: limits of --devices, or the number of cores if that is larger, and of --restarts
+MAX_PROCESSES, MAX_RESTARTS = 64, 1000
 
 Progress = Callable[[str], None]
 
@@ -84,6 +87,7 @@ def run_training(
     from compress.training.resolution import resolve_setup
     from compress.training.results import summarize_run
 
+    check_processes(devices, restarts)
     progress = progress if is_first_process() else ignore
     setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
     summary = train_in_dir(setup, run_dir, devices=devices, restarts=restarts, resume=resume, progress=progress)
@@ -107,6 +111,14 @@ def estimate_training(
     return estimate_cost(setup)
 
 
+def check_processes(devices: int, restarts: int) -> None:
+    """Raise UsageError for more processes than this machine can hold, or an absurd number of restarts."""
+    from compress.config import check_range
+
+    check_range("--devices", devices, 1, max(MAX_PROCESSES, usable_cores()))
+    check_range("--restarts", restarts, 0, MAX_RESTARTS)
+
+
 def is_first_process() -> bool:
     """Check whether this process has rank 0, or is the only one."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -125,6 +137,7 @@ def train_in_dir(
     from compress.training.setup import create_run, validate_run_dir
     from profiles.latency.tensor_memory import peak_memory
 
+    check_processes(devices, restarts)
     if (devices > 1 or restarts) and "WORLD_SIZE" not in os.environ:
         validate_run_dir(run_dir, setup.config, resume=resume)
         job = {"run_dir": str(run_dir), "resume": resume, "image_count": image_count}
@@ -219,10 +232,13 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
             logs_specs=DefaultLogsSpecs(log_dir=name, local_ranks_filter={0}),
         )  # fmt: skip
         command = child_command(WORKER, name)
+        # torchrun's launcher replaces the signal handlers; this context restores them.
         try:
-            elastic_launch(launch_config, command[0])(*command[1:])
-        except SignalException as error:
-            raise read_worker_error(directory, 0, -error.sigval) from error
+            with handle_signals(raise_stop_signal):
+                elastic_launch(launch_config, command[0])(*command[1:])
+        except SignalException as error:  # the processes have received SIGTERM
+            stopped = read_worker_error(directory, 0, -error.sigval)
+            raise Interrupted(error.sigval, str(stopped)) from error
         except ChildFailedError as error:
             failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
             errors = [read_worker_error(directory, rank, failure.exitcode) for rank, failure in failures]
