@@ -19,7 +19,7 @@ from compress.cli.output import command_line, emit, print_status
 @click.option("--time-limit", type=options.DURATION, metavar="240s",
               help="Training time of each student.  [default: by recipe]")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Train each student for 20 seconds: checks the workflow, not the quality.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--seed", type=options.SEED, default=0, show_default=True, help="Random seed.")
 @options.common_options
 def demo(as_json: bool, **settings: Any) -> None:
     """Distill an embedded teacher from photographs with MosaicKD and with plain KD, and write a report.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,16 @@ class Quantity(click.ParamType):
         return round(number) if self.is_whole else number
 
 
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"found {value!r}, expected a finite number", param, ctx)
+        return number
+
+
 class Size(click.ParamType):
     """`HxW` or one number for a square -> (height, width) in pixels. With `dynamic`, that word is allowed too."""
 
@@ -43,7 +54,7 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or (self.dynamic and value == "dynamic"):
             return value
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value.strip().lower())
+        match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", value.strip().lower())
         if match is None:
             self.fail(f"found {value!r}, expected HxW in pixels, for example 32x32", param, ctx)
         return int(match[1]), int(match[2] or match[1])
@@ -101,7 +112,7 @@ class PatchSize(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value == "auto" or isinstance(value, int):
             return value
-        if not value.isdecimal() or int(value) == 0:
+        if not re.fullmatch(r"[1-9]\d{0,5}", value):
             self.fail(f"found {value!r}, expected a number of pixels such as 8, or auto", param, ctx)
         return int(value)
 
@@ -109,8 +120,10 @@ class PatchSize(click.ParamType):
 DURATION = Quantity("duration", SECONDS)
 LATENCY = Quantity("latency", MILLISECONDS)
 SIZE_IN_BYTES = Quantity("bytes", BYTES, is_whole=True)
-COUNT = click.IntRange(min=1)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1, max=2**31 - 1)
+SEED = click.IntRange(min=0, max=2**48 - 1)
+CLASSES = click.IntRange(min=2, max=10**6)
+POSITIVE = Number(min=0, min_open=True)
 PATH = click.Path(path_type=Path)
 
 
@@ -151,7 +164,7 @@ compute_options = add_options(
     click.option(
         "--restarts", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a process fails."
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Random seed.  [default: 0]"),
+    click.option("--seed", type=SEED, help="Random seed.  [default: 0]"),
     click.option("--recipe", type=PATH, help="YAML file of settings, or a shipped recipe; options override it."),
     overrides,
     allow_code,
@@ -181,7 +194,7 @@ trust_pickle = click.option(
 teacher_options = add_options(
     click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
     click.option("--teacher-arch", metavar="NAME", help="Architecture of a state dict that is not recognized."),
-    click.option("--classes", type=click.IntRange(min=2), help="Number of classes; must match the teacher's."),
+    click.option("--classes", type=CLASSES, help="Number of classes; must match the teacher's."),
     trust_pickle,
 )
 
@@ -192,7 +205,7 @@ def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
         click.option(
             "--arch", "--teacher-arch", "arch", metavar="NAME", help="Architecture of an unrecognized state dict."
         ),
-        click.option("--classes", type=click.IntRange(min=2), help="Number of classes."),
+        click.option("--classes", type=CLASSES, help="Number of classes."),
         click.option(
             "--input-size", "--image-size", "image_size", type=Size(dynamic=dynamic),
             metavar="HxW|dynamic" if dynamic else "HxW", help="Input size in pixels.",

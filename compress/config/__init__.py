@@ -1,6 +1,7 @@
 """Recipes: YAML and `--set` overrides, validated into dataclasses."""
 
 from compress.config.validation import (
+    check_range,
     field_descriptions,
     json_schema,
     setting,
@@ -20,6 +21,7 @@ from compress.config.yaml import (
 
 __all__ = [
     "Document",
+    "check_range",
     "document_from_mapping",
     "dump_yaml",
     "field_descriptions",

@@ -7,6 +7,7 @@ import json
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, TypeVar, Union
 
@@ -25,6 +26,10 @@ from compress.errors import UsageError, suggest_nearest
 
 T = TypeVar("T")
 MAX_ERRORS = 8
+#: limits of all settings: items of a list, bits of a whole number, and characters of a text, as of a path
+MAX_ITEMS, MAX_BITS, MAX_TEXT = 1000, 63, 4096
+#: kinds of characters that no text holds: control characters, and bytes that are not UTF-8
+UNPRINTABLE = ("Cc", "Cs")
 #: JSON's words in pydantic's messages -> YAML's
 WORDS = {"object": "mapping", "array": "list", "string": "text", "a valid ": "a ", "an mapping": "a mapping"}
 
@@ -53,13 +58,38 @@ def validate(
         data = {key: value for key, value in data.items() if key not in ignore}
     # In a tuple: pydantic takes no configuration for a dataclass itself, but hands it down to one.
     alias: Any = types.GenericAlias(tuple, (cls,))
-    adapter = pydantic.TypeAdapter(alias, config=pydantic.ConfigDict(extra="forbid"))
+    adapter = pydantic.TypeAdapter(alias, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))
+    check_values(data, top, document)
     try:
         # Strict JSON does not convert between numbers and text, but lists become tuples and text becomes paths.
         return adapter.validate_json(json.dumps([data]), strict=True)[0]
     except pydantic.ValidationError as error:
         messages = _describe_errors(cls, data, error, top, document)
         raise UsageError("\n".join(messages[:MAX_ERRORS])) from error
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise UsageError if an argument that is no setting is out of its range."""
+    if not low <= value <= high:
+        raise UsageError(f"{name}: found {value}, expected {low} to {high}.")
+
+
+def check_values(value: Any, keys: Keys, document: Document) -> None:
+    """Raise UsageError for a value that no setting can have, whatever its type: huge, or not printable."""
+    message = ""
+    if isinstance(value, str) and any(unicodedata.category(letter) in UNPRINTABLE for letter in value):
+        message = f"found {_format_value(value)}, expected text without control characters."
+    elif isinstance(value, str) and len(value) > MAX_TEXT:
+        message = f"found {len(value)} characters, expected at most {MAX_TEXT}."
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+        message = f"found a whole number of {value.bit_length()} bits, expected at most {MAX_BITS}."
+    elif isinstance(value, list) and len(value) > MAX_ITEMS:
+        message = f"found {len(value)} items, expected at most {MAX_ITEMS}."
+    if message:
+        raise UsageError(format_message(document.locate(keys), join_path(keys), message))
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        check_values(key, keys, document)
+        check_values(item, (*keys, key), document)
 
 
 def _keys_in_data(data: Any, location: Keys) -> Keys:

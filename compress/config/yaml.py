@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import yaml
 
 from compress.errors import UsageError, suggest_nearest
+from compress.files import require_regular_file
 
 Keys = tuple[str | int, ...]
-MAX_BYTES = 1_000_000  #: largest recipe
+#: limits of a recipe: bytes, values and keys, and levels; PyYAML takes minutes for a million values
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 10_000, 32
 
 FLOAT = (
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -36,13 +38,24 @@ class Loader(yaml.SafeLoader):
     """YAML 1.2 core schema without anchors and tags."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    nodes = depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
+        self.nodes += 1
+        self.depth += 1
+        problem = ""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
             problem = "anchors and tags are not supported; write the value out"
+        elif self.nodes > MAX_NODES:
+            problem = f"found more than {MAX_NODES} values, expected a recipe"
+        elif self.depth > MAX_DEPTH:
+            problem = f"found more than {MAX_DEPTH} levels, expected a recipe"
+        if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class Dumper(yaml.SafeDumper):
@@ -107,7 +120,7 @@ class Document:
 
 
 def _merge(below: Any, above: Any, keys: Keys, document: Document, locations: dict[Keys, str]) -> Any:
-    if isinstance(below, list) and isinstance(above, dict) and above and all(str(key).isdigit() for key in above):
+    if isinstance(below, list) and isinstance(above, dict) and above and all(is_position(str(key)) for key in above):
         items = dict(enumerate(below))
         for key, value in sorted((int(key), value) for key, value in above.items()):
             if key > len(items):
@@ -134,9 +147,10 @@ def load_yaml(path: Path) -> Document:
     Raises:
         UsageError: the file cannot be read or is not a YAML mapping; the message names the line.
     """
-    path = Path(path)
+    path = require_regular_file(Path(path))
     try:
-        content = path.read_bytes()[: MAX_BYTES + 1]
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if len(content) > MAX_BYTES:
@@ -168,8 +182,6 @@ def parse_yaml(text: str, source: str = "") -> Document:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise UsageError(f"{source}:{line}: not valid YAML (a control character).") from error
-    except RecursionError as error:
-        raise UsageError(f"{source}: nested too deeply for a recipe.") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -212,7 +224,7 @@ def parse_overrides(items: Sequence[str], known: Iterable[str] = ()) -> dict[str
     for item in items:
         path, equals, text = item.partition("=")
         keys = [key.strip() for key in path.split(".")]
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise UsageError(f"--set {item}: expected section.setting=value, for example training.steps=1000.")
         try:
             value = parse_yaml(f"value: {text.strip()}").data["value"]
@@ -253,7 +265,12 @@ def format_message(location: str, path: str, message: str) -> str:
 
 
 def split_path(path: str) -> Keys:
-    return tuple(int(key) if key.isdigit() else key for key in path.split(".")) if path else ()
+    return tuple(int(key) if is_position(key) else key for key in path.split(".")) if path else ()
+
+
+def is_position(key: str) -> bool:
+    """Whether a key is a position in a list, rather than a name."""
+    return key.isascii() and key.isdecimal() and len(key) <= len(str(MAX_NODES))
 
 
 def join_path(keys: Keys) -> str:

@@ -8,11 +8,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from compress.config import setting
-from compress.config.quantities import Duration
+from compress.config.quantities import BatchSize, Count, CountOrZero, Duration, Epochs, Seed
 from compress.engine.accelerator import Precision
-
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass
@@ -23,23 +20,25 @@ class TrainingSchedule:
     """
 
     steps: Count | None = setting(None, "Number of iterations of the method.")
-    epochs: Positive | None = setting(None, "Number of epochs over the training images (instead of steps).")
+    epochs: Epochs | None = setting(None, "Number of epochs over the training images (instead of steps).")
     time_limit: Duration | None = setting(
         None,
         "Time limit in seconds or with a unit, as 10m (instead of steps); not reproducible bit for bit.",
     )
-    batch_size: Count | None = setting(None, "Batch size per step, summed over processes; default: the method's own.")
+    batch_size: BatchSize | None = setting(
+        None, "Batch size per step, summed over processes; default: the method's own."
+    )
     evaluate_every: Count | None = setting(None, "Steps between evaluations; default: ten evaluations per run.")
     save_every: Count | None = setting(None, "Steps between checkpoints; default: one per minute.")
     log_every: Count = setting(10, "Steps between lines of metrics.jsonl.")
     keep_checkpoints: Count = setting(2, "Number of checkpoints to keep.")
-    max_rollbacks: Annotated[int, Field(ge=0)] = setting(
+    max_rollbacks: CountOrZero = setting(
         3, "How often a diverged run returns to its last good state with lower learning rates; 0: it stops at once."
     )
     rollback_factor: Annotated[float, Field(gt=0, lt=1)] = setting(
         0.5, "Factor of the learning rates at each return to the last good state."
     )
-    seed: Annotated[int, Field(ge=0)] = setting(0, "Random seed.")
+    seed: Seed = setting(0, "Random seed.")
     precision: Annotated[Precision, BeforeValidator(str)] = setting(
         "auto",
         "Precision: 32, bf16, 16 or auto (bf16 if the processor computes in it).",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from compress import config
 from compress.config import Document, setting
-from compress.config.quantities import ByteSize, Duration
+from compress.config.quantities import BatchSize, ByteSize, Count, Duration, PositiveFloat, Seed
 from compress.engine.config import TrainingSchedule
 from compress.errors import UsageError, suggest_nearest
 from compress.methods import METHODS, find_method
@@ -21,9 +21,8 @@ from compress.training.config import DataConfig, StudentConfig, TaskConfig, Teac
 from compress.training.recipes import find_recipe, nest_keys
 from compress.training.trust import require_consent
 
-Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+#: number of seeds, not a seed
+Seeds = Annotated[int, Field(gt=0, le=1000)]
 Format = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 C = TypeVar("C", bound="ExperimentConfig")
@@ -47,7 +46,7 @@ class Resources:
     """Resources that one run reserves when several runs share machines."""
 
     cpus: Count | None = setting(None, "CPU cores per run. Default: the cores divided by the workers; 1 on a cluster.")
-    gpus: Annotated[float, Field(ge=0)] | None = setting(None, "GPUs per run. Default: 1, if there are any.")
+    gpus: Annotated[float, Field(ge=0, le=1000)] | None = setting(None, "GPUs per run. Default: 1, if there are any.")
 
 
 @dataclass
@@ -57,17 +56,19 @@ class PruningConfig:
     kind: Literal["none", "median", "asha"] = setting("none", "Pruning algorithm; none: every training finishes.")
     startup_trials: Count = setting(1, "Trainings of a student that must finish before median stops one.")
     warmup: Annotated[int, Field(ge=1, le=9)] = setting(3, "Tenths of the budget before the first decision.")
-    reduction_factor: Annotated[int, Field(ge=2)] = setting(2, "asha: one of this many continues after each rung.")
+    reduction_factor: Annotated[int, Field(ge=2, le=1000)] = setting(
+        2, "asha: one of this many continues after each rung."
+    )
 
 
 @dataclass
 class LimitsConfig:
     """Maximum cost of the recommended model."""
 
-    latency_ms: Positive | None = setting(None, "Maximum median latency of a batch, in ms.")
-    gflop: Positive | None = setting(None, "Maximum GFLOP per image.")
+    latency_ms: PositiveFloat | None = setting(None, "Maximum median latency of a batch, in ms.")
+    gflop: PositiveFloat | None = setting(None, "Maximum GFLOP per image.")
     size: ByteSize | None = setting(None, "Maximum size of the file, in bytes or with a unit.")
-    energy_mj: Positive | None = setting(None, "Maximum energy per image, in mJ.")
+    energy_mj: PositiveFloat | None = setting(None, "Maximum energy per image, in mJ.")
 
 
 @dataclass(kw_only=True)
@@ -85,7 +86,7 @@ class ExperimentConfig:
     training: TrainingSchedule = setting(
         factory=TrainingSchedule, description="Schedule of every run, without its seed."
     )
-    seeds: Count | list[Seed] = setting(1, "Number of seeds, or a list of seeds.")
+    seeds: Seeds | list[Seed] = setting(1, "Number of seeds, or a list of seeds.")
     resources: Resources = setting(factory=Resources, description="Resources per run.")
 
     @property
@@ -120,7 +121,7 @@ class SweepConfig(ExperimentConfig):
     )
     pruning: PruningConfig = setting(factory=PruningConfig, description="Early stopping of trainings.")
     limits: LimitsConfig = setting(factory=LimitsConfig, description="Maximum cost of the recommended model.")
-    batch_sizes: list[Count] = setting(factory=lambda: [1, 8], description="Batch sizes that are timed.")
+    batch_sizes: list[BatchSize] = setting(factory=lambda: [1, 8], description="Batch sizes that are timed.")
     duration: Duration = setting(1.0, "Time per file and batch size, in seconds or with a unit.")
     allow_code: bool = field(default=False, init=False)  #: consent to code that files name; no recipe can give it
 
@@ -134,7 +135,7 @@ class SweepConfig(ExperimentConfig):
 class ComparisonConfig(ExperimentConfig):
     """Settings of a comparison: one student, several methods, the same budget."""
 
-    seeds: Count | list[Seed] = setting(3, "Number of seeds, or a list of seeds.")
+    seeds: Seeds | list[Seed] = setting(3, "Number of seeds, or a list of seeds.")
     student: str | None = setting(None, "Architecture of every student. Default: a small one for the image size.")
     same_steps: bool = setting(False, "Later seeds run the steps of the first seed instead of its time.")
 

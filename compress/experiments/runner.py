@@ -23,11 +23,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import compress
+from compress.config import check_range
 from compress.errors import CompressError, UsageError
 from compress.files import is_locked, sanitize
 from compress.plugins import CHILD_SCRIPT as RUN_MODULE
 from compress.plugins import child_command
 from compress.resources import usable_cores
+from compress.training.launch import MAX_PROCESSES
 
 if TYPE_CHECKING:
     from compress.experiments.config import Resources
@@ -43,6 +45,8 @@ MAX_RETRIES = 2
 #: seconds to reach a Ray cluster
 CONNECT_S = 10.0
 OBJECT_STORE_BYTES = 80_000_000
+#: limit of --workers on a cluster
+MAX_JOBS = 10_000
 #: runs a module as a process that receives SIGTERM when its parent dies (on Linux), so that it saves its state
 CHILD_SCRIPT = f"""
 import ctypes, os, signal, sys
@@ -112,8 +116,9 @@ def start_executor(
         device: Device of the trainings; cpu reserves no GPU.
 
     Raises:
-        UsageError: Ray is not installed, or the cluster cannot be reached.
+        UsageError: Ray is not installed, the cluster cannot be reached, or there are too many workers.
     """
+    check_range("--workers", workers or 1, 1, MAX_JOBS if on is not None else max(MAX_PROCESSES, usable_cores()))
     if on is None and (workers or 1) == 1:
         yield LoopExecutor()
         return

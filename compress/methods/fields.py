@@ -6,11 +6,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-Positive = Annotated[float, Field(gt=0)]
+from compress.config.quantities import Count, CountOrZero
+from compress.config.quantities import PositiveFloat as Positive
+
 Weight = Annotated[float, Field(ge=0)]  #: of a loss term; 0 disables the term
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
-CountOrZero = Annotated[int, Field(ge=0)]
+
+__all__ = [
+    "SHALLOW_GENERATOR",
+    "SMALL_GENERATOR",
+    "Count",
+    "CountOrZero",
+    "Fraction",
+    "Positive",
+    "Weight",
+]
 
 SMALL_GENERATOR = "Generator: small, shallow, deep or dcgan; default: small up to 64 pixels, else deep."
 SHALLOW_GENERATOR = "Generator: small, shallow, deep or dcgan; default: shallow up to 64 pixels, else deep."

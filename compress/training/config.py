@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from compress.config import setting
+from compress.config.quantities import Classes, Count, Pixels
 from compress.engine.config import TrainingSchedule
 
-Size = tuple[int, int]
-Positive = Annotated[int, Field(gt=0)]
+Size = tuple[Pixels, Pixels]
 
 
 @dataclass
@@ -20,10 +20,10 @@ class TaskConfig:
     """Task of the student. Taken from the teacher if there is one."""
 
     name: str = setting("classification", "Task; taken from the teacher or the labeled data.")
-    classes: Positive | None = setting(None, "Number of classes; null: that of the teacher or the labeled data.")
+    classes: Classes | None = setting(None, "Number of classes; null: that of the teacher or the labeled data.")
     image_size: Size | None = setting(None, "Input size (height, width) in pixels; null: the teacher's, or 32x32.")
     grayscale: bool | None = setting(None, "Convert images to grayscale first; null: as the teacher does.")
-    resize: Positive | None = setting(None, "Short side in pixels before cropping; null: the teacher's.")
+    resize: Pixels | None = setting(None, "Short side in pixels before cropping; null: the teacher's.")
 
 
 @dataclass
@@ -57,10 +57,8 @@ class DataConfig:
     labeled: str | None = setting(None, "Labeled images to train on.")
     validation: str | None = setting(None, "Labeled images to validate on; never trained on.")
     root: Path | None = setting(None, "Directory of the data sets that are known by name.")
-    views: Positive | None = setting(
-        None, "Cached crops per unlabeled image; null: 1, or more if there are few images."
-    )
-    subset: Positive | None = setting(None, "Number of images to keep, those of highest teacher entropy; null: all.")
+    views: Count | None = setting(None, "Cached crops per unlabeled image; null: 1, or more if there are few images.")
+    subset: Count | None = setting(None, "Number of images to keep, those of highest teacher entropy; null: all.")
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = setting(
         0.01, "Fraction of unreadable images above which the run stops."
     )

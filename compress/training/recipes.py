@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def list_setting_paths() -> list[str]:
 def find_recipe(recipe: str | Path) -> Path:
     """Return `recipe` as a path, or the path of the shipped recipe with this name."""
     shipped = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"
-    return shipped if not Path(recipe).exists() and shipped.exists() else Path(recipe)
+    return shipped if not os.path.exists(recipe) and os.path.exists(shipped) else Path(recipe)
 
 
 def nest_keys(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from compress.config import check_range
 from compress.errors import UsageError
 from compress.training.recipes import build_document
 
@@ -48,8 +49,9 @@ def synthesize(
     if run is not None:
         arguments |= {"settings": settings, "allow_code": allow_code}
         return sample_generator(Path(run), count, output_dir, arguments, progress)
-    from compress.training.launch import train_in_dir
+    from compress.training.launch import check_processes, train_in_dir
 
+    check_processes(devices, restarts)
     setup = prepare_synthesis(count, settings, arguments, allow_code=allow_code)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
@@ -75,6 +77,7 @@ def sample_generator(
     """Sample from the generator of a run. Raises UsageError for arguments that the run decides."""
     from compress.training.generator_samples import save_generator_samples
 
+    check_range("--seed", arguments["seed"] or 0, 0, 2**48 - 1)
     start = time.monotonic()
     given = [name for name in sorted(RUN_SETTINGS) if arguments.get(name)]
     if given:

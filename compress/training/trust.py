@@ -6,8 +6,8 @@ Settings that the user gives directly, as options, `--set` or a mapping, need no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from compress.config import Document, document_from_mapping, to_plain
 from compress.config.yaml import Keys, format_message, get_nested, join_path
@@ -50,7 +50,7 @@ def find_code(document: Document) -> Iterator[tuple[Keys, str]]:
         if ":" in name and name not in METHODS:
             yield keys, name
     architectures, models = (find_settings(document, patterns) for patterns in (ARCHITECTURE_SETTINGS, MODEL_SETTINGS))
-    named = [*architectures, *((keys, value) for keys, value in models if not Path(str(value)).exists())]
+    named = [*architectures, *((keys, value) for keys, value in models if not os.path.exists(str(value)))]
     for keys, value in named:
         if isinstance(value, str) and is_user_code(value) and not value.startswith(MODULE_PREFIX):
             yield keys, value

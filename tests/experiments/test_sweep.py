@@ -87,7 +87,7 @@ def test_second_call_repeats_only_failures(sweep, trainings) -> None:
     assert run_sweep(config, output_dir=output_dir).failed
     assert trainings.take_run_names() == ["wrn16_1-broken-Broken-0"]
     assert (output_dir / "timed.json").stat().st_mtime_ns == timed
-    plan = plan_sweep(resolve_sweep_config(output_dir=output_dir), output_dir=output_dir)
+    plan = plan_sweep(resolve_sweep_config(output_dir=output_dir, allow_code=True), output_dir=output_dir)
     assert [cell.state for cell in plan.cells] == ["finished"]
     assert [(one.name, one.reason) for one in plan.skipped] == [("Broken", "broken: it never works.")]
     assert (plan.trainings, plan.artifacts) == (0, 2)
