@@ -89,6 +89,15 @@ def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file that can be computed again; empty if the file is missing or damaged."""
+    try:
+        content = json.loads(require_regular_file(path).read_bytes())
+    except (OSError, UsageError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def append_bytes(path: Path, content: bytes) -> None:
     """Append `content` to a file, all of it or nothing. Raises OSError if that fails."""
     with open(path, "ab", buffering=0) as file:

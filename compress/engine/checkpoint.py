@@ -101,7 +101,12 @@ class CheckpointManager:
             self._check_world_size(step, len(files))
             state = read_state(files[self.accelerator.rank])
             shared = state if self.accelerator.rank == 0 else read_state(files[0])
-            return step, shared["shared"], state["per_rank"]
+            try:
+                return step, shared["shared"], state["per_rank"]
+            except (LookupError, TypeError) as error:
+                raise CompressError(
+                    f"{self._manifest(step)}: found files that are no checkpoint; start again with --fresh."
+                ) from error
         if steps:
             raise CompressError(f"{self.folder}: all {len(steps)} checkpoints are corrupt; start again with --fresh.")
         return None

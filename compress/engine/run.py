@@ -31,6 +31,7 @@ from compress.engine.trainable import (
     eval_mode,
     is_finite_state,
 )
+from compress.errors import CompressError, first_line
 
 SECONDS_BETWEEN_SAVES = 60.0
 DEFAULT_EVALUATIONS = 10
@@ -432,9 +433,23 @@ class Run:
             if self.metrics_logger is not None:
                 self.metrics_logger.truncate(0, 0)
             return False
-        step, shared, per_rank = checkpoint
+        try:
+            self._restore_all(checkpoint)
+            metrics_bytes = int(checkpoint[1]["metrics_bytes"])
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CompressError(
+                f"{self.checkpoints.latest_manifest()}: found a checkpoint that does not fit this run "
+                f"({first_line(error)}); start again with --fresh."
+            ) from error
         if self.metrics_logger is not None:
-            self.metrics_logger.truncate(shared["metrics_bytes"], step)
+            self.metrics_logger.truncate(metrics_bytes, self.step)
+        return True
+
+    def _restore_all(self, checkpoint: Checkpoint) -> None:
+        """Restore everything of this process from a checkpoint."""
+        _, shared, per_rank = checkpoint
         self._elapsed_before, self._begin = shared["elapsed"], time.monotonic()
         self.metrics, self.best = shared["metrics"], shared["best"]
         self.rollbacks = shared.get("rollbacks", [])  # checkpoints of version 1.0 have none
@@ -444,7 +459,6 @@ class Run:
         torch.set_rng_state(per_rank["random"])
         if per_rank["cuda"] is not None:
             torch.cuda.set_rng_state(per_rank["cuda"], self.accelerator.device)
-        return True
 
     def _restore_models(self, checkpoint: Checkpoint) -> None:
         """Restore the models, and the counters of the steps."""

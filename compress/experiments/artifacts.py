@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from compress.errors import CompressError, Interrupted
 from compress.experiments.cells import FILES, PRUNED, Cell, ExportSpec, FileType, RunSpec
 from compress.experiments.pruning import TENTHS, scores_by_budget_fraction
 from compress.experiments.runner import Progress, SignalReceived, exit_reason, run_compress, wait_until_unlocked
-from compress.files import write_json
+from compress.files import read_json_object, write_json
 
 if TYPE_CHECKING:
     from compress.experiments.config import FilePrecision, Format
@@ -244,8 +243,7 @@ def append_file_record(spec: ExportSpec, entry: Mapping[str, Any]) -> None:
 
 def read_timing(output_dir: Path) -> dict[str, Any]:
     """Read which files were benchmarked together, and which could not be."""
-    path = output_dir / TIMED
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    return read_json_object(output_dir / TIMED)
 
 
 def benchmark_files(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress import config
 from compress.data.calibration import SYNTHETIC
-from compress.errors import UsageError
+from compress.errors import CompressError, UsageError
 from compress.experiments.config import FilePrecision, Format, PruningConfig
-from compress.files import write_text
+from compress.files import read_json_object, write_text
 from profiles.records import has_records, read_existing_records, read_records
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 #: in the directory of a run: its exported files; how it was stopped early
 FILES, PRUNED = "files.json", "pruned.json"
+#: fields of the files in `files.json` that were rejected, and of those that were made
+FILE_FIELDS = frozenset({"format", "precision"})
+MADE_FIELDS = FILE_FIELDS | {"file", "sha256", "bytes", "metrics", "not_run", "is_measured"}
 #: in the output directory: the teacher's files; the recipe of every run
 TEACHER, RECIPES = "teacher", "recipes"
 FileType = tuple[Format, FilePrecision]
@@ -68,7 +70,16 @@ class RunSpec:
 
     def read_steps(self) -> int:
         """Read how many steps the finished run made."""
-        return int(read_records(self.directory)[-1].run["steps"])
+        steps = read_records(self.directory)[-1].run.get("steps")
+        if not isinstance(steps, int):
+            raise CompressError(f"{self.directory}: found no number of steps in its records; run that job again.")
+        return steps
+
+
+def has_entries(outcome: Mapping[str, Any], kind: str, fields: frozenset[str]) -> bool:
+    """Check whether a list of `files.json` has only entries with these fields."""
+    entries = outcome.get(kind)
+    return isinstance(entries, list) and all(isinstance(one, dict) and one.keys() >= fields for one in entries)
 
 
 @dataclass(frozen=True)
@@ -103,11 +114,9 @@ class ExportSpec:
 
     def read_outcome(self) -> dict[str, Any]:
         """Read the state of the files; those made with other settings or deleted are left out."""
-        try:
-            outcome = json.loads((self.directory / FILES).read_bytes())
-            if outcome["request"] != self.request:
-                raise ValueError("made with other settings")
-        except (OSError, ValueError, KeyError, TypeError):
+        outcome = read_json_object(self.directory / FILES)
+        is_whole = has_entries(outcome, "made", MADE_FIELDS) and has_entries(outcome, "rejected", FILE_FIELDS)
+        if not is_whole or outcome.get("request") != self.request:
             return {"request": self.request, "made": [], "rejected": []}
         outcome["made"] = [entry for entry in outcome["made"] if (self.directory / entry["file"]).exists()]
         return outcome
@@ -144,10 +153,9 @@ class Cell:
 
     def read_pruned(self) -> dict[str, Any] | None:
         """Read where the training was stopped early; None if it was not, or is to continue."""
-        path = self.run.directory / PRUNED
-        if self.pruning.kind == "none" or self.run.is_finished or not path.exists():
+        if self.pruning.kind == "none" or self.run.is_finished:
             return None
-        return json.loads(path.read_bytes())
+        return read_json_object(self.run.directory / PRUNED) or None
 
     @property
     def is_done(self) -> bool:
@@ -158,7 +166,7 @@ class Cell:
         """Read the score of the student, or the last score of a pruned training."""
         pruned = self.read_pruned()
         if pruned is not None:
-            return pruned["score"]
+            return pruned.get("score")
         record = self.files.find_record() if self.run.is_finished else None
         return None if record is None else next(iter(record.metrics.values()), None)
 

@@ -191,7 +191,8 @@ def prepare_setup(train_config: TrainConfig, method: Method, teacher: LoadedTeac
 def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
     """Raise UsageError if the run's directory holds a run with other settings."""
     from compress.training.resolution import AUTO, recorded_patch_size
-    from compress.training.setup import RECIPE, config_differences
+    from compress.training.setup import RECIPE
+    from compress.training.stored_recipes import config_differences, read_stored_recipe
 
     recipe = run.directory / RECIPE
     if not recipe.exists():
@@ -199,9 +200,11 @@ def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
     mine = config.to_plain(replace(train_config, training=replace(train_config.training, seed=run.seed)))
     if mine["method"].get("patch_size") == AUTO:
         mine["method"]["patch_size"] = recorded_patch_size(run.directory)
-    theirs: Mapping[str, Any] = config.load_yaml(recipe).data
+    theirs = read_stored_recipe(recipe, train_config)
     if run.steps_from is not None:
-        mine["training"] |= {"time_limit": None, "steps": theirs["training"]["steps"]}
+        training = theirs.get("training")
+        steps = training.get("steps") if isinstance(training, Mapping) else None
+        mine["training"] |= {"time_limit": None, "steps": steps}
     different = config_differences(mine, theirs)
     if different:
         raise UsageError(

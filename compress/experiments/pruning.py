@@ -79,7 +79,7 @@ def scores_by_budget_fraction(run_dir: Path, training: TrainingSchedule) -> dict
 
     scores: dict[int, dict[str, Any]] = {}
     for line in MetricsLogger(run_dir, tensorboard=False).read_records("evaluation"):
-        share = line["step"] / training.steps if training.steps else line["seconds"] / (training.time_limit or 1)
+        share = line["step"] / training.steps if training.steps else line.get("seconds", 0) / (training.time_limit or 1)
         metric = next((name for name in line if name not in ("kind", "step", "seconds")), None)
         tenth = min(TENTHS, int(share * TENTHS + 1e-9))
         if metric is not None:

@@ -16,6 +16,7 @@ import compress.files
 from compress.engine import checkpoint
 from compress.engine.accelerator import Accelerator
 from compress.engine.checkpoint import CheckpointManager
+from compress.engine.trainer import train
 from compress.errors import CompressError
 
 HERE = Accelerator(tiny.CPU, "32")
@@ -233,3 +234,60 @@ def test_checkpoint_read_runs_no_code(two, tmp_path):
     with pytest.raises(CompressError, match="rank0"):
         two.load()
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"step": 2}, {"format": 2}, {"format": 2, "files": 3}, {"format": 2, "files": [3]}, {"format": 2, "files": []},
+        {"format": 2, "files": [{"name": "../secret", "sha256": "0"}]}, {"format": 2, "files": [{"name": "a"}]},
+    ],
+)  # fmt: skip
+def test_checkpoint_of_odd_content_is_refused(two, content):
+    """The hash of such a manifest is right."""
+    (two.folder.parent / "secret").write_text("")
+    (two.folder / "step-000000002.json").write_text(json.dumps(checkpoint.add_hash(content)))
+    if content.get("files") == []:
+        with pytest.raises(CompressError):
+            two.load()
+    else:
+        assert load_step(two) == 1
+
+
+def test_checkpoint_manifest_that_is_no_file_is_skipped(two, messages):
+    path = two.folder / "step-000000002.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert load_step(two) == 1
+    assert str(path) in messages[0]
+
+
+def test_checkpoint_file_without_state_is_refused(two):
+    path, manifest = two.folder / "step-000000002.rank0.pt", two.folder / "step-000000002.json"
+    torch.save([1], path)
+    content = json.loads(manifest.read_text())
+    content["files"][0]["sha256"] = compress.files.sha256(path)
+    manifest.write_text(json.dumps(checkpoint.add_hash(content)))
+    with pytest.raises(CompressError, match="--fresh"):
+        two.load()
+
+
+def test_checkpoint_old_files_that_cannot_be_removed_stay(two, messages, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        two.save(3, *state(3))
+    assert load_step(two) == 3
+    assert len(messages) == 1
+    two.save(4, *state(4))
+    assert two.saved_steps() == [3, 4]
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path):
+    train(tiny.tiny_method("mosaic"), tiny.tiny_run(tmp_path, "mosaic", steps=1))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(CompressError, match="--fresh"):
+        train(tiny.tiny_method("fastdfkd"), tiny.tiny_run(tmp_path, "fastdfkd", steps=1))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before

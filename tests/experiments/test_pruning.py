@@ -10,7 +10,7 @@ from test_sweep import create_config
 
 from compress.errors import CompressError
 from compress.experiments import artifacts
-from compress.experiments.cells import PRUNED, Cell
+from compress.experiments.cells import FILES, PRUNED, Cell
 from compress.experiments.config import PruningConfig
 from compress.experiments.grid import build_grid
 from compress.experiments.pruning import PruningMonitor, scores_by_budget_fraction
@@ -55,6 +55,22 @@ def test_scores_by_budget_fraction(pair) -> None:
     scores = scores_by_budget_fraction(cell.run.directory, training)
     assert list(scores) == list(range(1, 11))
     assert scores[3] == {"step": 3, "metric": "accuracy", "score": 0.5}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[1]", b"{}", b'{"made": 3}', b"\xff", b"[" * 100_000])
+def test_damaged_state_of_a_cell_is_made_again(pair, content) -> None:
+    cell, _ = pair
+    cell.run.directory.mkdir(parents=True)
+    for name in (PRUNED, FILES):
+        (cell.run.directory / name).write_bytes(content)
+    (cell.run.directory.parent / artifacts.TIMED).write_bytes(content)
+    nothing = {"request": cell.files.request, "made": [], "rejected": []}
+    assert cell.files.read_outcome() == nothing
+    for entries in (3, [3], [{"format": "onnx"}]):
+        (cell.run.directory / FILES).write_text(json.dumps({**nothing, "made": entries}))
+        assert cell.files.read_outcome() == nothing
+    assert cell.is_done is (content == b'{"made": 3}')  # any object says that the training was stopped
+    assert isinstance(artifacts.read_timing(cell.run.directory.parent), dict)
 
 
 def test_median_stops_worse_training(pair) -> None:

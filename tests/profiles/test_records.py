@@ -21,6 +21,7 @@ from profiles.records import (
     Record,
     RecordError,
     append_records,
+    has_records,
     merge_lines,
     read_measurements,
     read_records,
@@ -164,6 +165,18 @@ def test_missing_records_are_a_usage_error(tmp_path: Path):
         with pytest.raises(NoRecordError, match=r"no records\.jsonl") as caught:
             read_records(folder)
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b'{"schema": 2, "na'])
+def test_file_without_record_is_no_finished_run(tmp_path: Path, content: bytes):
+    """A killed process can leave such a file; the next one writes the records."""
+    (tmp_path / FILE).write_bytes(content)
+    assert not has_records(tmp_path) or content == b"\n"
+    with pytest.raises(NoRecordError):
+        read_records(tmp_path)
+    append_records(tmp_path, [FULL])
+    assert has_records(tmp_path)
+    assert read_records(tmp_path) == [FULL]
 
 
 def test_published_schema_is_current():
