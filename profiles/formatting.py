@@ -37,16 +37,16 @@ def safe_ratio(numerator: Any, denominator: Any) -> float | None:
 
 
 def to_json_safe(value: Any) -> Any:
-    """Return `value` with NaN and infinities as None and unknown types as text, so that JSON can hold it."""
+    """Return `value` as JSON can hold it: NaN as None, unknown types as text, and bytes of names that are not UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): to_json_safe(item) for key, item in value.items()}
+        return {to_json_safe(str(key)): to_json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json_safe(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
-    return str(value)
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def format_percent(value: float | None, digits: int = 2) -> str:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import types
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from compress.errors import first_line
 from exporters.cuda import NO_GPU, Gpu
 from exporters.errors import RunnerError, require_file
 from exporters.packages import parse_version
 from exporters.tensorrt.libraries import LIBRARY_NAMES, EngineKind, capture_messages
 
 FORMAT = 2
+#: bytes of a metadata file; elements of a batch of images
+MAX_BYTES, MAX_ELEMENTS = 1 << 24, 2**31 - 1
 SUFFIX = ".json"  #: appended to the engine's name
 #: type of an input or output, with torch's names
 TensorType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "bool"]
@@ -122,9 +126,15 @@ def read_metadata(engine: Path) -> EngineMetadata:
     if not path.is_file():
         raise RunnerError(f"{engine}: its metadata, {path.name}, are missing; copy both files, or export it again.")
     try:
-        metadata: EngineMetadata = parse_json(json.loads(path.read_bytes()), EngineMetadata)
-    except ValueError as error:
-        raise RunnerError(f"{path}: no metadata of an engine ({error}); export the engine again.") from error
+        with open(path, "rb") as file:
+            content = json.loads(file.read(MAX_BYTES))
+        metadata: EngineMetadata = parse_json(content, EngineMetadata)
+        for profile in metadata.profiles:
+            check_profile(profile)
+    except (ValueError, RecursionError) as error:
+        raise RunnerError(
+            f"{path}: no metadata of an engine ({first_line(error)}); export the engine again."
+        ) from error
     if metadata.format != FORMAT or len(metadata.inputs) != 1 or not metadata.profiles or not metadata.outputs:
         raise RunnerError(
             f"{path}: found format {metadata.format} with {len(metadata.inputs)} inputs, {len(metadata.outputs)} "
@@ -132,6 +142,15 @@ def read_metadata(engine: Path) -> EngineMetadata:
             "engine again."
         )
     return metadata
+
+
+def check_profile(profile: ShapeProfile) -> None:
+    """Raise ValueError for ranges that do not increase, or whose images no memory could hold."""
+    for low, best, high in zip(profile.min, profile.opt, profile.max, strict=True):
+        if not 1 <= low <= best <= high <= MAX_ELEMENTS:
+            raise ValueError(f"profiles: found {low}:{best}:{high}, expected an increasing range from 1")
+    if math.prod(profile.min) > MAX_ELEMENTS:
+        raise ValueError(f"profiles: found images {list(profile.min)}, expected at most {MAX_ELEMENTS} elements")
 
 
 def parse_json(value: Any, kind: Any, key: str = "") -> Any:

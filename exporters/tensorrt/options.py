@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from compress.files import require_regular_file
 from exporters.cuda import NO_GPU, Gpu
 from exporters.errors import ExportError
 from exporters.output import commit_output, temporary_output
@@ -189,7 +190,7 @@ def require_member(trt: Any, enum: str, name: str, option: str) -> Any:
 def load_timing_cache(config: Any, file: Path, trt: Any) -> str:
     """Give the builder its earlier measurements. Return "new", "read", or "replaced" with the reason."""
     try:
-        content = file.read_bytes() if file.exists() else b""
+        content = require_regular_file(file).read_bytes() if file.exists() else b""
     except OSError as error:
         raise ExportError(f"{file}: the timing cache cannot be read ({error.strerror}); name another file.") from error
     with capture_messages(trt) as (_, messages):

@@ -25,6 +25,7 @@ from compress.data.dataset import ImageSet, UnreadableImageError
 from compress.data.folders import read_class_names
 from compress.data.shards import MAX_HEADER
 from compress.errors import CompressError, UsageError
+from profiles.records import Record, append_records, read_records
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -291,6 +292,13 @@ def test_names_that_are_not_utf_8_work(tmp_path: Path) -> None:
     assert len(decode(images, tmp_path / "cache\udcff").unreadable) == 2
     (file,) = (tmp_path / "cache\udcff").glob("*/quarantine.jsonl")
     assert all(os.path.exists(json.loads(line)["image"]) for line in file.read_bytes().splitlines())
+
+
+def test_names_that_are_not_utf_8_are_recorded(tmp_path: Path) -> None:
+    record = Record(name="x\udcff", run={"val": "set\ud800", "key\udcff": ["\udcff"]})
+    append_records(tmp_path, [record])
+    (read,) = read_records(tmp_path)
+    assert (read.name, read.run) == ("x\\udcff", {"val": "set\\ud800", "key\\udcff": ["\\udcff"]})
 
 
 # Mutations: whatever the bytes are, a picture is read or quarantined, and an archive is read or refused.

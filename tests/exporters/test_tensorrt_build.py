@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
+from compress.errors import UsageError
 from exporters.cuda import Gpu
 from exporters.errors import ExportError, MissingFileError, RuntimeUnavailableError
 from exporters.onnx_export import export_onnx
@@ -338,6 +340,10 @@ def test_timing_cache_new_read_replaced(source: Path, tmp_path: Path, monkeypatc
     assert cache.read_bytes() == b"timed"
     assert [part.name for part in cache.parent.iterdir()] == ["timing.cache"]
     assert read_json(tmp_path / "a10.engine")["options"]["timing_cache"] == "timing.cache"
+    cache.unlink()
+    os.mkfifo(cache)
+    with pytest.raises(UsageError):
+        again()
 
 
 def test_build_reports_warnings(tmp_path: Path) -> None:

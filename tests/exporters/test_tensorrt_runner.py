@@ -63,6 +63,15 @@ def test_engine_truncated(engine: Path, length: int) -> None:
         load(engine)
 
 
+@pytest.mark.parametrize("byte", [0, 0.5, 0.99])
+def test_engine_with_a_flipped_bit_is_not_loaded(engine: Path, byte: float) -> None:
+    content = bytearray(engine.read_bytes())
+    content[int(byte * len(content))] ^= 1
+    engine.write_bytes(content)
+    with pytest.raises(RunnerError, match=r"net\.engine: found \d+ bytes"):
+        load(engine)
+
+
 def test_engine_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.engine"):
         load(tmp_path / "nothing.engine")
@@ -86,6 +95,9 @@ def test_engine_without_metadata(engine: Path) -> None:
         ({"inputs": {"images": {"shape": [1, 3, 8, 8], "type": "load"}}}, r"inputs\.images\.type"),
         ({"inputs": {"images": {"shape": [1, 3, 8, 8]}}}, r"inputs\.images\.type"),
         ({"sha256": None}, "sha256"),
+        ({"profiles": [{"min": [9**9, 3, 9, 9], "opt": [9**9, 3, 9, 9], "max": [9**9, 3, 9, 9]}]}, "profiles"),
+        ({"profiles": [{"min": [2, 3, 8, 10], "opt": [1, 3, 8, 10], "max": [1, 3, 8, 10]}]}, "profiles"),
+        ({"profiles": [{"min": [-1, 3, 8, 10], "opt": [1, 3, 8, 10], "max": [1, 3, 8, 10]}]}, "profiles"),
     ],
 )
 def test_metadata_invalid(engine: Path, changes: dict[str, Any], key: str) -> None:
@@ -94,7 +106,7 @@ def test_metadata_invalid(engine: Path, changes: dict[str, Any], key: str) -> No
         load(engine)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 10**5, b"9" * 10**4])
 def test_metadata_damaged(engine: Path, content: bytes) -> None:
     engine.with_name("net.engine.json").write_bytes(content)
     with pytest.raises(RunnerError, match=r"net\.engine\.json"):
