@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +112,7 @@ def is_architecture_name(spec: str) -> bool:
     from compress.models.pretrained import PRETRAINED_PREFIXES
     from compress.models.registry import MODELS
 
-    if Path(spec).exists() or spec.startswith("embedded/"):
+    if os.path.exists(spec) or spec.startswith("embedded/"):
         return False
     is_bare = Path(spec).name == spec and not Path(spec).suffix and ":" not in spec
     return spec in MODELS or spec.startswith(PRETRAINED_PREFIXES) or is_bare

@@ -24,6 +24,7 @@ from compress.models.overrides import ModelOverrides
 from compress.models.program_archive import read_program
 from compress.models.registry import TASK_BY_OUTPUT_DIMS
 from compress.models.segmentation import extract_logits
+from compress.models.state_dicts import require_finite
 
 EXPORTED = "exported"
 #: a program must run with both batch sizes
@@ -43,6 +44,15 @@ class ExportedProgramModel(nn.Module):
 
     def train(self, mode: bool = True) -> ExportedProgramModel:
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedProgramModel:
+        """Move the tensors. Raises NotImplementedError for TorchScript and the meta device."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about gradients, which TorchScript's parameters do not have
+                return super()._apply(fn, recurse)
+        except AssertionError as error:
+            raise NotImplementedError("TorchScript holds real tensors") from error
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
         return extract_logits(self.program(x), x)
@@ -126,6 +136,8 @@ def load_torchscript(
     except Exception as error:  # as above
         raise CompressError(f"{path}: cannot be loaded as TorchScript ({first_line(error)}); save it again.") from error
     module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)  # else a copy of the module has parameters that are no leaves
     model = ExportedProgramModel(module)
     return model, card or infer_card(model, str(path), overrides)
 
@@ -161,6 +173,7 @@ def infer_card(
     channels = 1 if grayscale else 3
     if signature.channels not in (None, channels):
         raise UsageError(f"{source}: found {signature.channels} input channels, expected {channels}.")
+    require_finite(model, source)
     classes, task = probe_output(model, source, size, channels, gradients=gradients)
     return ModelCard(EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grayscale=grayscale)
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import nn
 
 from compress.errors import CompressError, UsageError
+from compress.files import sanitize
 from compress.models.card import ModelCard, parse_card
 from compress.models.overrides import ModelOverrides
 from compress.plugins import child_command
@@ -61,28 +62,34 @@ def read_time_limit() -> float:
 def run_probe(path: Path, overrides: ModelOverrides, limit: float) -> ModelCard:
     """Return the card of a program, from a process that loads and runs it."""
     request = {"path": str(path), "limit": limit, "overrides": asdict(overrides)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        child_command("compress.models.probe_child"), stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+        errors="replace", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ) as child:  # fmt: skip
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()  # its imports are done; their time is not the program's
+            output, errors = child.communicate(json.dumps(request), timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            raise CompressError(
+                f"{path}: did not load and answer for two small batches within {limit:g} s; if it is only slow, set "
+                f"{LIMIT_VARIABLE} to more seconds."
+            ) from error
+        finally:
+            child.kill()
     try:
-        child = subprocess.run(
-            child_command("compress.models.probe_child"), input=json.dumps(request), capture_output=True, text=True,
-            errors="replace", timeout=limit, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise CompressError(
-            f"{path}: did not load and answer for two small batches within {limit:g} s; if it is only slow, set "
-            f"{LIMIT_VARIABLE} to more seconds."
-        ) from error
-    try:
-        answer = json.loads(child.stdout)
+        answer = json.loads(output)
     except ValueError as error:
-        raise CompressError(f"{path}: {describe_end(child)}; export it again.") from error
+        raise CompressError(f"{path}: {describe_end(child.returncode, errors)}; export it again.") from error
     if "card" in answer:
         return parse_card(answer["card"], path)
     raise (UsageError if answer["exit_code"] == UsageError.exit_code else CompressError)(answer["error"])
 
 
-def describe_end(child: subprocess.CompletedProcess[str]) -> str:
+def describe_end(code: int, errors: str) -> str:
     """Why a process ended without an answer."""
-    if child.returncode < 0:
-        return f"ended its process when it was loaded or run ({signal.Signals(-child.returncode).name})"
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"cannot be loaded or run ({last[:200]})"
+    if code < 0:
+        return f"ended its process when it was loaded or run ({signal.Signals(-code).name})"
+    last = (errors.strip().splitlines() or ["no message"])[-1]
+    return f"cannot be loaded or run ({sanitize(last[:200])})"

@@ -1,6 +1,6 @@
 """The process that loads and runs a program for `compress.models.probe`.
 
-One request on standard input is answered on standard output by the card of the program, or by an error.
+One request on standard input is answered on standard output, after a line, by the card of the program, or by an error.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DEFAULT_MEMORY = 8 * 2**30
 def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # a program may print
+    os.write(answers, b"ready\n")
     request = json.load(sys.stdin)
     path, given = Path(request["path"]), request["overrides"]
     size = given["image_size"]

@@ -62,6 +62,7 @@ def require_finite(model: nn.Module, source: str) -> None:
             problem = "NaN" if bool(value.isnan().any()) else "infinity"
             if problem == "infinity" and not isinstance(value, nn.Parameter) and bool((value < torch.inf).all()):
                 continue
+            name = name.removeprefix("program.")
             raise CompressError(f"{source}: {name} has {problem}, so the model is damaged; use another checkpoint.")
 
 

@@ -1,5 +1,6 @@
 """Exported programs as teachers, validated before they are loaded."""
 
+import copy
 import importlib
 import json
 import sys
@@ -108,6 +109,14 @@ def test_torchscript_needs_image_size(tmp_path):
     torch.testing.assert_close(model(x), small()(x))
     (gradient,) = torch.autograd.grad(model(x).sum(), x)
     assert gradient.abs().sum() > 0
+
+
+def test_copies_of_torchscript_for_estimates(tmp_path):
+    script(small(), tmp_path / "t.pt")
+    model, _ = load_model(tmp_path / "t.pt", ModelOverrides(image_size=(24, 24), trust_pickle=True))
+    assert all(parameter.is_leaf for parameter in copy.deepcopy(model).parameters())
+    with pytest.raises(NotImplementedError):
+        copy.deepcopy(model).to("meta")
 
 
 def test_fixed_batch_program_is_refused(tmp_path):
