@@ -124,7 +124,7 @@ def write_error(path: Path | str, error: OSError, size: int | None = None) -> Wr
 
 def describe_write_failure(path: Path, error: OSError, size: int | None = None) -> str:
     """Return why `path` cannot be written and what to do, with the space that is free and that is required."""
-    required = "" if size is None else f", expected {size / 1e6:,.1f} MB"
+    required = "" if size is None else f", expected {max(size / 1e6, 0.1):,.1f} MB"
     if error.errno == errno.ENOSPC:
         free_bytes, free_files = free_space(path)
         if not free_files:
@@ -269,6 +269,15 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the name of a file is UTF-8; libraries that are not Python's cannot open another one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

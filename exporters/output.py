@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress.errors import UsageError
 from compress.files import (
     WRITE_FAILURES,
     describe_write_failure,
     fsync_dir,
+    is_utf8,
     make_directory,
     read_umask,
     sync_file,
@@ -26,8 +28,11 @@ def temporary_output(path: Path) -> Iterator[Path]:
     Companion files (weights, metadata) are written beside it and may refer to it, because names do not change.
 
     Raises:
+        UsageError: The path is not UTF-8.
         UnwritableError: The directory cannot be written, or the disk becomes full meanwhile.
     """
+    if not is_utf8(path):
+        raise UsageError(f"{path}: found a name that is not UTF-8, which libraries of ONNX cannot open; use another.")
     try:
         make_directory(path.parent)
         directory = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True)
@@ -64,7 +69,7 @@ def commit_output(draft: Path, path: Path) -> None:
             os.replace(file, path.parent / file.name)
         fsync_dir(path.parent)
     except OSError as error:
-        raise unwritable_error(path, error) from error
+        raise unwritable_error(path, error, total_size(draft)) from error
 
 
 def unwritable_error(path: Path, error: OSError, size: int | None = None) -> UnwritableError:

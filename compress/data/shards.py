@@ -87,7 +87,10 @@ def expand_braces(spec: str) -> Iterator[str]:
 
 
 def expand_range(text: str) -> Iterator[str] | None:
-    """The numbers of a range such as `000..099`, which may be negative or fall; None for other text."""
+    """The numbers of a range such as `000..099`, which may be negative or fall; None for other text.
+
+    Raises UsageError for too many numbers.
+    """
     bounds = re.fullmatch(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", text)
     if bounds is None:
         return None
@@ -95,6 +98,8 @@ def expand_range(text: str) -> Iterator[str] | None:
     is_padded = any(re.match("-?0[0-9]", bound) for bound in bounds.groups())
     width = max(map(len, bounds.groups())) if is_padded else 0
     numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    if len(numbers) > MAX_SHARDS:
+        raise UsageError(f"{text}: found {len(numbers):,} shards, expected at most {MAX_SHARDS:,}.")
     return (f"{number:0{width}}" for number in numbers)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import first_line
+from compress.files import is_utf8
 from compress.resources import default_threads
 from exporters.cuda import gpu_uuid
-from exporters.errors import RuntimeUnavailableError, damaged_file_error, require_file
+from exporters.errors import RunnerError, RuntimeUnavailableError, damaged_file_error, require_file
 from exporters.packages import import_package
 from exporters.runtimes.base import (
     Images,
@@ -111,6 +112,8 @@ def create_session(path: Path, provider: Provider = "cpu", threads: int | None =
         RunnerError: The file cannot be loaded.
     """
     require_file(path, "an .onnx file")
+    if not is_utf8(path):
+        raise RunnerError(f"{path}: found a name that is not UTF-8, which ONNX Runtime cannot open; rename the file.")
     onnxruntime = import_package("onnxruntime", "ONNX Runtime", "onnxruntime")
     name = PROVIDERS[provider]
     available = onnxruntime.get_available_providers()

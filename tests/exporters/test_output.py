@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.errors import UsageError
 from exporters.errors import UnwritableError
 from exporters.output import commit_output, temporary_output
 
@@ -22,6 +23,12 @@ def write_pair(path: Path, text: str) -> None:
         draft.write_text(text)
         draft.with_suffix(".bin").write_text(text)
         commit_output(draft, path)
+
+
+def test_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), temporary_output(tmp_path / "\udcff" / "net.onnx"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_export_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
