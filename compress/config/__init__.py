@@ -1,6 +1,7 @@
 """Recipes: YAML and `--set` overrides, validated into dataclasses."""
 
 from compress.config.validation import (
+    add_defaults,
     check_range,
     field_descriptions,
     json_schema,
@@ -21,6 +22,7 @@ from compress.config.yaml import (
 
 __all__ = [
     "Document",
+    "add_defaults",
     "check_range",
     "document_from_mapping",
     "dump_yaml",

@@ -21,6 +21,7 @@ from compress.config.yaml import (
     get_nested,
     join_path,
     split_path,
+    to_plain,
 )
 from compress.errors import UsageError, suggest_nearest
 
@@ -186,6 +187,30 @@ def union_members(hint: Any) -> list[Any]:
     if typing.get_origin(hint) in (Union, types.UnionType):
         return [inner for member in typing.get_args(hint) for inner in union_members(member)]
     return [hint]
+
+
+def add_defaults(cls: Any, section: Any) -> Any:
+    """Return a section of plain values with the defaults of the settings that it lacks, not validated."""
+    if isinstance(section, list):
+        return [add_defaults(cls, item) for item in section]
+    if not isinstance(section, dict):
+        return section
+    complete = dict(section)
+    for one in dataclasses.fields(cls):
+        if one.init and one.name in section:
+            for kind in filter(dataclasses.is_dataclass, _item_types(setting_types(cls)[one.name])):
+                complete[one.name] = add_defaults(kind, section[one.name])
+        elif one.init and one.default is not dataclasses.MISSING:
+            complete[one.name] = to_plain(one.default)
+        elif one.init and one.default_factory is not dataclasses.MISSING:
+            complete[one.name] = to_plain(one.default_factory())
+    return complete
+
+
+def _item_types(hint: Any) -> list[Any]:
+    """Return the members of a union, and the types of the items of those that are lists."""
+    members = union_members(hint)
+    return [*members, *(item for one in members if typing.get_origin(one) is list for item in typing.get_args(one))]
 
 
 def setting(default: Any = dataclasses.MISSING, description: str = "", *, factory: Any = dataclasses.MISSING) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from compress.config import Document, dump_yaml, load_yaml, to_plain, validate
+from compress.config import Document, dump_yaml, to_plain, validate
 from compress.data import open_images
 from compress.engine.accelerator import create_accelerator
 from compress.engine.config import TrainingSchedule
@@ -44,14 +44,10 @@ from compress.training.data import (
     load_validation_images,
     select_uncertain_images,
 )
+from compress.training.stored_recipes import config_differences, drop_removed, read_stored_recipe
 from compress.training.trust import require_consent
 
 RECIPE = "recipe.yaml"
-#: settings that may differ when a run is resumed: they do not change what is computed
-RESUMABLE_KEYS = (
-    "training.device", "training.keep_checkpoints", "training.log_every", "training.max_rollbacks",
-    "training.save_every", "data.cache_dir", "data.root",
-)  # fmt: skip
 #: steps of a run without a given length; MosaicKD's paper has 39,200 for CIFAR-100
 DEFAULT_STEPS = 10_000
 #: pixels of a batch of default size: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
@@ -92,6 +88,9 @@ def load_config(
     Raises:
         UsageError: a setting is wrong; the message names file, line, key and the nearest valid key.
     """
+    document = drop_removed(document)
+    if document.get("training.batch_size") == "auto":
+        document = document.merge({"training": {"batch_size": None, "micro_batch": "auto"}}, source="")
     config = validate(TrainConfig, document)
     require_consent(document, allow_code=allow_code, trust_pickle=trust_pickle)
     name = document.get("method.name", "mosaic")
@@ -266,6 +265,8 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
     """
     config = setup.config
     accelerator = create_accelerator(config.training.device, config.training.precision)
+    assert config.training.micro_batch != "auto"  # see fit_memory
+    accelerator = replace(accelerator, micro_batch=config.training.micro_batch)
     display = ProgressDisplay(config.method["name"], quiet=quiet or accelerator.rank > 0)
     validate_run_dir(run_dir, config, resume=resume)
     scorer = None
@@ -318,7 +319,7 @@ def validate_run_dir(run_dir: Path, config: TrainConfig, *, resume: bool | None)
     """Raise UsageError if the directory holds a run of another recipe, or none although `resume` requires one."""
     recipe = run_dir / RECIPE
     if recipe.exists() and resume is not False:
-        differences = config_differences(to_plain(config), load_yaml(recipe).data)
+        differences = config_differences(to_plain(config), read_stored_recipe(recipe, config))
         if differences:
             raise UsageError(
                 f"{run_dir}: holds a run of another recipe ({'; '.join(differences[:3])}); choose another --out, give "
@@ -342,18 +343,6 @@ def initialize_run_dir(run_dir: Path, config: TrainConfig, *, fresh: bool) -> No
     write_text(run_dir / RECIPE, "\n".join([*lines, dump_yaml(config)]))
 
 
-def config_differences(new: Mapping[str, Any], old: Mapping[str, Any], path: str = "") -> list[str]:
-    """List the settings that differ and change the result, as `training.steps: 10 there, 20 here`."""
-    differences: list[str] = []
-    for key in [*new, *(key for key in old if key not in new)]:
-        name, here, there = f"{path}{key}", new.get(key), old.get(key)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            differences += config_differences(here, there, f"{name}.")
-        elif here != there and name not in RESUMABLE_KEYS:
-            differences.append(f"{name}: {there!r} there, {here!r} here")
-    return differences
-
-
 def clear_run_dir(run_dir: Path) -> None:
     """Remove the files of a run, and nothing else. Raises WriteError if that fails."""
     try:
@@ -366,7 +355,16 @@ def remove_run_files(run_dir: Path) -> None:
     for name in ("checkpoints", "images", "pool", "tensorboard", "best", "last"):
         if (run_dir / name).exists():
             shutil.rmtree(run_dir / name)
-    for name in ("metrics.jsonl", RECIPE, "records.jsonl", "pool.png", "overlays.npz", "overlays.png"):
+    for name in (
+        "metrics.jsonl",
+        RECIPE,
+        "records.jsonl",
+        "pool.png",
+        "mosaics.png",
+        "synthetic.png",
+        "overlays.npz",
+        "overlays.png",
+    ):
         (run_dir / name).unlink(missing_ok=True)
 
 
