@@ -244,30 +244,42 @@ def check_values(record: Record) -> None:
     for name, share in record.metrics.items():
         if (name in SHARES or name.startswith(CLASS_IOU)) and not -1e-6 <= share <= 1 + 1e-6:
             raise RecordError(f"metrics.{shorten(name)}: found {share:g}, expected a share from 0 to 1.")
-    pending: list[tuple[str, Any, int]] = [
-        (one.name, getattr(record, one.name), 0) for one in dataclasses.fields(record)
-    ]
-    while pending:
-        place, value, depth = pending.pop()
-        if isinstance(value, str):
-            if len(value) > MAX_CHARACTERS:
-                raise RecordError(f"{place}: found {len(value)} characters, expected at most {MAX_CHARACTERS}.")
-        elif isinstance(value, int | float):
-            if not -MAX_NUMBER <= value <= MAX_NUMBER:
-                raise RecordError(f"{place}: found {format_number(value)}, expected a number up to {MAX_NUMBER:g}.")
-        elif value is not None:
-            inner = vars(value) if isinstance(value, Latency) else value
-            items = (
-                inner.items()
-                if isinstance(inner, Mapping)
-                else enumerate(inner)
-                if isinstance(inner, list | tuple)
-                else ()
+    for one in dataclasses.fields(record):
+        check_value(getattr(record, one.name), (None, one.name), 0)
+
+
+def check_value(value: Any, place: tuple[Any, Any], depth: int) -> None:
+    """Check one value (see `check_values`). `place`: (place of its container or None, its key)."""
+    if isinstance(value, str):
+        if len(value) > MAX_CHARACTERS:
+            raise RecordError(
+                f"{format_place(place)}: found {len(value)} characters, expected {MAX_CHARACTERS} or less."
             )
-            if depth > MAX_DEPTH:
-                raise RecordError(f"{place}: found a depth of more than {MAX_DEPTH}, expected less.")
-            pending += [(f"{place}.{shorten(str(key))}", item, depth + 1) for key, item in items]
-            pending += [(f"{place}, a key", key, depth) for key, _ in items if isinstance(key, str)]
+    elif isinstance(value, int | float):
+        if not -MAX_NUMBER <= value <= MAX_NUMBER:
+            raise RecordError(
+                f"{format_place(place)}: found {format_number(value)}, expected a number up to {MAX_NUMBER:g}."
+            )
+    elif value is not None:
+        if depth > MAX_DEPTH:
+            raise RecordError(f"{format_place(place)}: found more than {MAX_DEPTH} nested values, expected less.")
+        inner = vars(value) if isinstance(value, Latency) else value
+        if isinstance(inner, Mapping):
+            for key, item in inner.items():
+                check_value(key, place, depth)
+                check_value(item, (place, key), depth + 1)
+        elif isinstance(inner, list | tuple):
+            for i, item in enumerate(inner):
+                check_value(item, (place, i), depth + 1)
+
+
+def format_place(place: tuple[Any, Any] | None) -> str:
+    """Format the place of a value: `latencies.0.runs`."""
+    keys: list[str] = []
+    while place is not None:
+        keys.insert(0, shorten(str(place[1])))
+        place = place[0]
+    return ".".join(keys)
 
 
 def shorten(text: str) -> str:

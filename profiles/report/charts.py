@@ -28,6 +28,7 @@ MARKERS = "osD^vP"
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {pair: f"series-{i + 1}" for i, pair in enumerate(SERIES)}
 SIZE = (6.4, 4.2)  #: inches
 PNG_DPI = 160
+MAX_LABELS = 40  #: points that are labeled
 BAR, SPACE, MARGINS = 0.16, 0.14, 1.0  #: inches: a bar, between groups of bars, above and below all
 
 
@@ -191,7 +192,7 @@ def place_labels(figure: Figure, axes: Axes, points: Sequence[ScatterPoint]) -> 
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
     room = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1)  # not over the tick labels
     order = sorted(range(len(points)), key=lambda i: (not points[i].teacher, not points[i].optimal, -points[i].score))
-    for i in order:
+    for i in order[:MAX_LABELS]:
         text = axes.annotate(
             clean_label(points[i].name), (points[i].cost, points[i].score), (0, 0), textcoords="offset points"
         )
