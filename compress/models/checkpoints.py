@@ -150,7 +150,8 @@ def load_trusted_pickle(path: Path) -> Any:
 
 
 def unreadable_error(path: Path, error: Exception) -> CompressError:
-    reason = first_line(error, 160)
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+    reason = found[1][:160] if found else first_line(error, 160)
     return CompressError(f"{path}: truncated, damaged or not a torch file ({reason}); copy it again.")
 
 

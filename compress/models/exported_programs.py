@@ -195,7 +195,7 @@ def probe_output(
             raise
         except Exception as error:  # programs and modules of the user raise errors of every kind
             raise CompressError(
-                f"{source}: fails on images {shape} ({first_line(error)}); {batch_size_advice(batch)}"
+                f"{source}: fails on images {shape} ({probe_error_reason(error)}); {batch_size_advice(batch)}"
             ) from error
         if not is_plausible_output(output, x):
             raise CompressError(
@@ -229,6 +229,12 @@ def is_plausible_output(output: Tensor, images: Tensor) -> bool:
         and 0 < output.shape[1] <= MAX_CLASSES
         and output.shape[2:] in ((), images.shape[2:])
     )
+
+
+def probe_error_reason(error: Exception) -> str:
+    """The reason in an error; TorchScript's interpreter puts it into the last line."""
+    lines = str(error).strip().splitlines()
+    return lines[-1][:200] if lines and "TorchScript interpreter" in lines[0] else first_line(error)
 
 
 def batch_size_advice(batch: int) -> str:

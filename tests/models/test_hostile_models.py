@@ -1,6 +1,7 @@
 """Model files as a hostile author would write them: nothing runs, nothing hangs, every refusal is a sentence."""
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -32,6 +33,7 @@ from compress.models.overrides import ModelOverrides
 from compress.models.registry import build_network
 from compress.models.serialization import save_model
 
+DATA = {"unlabeled": "embedded/photos", "validation": "embedded/fashion"}
 TRUSTED = ModelOverrides(trust_pickle=True, image_size=(8, 8))
 
 
@@ -294,9 +296,9 @@ def test_torchscript_needs_trust_under_every_name(tmp_path, suffix):
         lambda path: api.profile(path, image_size=(8, 8)),
         lambda path: api.benchmark([path], image_size=(8, 8)),
         lambda path: api.export(path, path + ".onnx", image_size=(8, 8)),
-        lambda path: api.synthesize(path, count=1, steps=1),
-        lambda path: api.plan_comparison(path, unlabeled="embedded/photos", methods=["kd"], students=["wrn16_1"]),
-        lambda path: api.plan_sweep(teacher=path, unlabeled="embedded/photos", students=["wrn16_1"]),
+        lambda path: api.synthesize(path, count=1),
+        lambda path: api.plan_comparison(path, methods=["kd"], student="wrn16_1", steps=1, **DATA),
+        lambda path: api.plan_sweep(teacher=path, methods=["kd"], students=["wrn16_1"], steps=1, **DATA),
     ],
 )  # fmt: skip
 def test_every_use_of_torchscript_needs_trust(tmp_path, monkeypatch, use):
@@ -666,7 +668,7 @@ def check_changed_graph(folder, changes):
         for share, what in changes:
             places = list(iter_places(graph))
             holder, key = places[int(share * len(places))]
-            holder[key] = what
+            holder[key] = copy.deepcopy(what)
         return json.dumps(graph)
 
     path = folder / "t.pt2"
