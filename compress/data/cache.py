@@ -27,7 +27,16 @@ import numpy as np
 from compress.data.dataset import ImageSet, count_mask_classes
 from compress.data.decoding import View, decode_images
 from compress.errors import CompressError, first_line
-from compress.files import file_lock, fsync_dir, read_umask, require_regular_file, sha256, write_json, write_text
+from compress.files import (
+    WriteError,
+    file_lock,
+    fsync_dir,
+    read_umask,
+    require_regular_file,
+    sha256,
+    write_json,
+    write_text,
+)
 
 CACHE_FORMAT = 4
 #: the description of a cache, with the hashes of its other files; its largest size in bytes
@@ -259,11 +268,13 @@ def decode_to_cache(
                     f"{images.name}: left out {len(unreadable)} of {len(images)} images that cannot be read; "
                     f"{path / QUARANTINE_FILE} lists them"
                 )
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    except (OSError, WriteError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        reason = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else first_line(error)
         raise CompressError(
-            f"{path.parent}: cannot store the decoded images ({reason}); free {size / 1e6:,.1f} MB, or choose another "
-            "directory with $COMPRESS_CACHE."
+            f"{path.parent}: cannot store the decoded images ({reason}); free {max(size / 1e6, 0.1):,.1f} MB, or "
+            "choose another directory with $COMPRESS_CACHE."
         ) from error
 
 

@@ -320,17 +320,23 @@ def test_full_disk_stops_before_decoding(tmp_path, image_dir, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     monkeypatch.setattr(ImageSet, "read_image", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(CompressError, match=r"0\.0 MB"):
+    with pytest.raises(CompressError, match=r"0\.1 MB"):
         cache_of(image_dir, tmp_path / "a")
 
 
-def test_disk_filling_up_leaves_nothing(tmp_path, image_dir, monkeypatch):
-    def fsync(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("done", range(4))
+def test_disk_filling_up_leaves_nothing(tmp_path, image_dir, monkeypatch, done):
+    calls = iter(range(100))
+    real = os.fsync
+
+    def fsync(handle):
+        if next(calls) >= done:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(CompressError, match=str(tmp_path)):
+        with pytest.raises(CompressError, match=f"{tmp_path / 'a'}:.*COMPRESS_CACHE"):
             cache_of(image_dir, tmp_path / "a")
     assert [path for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
 
