@@ -103,8 +103,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
     if is_archive(path):
-        reader = open_archive(path)
-        check_unpacked_size(path, reader, reader.get_all_records())
+        check_unpacked_size(path, *open_archive(path))
     try:
         with torch.serialization.safe_globals(list_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only

@@ -40,7 +40,7 @@ def detect_file_kind(path: Path) -> FileKind:
         if path.suffix == ".pt2":
             raise CompressError(f"{path}: truncated or not a torch.export program; export it again.")
         return "weights"
-    names = set(open_archive(path).get_all_records())
+    _, names = open_archive(path)
     if path.suffix == ".pt2" or "archive_format" in names:
         return "program"
     return "script" if "constants.pkl" in names else "weights"
@@ -55,10 +55,14 @@ def is_archive(path: Path) -> bool:
         raise CompressError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def open_archive(path: Path) -> Any:
-    """Open an archive with torch's reader. Raises CompressError if it is damaged."""
+def open_archive(path: Path) -> tuple[Any, list[str]]:
+    """Open an archive with torch's reader; return it and the names of its records.
+
+    Raises CompressError if the archive is damaged.
+    """
     try:
-        return torch._C.PyTorchFileReader(str(path))
+        reader = torch._C.PyTorchFileReader(str(path))
+        return reader, reader.get_all_records()
     except (RuntimeError, UnicodeError, ValueError) as error:
         raise CompressError(f"{path}: truncated or damaged; copy or export it again.") from error
 

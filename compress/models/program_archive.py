@@ -59,8 +59,7 @@ def read_program(path: Path) -> io.BytesIO:
     Raises:
         CompressError: It is damaged, of an old format, or unsafe.
     """
-    reader = open_archive(path)
-    names: list[str] = reader.get_all_records()
+    reader, names = open_archive(path)
     check_unpacked_size(path, reader, names)
     if "archive_format" not in names or GRAPH not in names or not names_of_payloads(names):
         raise CompressError(f"{path}: not a program of torch 2.9 or newer; load and save it again with a newer torch.")

@@ -567,6 +567,12 @@ def test_archives_with_unusual_features(tmp_path, position, value, suffix):
         load_model(path)
 
 
+def test_names_of_records_that_are_no_text(tmp_path):
+    (tmp_path / "t.pt2").write_bytes(program_bytes().replace(b"byteorder", b"byteorde\x80"))
+    with pytest.raises(CompressError):
+        load_model(tmp_path / "t.pt2")
+
+
 @pytest.mark.parametrize(
     "content",
     [
