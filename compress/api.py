@@ -95,7 +95,7 @@ def distill(
     teacher: ModelLike | None = None, *, student: ModelLike | None = None, unlabeled: DataLike | None = None,
     unlabeled_subset: int | None = None, labeled: DataLike | None = None, validation: DataLike | None = None,
     method: str | None = None, patch_size: int | Literal["auto"] | None = None, steps: int | None = None,
-    epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
+    epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
     teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False, allow_code: bool = False,
@@ -120,7 +120,8 @@ def distill(
         steps: Number of training steps; 10,000 if no length is given.
         epochs: Number of passes over the images.
         time_limit: Training time in seconds.
-        batch_size: Images per step, all processes together.
+        batch_size: Images per step, all processes together; "auto": in parts that fit into memory, with the same result
+            except for BatchNorm.
         precision: "auto", "32", "bf16" or "16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         devices: Number of processes, one per device.
@@ -165,7 +166,7 @@ def distill(
 def train(
     student: ModelLike | None = None, *, labeled: DataLike | None = None, validation: DataLike | None = None,
     image_size: Size | None = None, grayscale: bool | None = None, steps: int | None = None,
-    epochs: float | None = None, time_limit: float | None = None, batch_size: int | None = None,
+    epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), allow_code: bool = False,
     data_root: Path | None = None, output_dir: str | Path | None = None, resume: bool | None = None,

@@ -6,11 +6,17 @@ Every error with an `exit_code` is shown as one sentence without a traceback. An
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
 #: escape sequences with which PyTorch's exporter colors its errors
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
+#: how libraries report an exhausted memory, in lower case
+OUT_OF_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
+    "bad allocation", "failed to allocate memory", "unable to allocate", "could not create a memory",
+)  # fmt: skip
 
 
 class CompressError(Exception):
@@ -31,6 +37,19 @@ class Interrupted(CompressError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether an error, or its cause, is an exhausted memory, in the words of any library."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
+        text = str(error).lower()
+        if any(words in text for words in OUT_OF_MEMORY):
+            return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def suggest_nearest(name: str, known: Iterable[str], *, n: int = 1) -> str:

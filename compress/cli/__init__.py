@@ -15,9 +15,9 @@ import click
 
 from compress.cli.output import prepare_streams, print_error, print_traceback
 from compress.engine.signals import handle_signals, raise_stop_signal, received_signal
-from compress.errors import Interrupted, suggest_nearest
+from compress.errors import Interrupted, is_out_of_memory, suggest_nearest
 from compress.files import WRITE_FAILURES, write_error
-from compress.resources import limit_threads
+from compress.resources import available_memory, limit_threads
 
 #: command -> (module, one line for `compress --help`); the function in the module has the name of the command
 COMMANDS = {
@@ -68,10 +68,12 @@ class LazyGroup(click.Group):
         extra["standalone_mode"] = False
         limit_threads()  # before NumPy and torch are imported
         prepare_streams()
+        if not is_working_directory():  # libraries end the process if they are loaded there
+            sys.exit(print_error("the working directory no longer exists; change to another one.", 2))
         with contextlib.ExitStack() as stack:
             stack.enter_context(handle_signals(raise_stop_signal))
             if args is None:  # this process is the command: a signal while Python ends has the same effect
-                stack.pop_all()
+                self.kept_handlers = stack.pop_all()
             try:
                 code = super().main(arguments, prog_name or "compress", **extra)
                 sys.exit(code if isinstance(code, int) else 0)
@@ -103,6 +105,8 @@ def describe_error(error: Exception) -> tuple[str, int]:
         return str(error), code
     if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
         return str(write_error(error.filename or tempfile.gettempdir(), error)), 1
+    if is_out_of_memory(error):
+        return describe_exhausted_memory(), 1
     fault = describe_environment_fault(error)
     if fault is not None:
         return fault, 1
@@ -115,11 +119,16 @@ def interruption(signum: int) -> Interrupted:
     return Interrupted(signum, f"interrupted by {signal.Signals(signum).name}.")
 
 
+def describe_exhausted_memory() -> str:
+    """Return the sentence for an exhausted memory of a command that has no better one."""
+    free = available_memory()
+    found = "" if free is None else f" ({free / 1e9:.1f} GB are free)"
+    return f"out of memory{found}: expected less work at a time; choose a smaller batch, image size or model."
+
+
 def describe_environment_fault(error: Exception) -> str | None:
     """Return the sentence for an error of the system that no command expects; None if it is another error."""
     if isinstance(error, OSError):
-        if error.filename is None and not is_working_directory():
-            return "the working directory no longer exists; change to another one."
         place = "" if error.filename is None else f"{error.filename}: "
         reason = error.strerror or " ".join(str(error).split())
         return f"{place}{reason}; check the path, its permissions and the free space."

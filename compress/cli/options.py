@@ -104,6 +104,18 @@ class MinOptMax(click.ParamType):
         return low, best, high
 
 
+class AutoOr(click.ParamType):
+    """A value of another type, or `auto`."""
+
+    name = "value or auto"
+
+    def __init__(self, item: click.ParamType) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else self.item.convert(value, param, ctx)
+
+
 class PatchSize(click.ParamType):
     """A number of pixels, or `auto`."""
 
@@ -180,7 +192,12 @@ training_options = add_options(
     click.option("--steps", type=COUNT, help="Number of training steps.  [default: 10000]"),
     click.option("--epochs", type=POSITIVE, help="Number of epochs (instead of --steps)."),
     click.option("--time-limit", type=DURATION, metavar="10m", help="Training time (instead of --steps): 90s, 1.5h."),
-    click.option("--batch-size", type=COUNT, help="Images per step, all processes together.  [default: by method]"),
+    click.option(
+        "--batch-size",
+        type=AutoOr(COUNT),
+        metavar="N|auto",
+        help="Images per step, all processes together; auto: in parts that fit into memory.  [default: by method]",
+    ),
     click.option("--export", type=click.Choice(["onnx"]), help="Export the best model as a verified file."),
     compute_options,
     click.option("--dry-run", is_flag=True, help="Check all settings, estimate the cost, and exit."),

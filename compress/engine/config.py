@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -27,6 +27,11 @@ class TrainingSchedule:
     )
     batch_size: BatchSize | None = setting(
         None, "Batch size per step, summed over processes; default: the method's own."
+    )
+    micro_batch: BatchSize | Literal["auto"] | None = setting(
+        None,
+        "Images per forward pass of a process: the batch in parts, with the same result except for BatchNorm and "
+        "Dropout; auto (or batch_size: auto): halved until a step fits into memory; null: the whole batch.",
     )
     evaluate_every: Count | None = setting(None, "Steps between evaluations; default: ten evaluations per run.")
     save_every: Count | None = setting(None, "Steps between checkpoints; default: one per minute.")

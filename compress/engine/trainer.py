@@ -6,6 +6,7 @@ import signal
 from types import FrameType
 
 from compress.engine.method import Method
+from compress.engine.micro_batch import describe_micro_batch
 from compress.engine.run import Run
 from compress.engine.signals import handle_signals
 from compress.engine.trainable import DivergedError
@@ -23,6 +24,7 @@ def train(method: Method, run: Run) -> None:
     """
     run.seed_all()
     method.setup(run)
+    announce_micro_batch(run)
     run.seed_per_rank()
     if not run.resume() and run.schedule.max_rollbacks:
         run.keep_initial_state()
@@ -33,6 +35,14 @@ def train(method: Method, run: Run) -> None:
                 pass
         finally:
             run.close()
+
+
+def announce_micro_batch(run: Run) -> None:
+    """Print what micro-batches change, if there are any."""
+    size = run.accelerator.micro_batch
+    if size is not None:
+        nets = {name: model.net for name, model in run.trainables.items()}
+        run.display.print_line(describe_micro_batch(size, run.batch_size, nets))
 
 
 def train_until_divergence(method: Method, run: Run, stop_request: StopRequest) -> bool:

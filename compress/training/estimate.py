@@ -104,7 +104,7 @@ class RandomBatches:
             0, 256, (self.batch_size, *self.source.shape), dtype=torch.uint8, device=device, generator=generator
         )
         targets = torch.zeros(self.batch_size, *self.source.target_shape, dtype=torch.int64, device=device)
-        return pixels, targets, torch.zeros(self.batch_size, dtype=torch.int64)
+        return pixels, targets, torch.zeros(1, dtype=torch.int64).expand(self.batch_size)
 
 
 class StepSeconds(NamedTuple):

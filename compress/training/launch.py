@@ -84,12 +84,14 @@ def run_training(
         Interrupted: a signal arrived; the state is saved and the same call continues.
         CompressError: the training failed.
     """
+    from compress.training.memory import fit_memory
     from compress.training.resolution import resolve_setup
     from compress.training.results import summarize_run
 
     check_processes(devices, restarts)
     progress = progress if is_first_process() else ignore
     setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    fit_memory(setup, run_dir, devices=devices, resume=resume, progress=progress)
     summary = train_in_dir(setup, run_dir, devices=devices, restarts=restarts, resume=resume, progress=progress)
     if summary is None:
         return None
@@ -105,9 +107,11 @@ def estimate_training(
     Arguments and errors are those of `run_training`.
     """
     from compress.training.estimate import estimate_cost
+    from compress.training.memory import fit_memory
     from compress.training.resolution import resolve_setup
 
-    setup, _ = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    fit_memory(setup, run_dir, devices=1, resume=resume, progress=progress)
     return estimate_cost(setup)
 
 
@@ -134,6 +138,7 @@ def train_in_dir(
     """
     from compress.engine.synthesis import SynthesisOnly
     from compress.engine.trainer import train
+    from compress.training.memory import explain_out_of_memory
     from compress.training.setup import create_run, validate_run_dir
     from profiles.latency.tensor_memory import peak_memory
 
@@ -145,7 +150,7 @@ def train_in_dir(
     if image_count is not None:
         setup = replace(setup, method=cast("Any", SynthesisOnly(cast("Any", setup.method), image_count)))
     try:
-        with run_dir_lock(run_dir):
+        with run_dir_lock(run_dir), explain_out_of_memory(setup):
             run = create_run(setup, run_dir, resume=resume, quiet=progress is ignore)
             run.peak_memory_bytes = peak_memory(partial(train, setup.method, run), run.accelerator.device)
             run.accelerator = leave_process_group(run.accelerator)
@@ -252,6 +257,8 @@ def read_worker_error(directory: Path, rank: int, exit_code: int) -> CompressErr
         content = json.loads((directory / ERROR.format(rank=rank)).read_text(encoding="utf-8"))
     except OSError:
         reason = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+        if exit_code == -signal.SIGKILL:  # as the kernel does if a control group has no memory left
+            reason += ", possibly out of memory (--batch-size auto learns from parts of the batch)"
         return CompressError(
             f"process {rank}: ended by {reason}. The same command continues from the last checkpoint; --restarts N "
             "restarts the processes."

@@ -129,7 +129,7 @@ def create_student_record(
     record = create_model_record(net, card, name=f"{method} {card.architecture}", role=role, export=export)
     run = {
         "steps": summary.steps, "wall_s": round(summary.seconds, 2), "seed": config.training.seed,
-        "batch_size": config.training.batch_size,
+        "batch_size": config.training.batch_size, "micro_batch": config.training.micro_batch,
         "images_per_s": round(summary.steps * summary.batch_size / summary.seconds, 2),
         "peak_bytes": summary.peak_bytes,
         "teacher": f"Teacher {setup.teachers[0][1].architecture}" if setup.teachers else None,

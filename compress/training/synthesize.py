@@ -50,11 +50,13 @@ def synthesize(
         arguments |= {"settings": settings, "allow_code": allow_code}
         return sample_generator(Path(run), count, output_dir, arguments, progress)
     from compress.training.launch import check_processes, train_in_dir
+    from compress.training.memory import fit_memory
 
     check_processes(devices, restarts)
     setup = prepare_synthesis(count, settings, arguments, allow_code=allow_code)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
+    fit_memory(setup, run_dir, devices=devices, resume=resume, progress=progress)
     stats = train_in_dir(
         setup, run_dir, devices=devices, restarts=restarts, resume=resume, image_count=count, progress=progress
     )

@@ -39,12 +39,17 @@ def storage_bytes(tensors: list[Tensor]) -> int:
 
 
 class LiveTensorTracker(TorchDispatchMode):
-    """Tracks every tensor that is made while the mode is on, until it is freed. `peak`: maximum bytes alive at once."""
+    """Tracks every tensor that is made while the mode is on, until it is freed.
+
+    Attributes:
+        peak: Maximum bytes alive at once.
+        created: Bytes of all tensors.
+    """
 
     def __init__(self, known: tuple[Tensor, ...] = ()) -> None:
         super().__init__()
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-        self.current = self.peak = 0
+        self.current = self.peak = self.created = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
@@ -61,6 +66,7 @@ class LiveTensorTracker(TorchDispatchMode):
             return
         self.known.add(storage)
         self.current += storage.nbytes()
+        self.created += storage.nbytes()
         self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self.release, storage.nbytes()).atexit = False
 
