@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 
-from compress.data.dataset import DECODE_ERRORS, ImageSet, to_labels
-from compress.errors import CompressError, UsageError
+from compress.data.dataset import ImageSet, to_labels
+from compress.errors import CompressError, UsageError, first_line
+from compress.files import sanitize
 
 #: common names of a split, in order of preference
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
@@ -46,7 +47,6 @@ def open_hub_dataset(spec: str, split: str) -> ImageSet:
 def load_split(spec: str, split: str) -> Any:
     """Load the first split of that name that exists."""
     import datasets
-    import datasets.exceptions
 
     name, _, part = spec.partition("@")
     wrong: ValueError | None = None
@@ -55,12 +55,11 @@ def load_split(spec: str, split: str) -> Any:
             return datasets.load_dataset(name, split=one)
         except ValueError as error:
             wrong = wrong or error
-        except (*DECODE_ERRORS, datasets.exceptions.DatasetsError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # the package parses damaged files with several others
             raise CompressError(
-                f"hf/{spec}: cannot be downloaded ({reason}); check the name and the network."
+                f"hf/{spec}: cannot be loaded ({sanitize(first_line(error))}); check its name and files."
             ) from error
-    reason = " ".join(str(wrong).split())[:200]
+    reason = sanitize(" ".join(str(wrong).split()))[:200]
     raise UsageError(f"hf/{spec}: {reason} Choose a split with hf/{name}@SPLIT.") from wrong
 
 

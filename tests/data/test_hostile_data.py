@@ -195,6 +195,26 @@ def test_mask_that_is_no_map_of_numbers_is_quarantined(tmp_path: Path, mask: np.
     assert [name for name, _ in decode(images, tmp_path).unreadable] == ["b"]
 
 
+def test_damaged_directory_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    files = {
+        "README.md": b"---\n!!python/object/apply:os.mkdir ['planted']\n---\n",
+        "a.json": b"[" * 10**5,
+        "a.pkl": b"cos\nmkdir\n(S'planted'\ntR.",
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        with pytest.raises(CompressError):
+            open_images(f"hf/{folder}")
+    assert not (tmp_path / "planted").exists()
+
+
 # Shards.
 
 
