@@ -11,7 +11,7 @@ from compress import config
 from compress.data.calibration import SYNTHETIC
 from compress.errors import CompressError, UsageError
 from compress.experiments.config import FilePrecision, Format, PruningConfig
-from compress.files import read_json_object, write_text
+from compress.files import read_json_object, require_inside, write_text
 from profiles.records import has_records, read_existing_records, read_records
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class ExportSpec:
         is_whole = has_entries(outcome, "made", MADE_FIELDS) and has_entries(outcome, "rejected", FILE_FIELDS)
         if not is_whole or outcome.get("request") != self.request:
             return {"request": self.request, "made": [], "rejected": []}
-        outcome["made"] = [entry for entry in outcome["made"] if (self.directory / entry["file"]).exists()]
+        outcome["made"] = [entry for entry in outcome["made"] if is_file_inside(self.directory, entry["file"])]
         return outcome
 
     def list_missing(self, outcome: Mapping[str, Any]) -> list[FileType]:
@@ -136,6 +136,14 @@ class ExportSpec:
         """Return the record of the network in PyTorch; None if there is none yet."""
         records = read_existing_records(self.directory)
         return next((record for record in records if not record.format and record.metrics), None)
+
+
+def is_file_inside(folder: Path, name: str) -> bool:
+    """Whether a file exists and lies in `folder` after links are followed; its name was read from a file."""
+    try:
+        return require_inside(folder, Path(str(name))).is_file()
+    except UsageError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from test_sweep import create_config
 
 from compress.errors import CompressError
 from compress.experiments import artifacts
-from compress.experiments.cells import FILES, PRUNED, Cell
+from compress.experiments.cells import FILES, MADE_FIELDS, PRUNED, Cell
 from compress.experiments.config import PruningConfig
 from compress.experiments.grid import build_grid
 from compress.experiments.pruning import PruningMonitor, scores_by_budget_fraction
@@ -71,6 +72,21 @@ def test_damaged_state_of_a_cell_is_made_again(pair, content) -> None:
         assert cell.files.read_outcome() == nothing
     assert cell.is_done is (content == b'{"made": 3}')  # any object says that the training was stopped
     assert isinstance(artifacts.read_timing(cell.run.directory.parent), dict)
+
+
+def test_files_out_of_a_cell_are_not_used(pair) -> None:
+    cell, _ = pair
+    folder = cell.run.directory
+    folder.mkdir(parents=True)
+    (folder.parent / "out.onnx").write_bytes(b"")
+    (folder / "own.onnx").write_bytes(b"")
+    (folder / "link.onnx").symlink_to(folder.parent / "out.onnx")
+    os.mkfifo(folder / "pipe.onnx")
+    names = ["../out.onnx", str(folder.parent / "out.onnx"), "link.onnx", "pipe.onnx", "a\0b", 3, "own.onnx"]
+    made = [dict.fromkeys(MADE_FIELDS, "") | {"file": name} for name in names]
+    outcome = {"request": cell.files.request, "made": made, "rejected": []}
+    (folder / FILES).write_text(json.dumps(outcome))
+    assert [entry["file"] for entry in cell.files.read_outcome()["made"]] == ["own.onnx"]
 
 
 def test_median_stops_worse_training(pair) -> None:
