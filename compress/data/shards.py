@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import itertools
+import math
 import os
 import re
 import tarfile
@@ -56,6 +57,9 @@ def open_shards(spec: str) -> ImageSet:
 
 def resolve_shards(spec: str) -> list[Path]:
     """The existing files that `spec` names. Raises UsageError if one is missing, or if there are too many."""
+    groups = re.findall(r"\{([^{}]*)\}", spec)
+    if math.prod(sum(1 for _ in expand_range(group) or group.split(",")) for group in groups) > MAX_SHARDS:
+        raise UsageError(f"{spec[:200]}: found more than {MAX_SHARDS:,} shards; give a smaller range or larger shards.")
     patterns = expand_braces(os.path.expanduser(spec))
     matches = (match for pattern in patterns for match in find_matches(pattern))
     paths = [Path(match) for match in itertools.islice(matches, MAX_SHARDS + 1)]
