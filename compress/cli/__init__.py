@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from compress.cli.output import prepare_streams, print_error, print_traceback
-from compress.engine.signals import handle_signals, raise_stop_signal, received_signal
+from compress.engine.signals import handle_signals, handle_signals_to_the_end, raise_stop_signal, received_signal
 from compress.errors import Interrupted, is_out_of_memory, suggest_nearest
 from compress.files import WRITE_FAILURES, write_error
 from compress.resources import available_memory, limit_threads
@@ -71,9 +71,10 @@ class LazyGroup(click.Group):
         if not is_working_directory():  # libraries end the process if they are loaded there
             sys.exit(print_error("the working directory no longer exists; change to another one.", 2))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(handle_signals(raise_stop_signal))
-            if args is None:  # this process is the command: a signal while Python ends has the same effect
-                self.kept_handlers = stack.pop_all()
+            if args is None:  # this process is the command
+                handle_signals_to_the_end(raise_stop_signal)
+            else:
+                stack.enter_context(handle_signals(raise_stop_signal))
             try:
                 code = super().main(arguments, prog_name or "compress", **extra)
                 sys.exit(code if isinstance(code, int) else 0)

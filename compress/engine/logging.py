@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from compress.engine.signals import received_signal
 from compress.files import (
     WriteError,
     append_bytes,
@@ -251,11 +252,15 @@ class ProgressDisplay:
 
 @contextlib.contextmanager
 def tolerate_full_disk() -> Iterator[None]:
-    """Ignore errors of standard error, which may be a file on a full disk, except that its reader has ended."""
+    """Ignore errors of standard error, which may be a file on a full disk, except that its reader has ended.
+
+    A signal may have ended the reader too; then this process must still save its state.
+    """
     try:
         yield
     except BrokenPipeError:
-        raise
+        if not received_signal():
+            raise
     except OSError:
         pass
 

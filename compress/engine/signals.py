@@ -51,22 +51,9 @@ def handle_signals(handler: Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    is_terminal = [is_open_terminal(descriptor) for descriptor in range(3)]
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        if watcher.handled:  # within one long call of Python's C code the thread may not run
-            end_process(signum)
-        watcher.handled = signum
-        if signum == signal.SIGHUP:
-            detach_terminal(is_terminal)
-        handler(signum, frame)
-
     previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     with SecondSignal.watch() as watcher:
-        for signum, old in previous.items():
-            if signum != signal.SIGHUP or old != signal.SIG_IGN:
-                signal.signal(signum, on_signal)
-                watcher.reset_at_first(signum)
+        watcher.set_handlers(handler)
         try:
             yield
         finally:
@@ -74,6 +61,12 @@ def handle_signals(handler: Handler) -> Iterator[None]:
                 signal.signal(signum, signal.SIG_DFL if old is None else old)
                 if old not in (None, signal.SIG_IGN, signal.SIG_DFL):
                     watcher.reset_at_first(signum)
+
+
+def handle_signals_to_the_end(handler: Handler) -> None:
+    """Like `handle_signals`, until this process ends."""
+    SecondSignal.current = SecondSignal()
+    SecondSignal.current.set_handlers(handler)
 
 
 class SecondSignal:
@@ -125,6 +118,23 @@ class SecondSignal:
                 self.signum = signum
                 if signum in self._actions:
                     call_sigaction(signum, self._actions[signum])
+
+    def set_handlers(self, handler: Handler) -> None:
+        """Let `handler` receive the first signal."""
+        is_terminal = [is_open_terminal(descriptor) for descriptor in range(3)]
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            if self.handled:  # within one long call of Python's C code the thread may not run
+                end_process(signum)
+            self.handled = signum
+            if signum == signal.SIGHUP:
+                detach_terminal(is_terminal)
+            handler(signum, frame)
+
+        for signum in STOP_SIGNALS:
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, on_signal)
+                self.reset_at_first(signum)
 
     def reset_at_first(self, signum: int) -> None:
         """Make the kernel end the process at the next signal of this kind if no Python code runs before it."""
