@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.reliability.counts import Counts, Scale
 from benchmarks.reliability.isolated import BENCHMARKS, share_tests
 from benchmarks.result_files import ResultFile
+from profiles.latency import machine
 
 #: row -> (fault, module, function)
 ROWS: dict[str, tuple[str, str, str]] = {
@@ -77,20 +78,18 @@ def run_rows(results: ResultFile, options: argparse.Namespace) -> None:
             counts = measure_row(name, Scale(options.scale, seed=passes, kills=options.kills))
             if is_continued and done is not None:
                 counts.merge(done)
-            row = {"row": name, "fault": ROWS[name][0], "scale": options.scale, "passes": passes + 1, **counts.as_row()}
+            row = {"row": name, "fault": ROWS[name][0], "scale": options.scale, "passes": passes + 1}
+            row |= {"commit": read_commit(), **counts.as_row()}
             print(format_row(row), *row["examples"], *row["notes"], sep="\n    ", file=sys.stderr, flush=True)
             rows = {one["row"]: one for one in results.rows()} | {name: row}
-            results.update(rows=[rows[one] for one in ROWS if one in rows], **describe_source())
+            results.update(rows=[rows[one] for one in ROWS if one in rows], machine=machine.describe_machine())
         passes += 1
 
 
-def describe_source() -> dict[str, Any]:
-    """The machine, and the commit that was measured."""
-    from profiles.latency import machine
-
-    git = ["git", "-C", str(BENCHMARKS.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {"machine": machine.describe_machine(), "commit": commit}
+def read_commit() -> str:
+    """The commit that is measured, or nothing."""
+    git = ["git", "-C", str(BENCHMARKS.resolve().parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 COLUMNS = ("tried", "as_expected", "silent_uses", "code_runs", "internal_errors", "others", "seconds")

@@ -10,7 +10,7 @@ MODULES = (
     "compress.cli.evaluate", "compress.cli.export", "compress.cli.inspect", "compress.cli.report",
     "compress.evaluation", "compress.exporting", "compress.inspection", "compress.models.loading",
     "compress.profiling", "compress.training.results", "compress.training.setup", "exporters.onnx_validation",
-    "exporters.runtimes.onnxruntime", "profiles.report.build", "ignore",
+    "exporters.runtimes.onnxruntime", "profiles.report.build",
 )  # fmt: skip
 
 for module in MODULES:

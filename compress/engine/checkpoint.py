@@ -18,10 +18,15 @@ from typing import Any
 import torch
 
 from compress.engine.accelerator import Accelerator
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, UsageError, first_line
 from compress.files import add_hash, require_regular_file, sha256, write_bytes, write_error, write_json
 
 FORMAT = 2
+#: what torch.load raises for damaged files
+DAMAGE_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 #: (step, state shared by all processes, state of this process)
 Checkpoint = tuple[int, dict[str, Any], dict[str, Any]]
 
@@ -196,7 +201,7 @@ def read_state(path: Path | io.BytesIO) -> dict[str, Any]:
     """Read a state file without running code from it.
 
     Raises:
-        CompressError: If the file contains more than tensors and plain values.
+        CompressError: If the file is damaged, or contains more than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only
@@ -205,3 +210,5 @@ def read_state(path: Path | io.BytesIO) -> dict[str, Any]:
             f"{path}: found objects other than tensors and plain values, expected a checkpoint of this package; start "
             "again with --fresh."
         ) from error
+    except DAMAGE_ERRORS as error:
+        raise CompressError(f"{path}: damaged ({first_line(error)}); start again with --fresh.") from error
