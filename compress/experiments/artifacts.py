@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.engine.signals import StopSignal
 from compress.errors import CompressError, Interrupted
 from compress.experiments.cells import FILES, PRUNED, Cell, ExportSpec, FileType, RunSpec
 from compress.experiments.pruning import TENTHS, scores_by_budget_fraction
-from compress.experiments.runner import Progress, SignalReceived, exit_reason, run_compress, wait_until_unlocked
+from compress.experiments.runner import Progress, exit_reason, run_compress, wait_until_unlocked
 from compress.files import read_json_object, write_json
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def train_in_process(run: RunSpec, recipe: Path, progress: Progress) -> None:
     try:
         run_training(config, method, output_dir=run.directory, progress=progress)
     except Interrupted as error:
-        raise SignalReceived(error.exit_code - 128) from error
+        raise StopSignal(error.exit_code - 128) from error
 
 
 def train_cell(cell: Cell, monitor: PruningMonitor | None, progress: Progress) -> None:

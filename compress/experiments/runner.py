@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import compress
 from compress.config import check_range
+from compress.engine.signals import handle_signals, raise_stop_signal
 from compress.errors import CompressError, UsageError
 from compress.files import is_locked, sanitize
 from compress.plugins import CHILD_SCRIPT as RUN_MODULE
@@ -95,14 +95,6 @@ class Executor(Protocol):
     def run(self, jobs: Sequence[Job], progress: Progress) -> JobOutcomes: ...
 
 
-class SignalReceived(KeyboardInterrupt):
-    """SIGINT or SIGTERM."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 @contextlib.contextmanager
 def start_executor(
     workers: int | None = None, on: str | None = None, *, resources: Resources, device: str = "auto"
@@ -140,7 +132,7 @@ class LoopExecutor:
         """Run all jobs; a failed job does not stop the others."""
         outcomes = JobOutcomes()
         try:
-            with raise_on_signals():
+            with handle_signals(raise_stop_signal):
                 for job in jobs:
                     record_outcome(outcomes, job, *run_job(job, progress), progress=progress)
         except KeyboardInterrupt as error:
@@ -168,7 +160,10 @@ class RayExecutor:
         self.ray, self.ray_error, self.workers = ray, RayError, workers
         self.cpus = resources.cpus or (1 if on is not None else max(1, usable_cores() // (workers or 1)))
         self.owns_ray = not ray.is_initialized()
-        with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(import_directory()):
+        with (
+            contextlib.redirect_stdout(sys.stderr), contextlib.chdir(import_directory()),
+            handle_signals(raise_stop_signal),  # and restore the handlers, because Ray sets its own
+        ):  # fmt: skip
             if self.owns_ray and on is None:
                 ray.init(
                     "local", num_cpus=self.cpus * (workers or 1), include_dashboard=False, configure_logging=False,
@@ -204,16 +199,15 @@ class RayExecutor:
         task = self.ray.remote(run_job_remotely)
         reserved = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": MAX_RETRIES}
         # Ray prints its warnings and the lines of its workers to standard output, which belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), handle_signals(raise_stop_signal):
             try:
-                with raise_on_signals():
-                    while waiting or running:
-                        while waiting and len(running) < (self.workers or len(jobs)):
-                            job = waiting.pop(0)
-                            running[task.options(name=job.name, **reserved).remote(job, os.getcwd())] = job
-                        done, _ = self.ray.wait(list(running), timeout=POLL_S)
-                        for reference in done:
-                            record_outcome(outcomes, running.pop(reference), *self._get(reference), progress=progress)
+                while waiting or running:
+                    while waiting and len(running) < (self.workers or len(jobs)):
+                        job = waiting.pop(0)
+                        running[task.options(name=job.name, **reserved).remote(job, os.getcwd())] = job
+                    done, _ = self.ray.wait(list(running), timeout=POLL_S)
+                    for reference in done:
+                        record_outcome(outcomes, running.pop(reference), *self._get(reference), progress=progress)
             except KeyboardInterrupt as error:
                 outcomes.signum = getattr(error, "signum", signal.SIGINT)
                 for reference in running:  # raises KeyboardInterrupt in the job, which stops its training
@@ -288,23 +282,6 @@ def record_outcome(outcomes: JobOutcomes, job: Job, result: Any, error: str | No
         progress(f"{job.name}: {error}")
 
 
-@contextlib.contextmanager
-def raise_on_signals() -> Iterator[None]:
-    """Raise SignalReceived on SIGINT and SIGTERM, if this is the main thread."""
-
-    def raise_signal(signum: int, _: FrameType | None) -> None:
-        raise SignalReceived(signum)
-
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {signum: signal.signal(signum, raise_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
 def run_compress(
     arguments: Sequence[str], progress: Progress, *, should_stop: Callable[[], bool] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -321,9 +298,9 @@ def run_compress(
         errors="replace", start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
         env={**os.environ, **(environment or {})},
     ) as process:  # fmt: skip
-        reader = threading.Thread(target=_relay_lines, args=(process, progress, last_line), daemon=True)
-        reader.start()
-        try:
+        try:  # at once, because leaving Popen waits for the process
+            reader = threading.Thread(target=_relay_lines, args=(process, progress, last_line), daemon=True)
+            reader.start()
             while True:
                 try:
                     process.wait(POLL_S)
