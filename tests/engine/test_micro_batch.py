@@ -40,6 +40,8 @@ def step_once(folder: Path, name: str, task: str, micro_batch: int | None, **set
     method.setup(run)
     for model in run.trainables.values():
         freeze_batchnorm(model.net)
+    if getattr(method, "ema", None) is not None:
+        freeze_batchnorm(method.ema.net)
     if hasattr(method, "create_fresh_generator"):
         create = method.create_fresh_generator
 

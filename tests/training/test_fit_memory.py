@@ -67,7 +67,9 @@ def test_batch_that_fits_is_not_divided(photos, tmp_path, limited):
     assert (setup.config.training.batch_size, setup.config.training.micro_batch) == (128, None)
 
 
-@pytest.mark.parametrize("share", [0.6, 0.8, 0.999])
+@pytest.mark.parametrize(
+    "share", [0.6, pytest.param(0.8, marks=pytest.mark.slow), pytest.param(0.999, marks=pytest.mark.slow)]
+)
 def test_batch_is_halved_until_it_fits(photos, tmp_path, limited, share):
     setup = kd_setup(photos, "auto")
     need = estimated_bytes(kd_setup(photos, 128))
