@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from compress.config.quantities import BatchSize, Count
 from compress.errors import CompressError, UsageError, suggest_nearest
 from compress.units import SECONDS, parse_quantity
 from profiles.latency.ssh import Address
@@ -43,8 +44,8 @@ class Target:
     runtime: Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] | None = None
     provider: Literal["cpu", "cuda", "tensorrt", "openvino"] | None = None  #: device or ONNX Runtime provider
     precision: Literal["fp32", "fp16", "bf16", "int8"] | None = None  #: precision that must really run
-    batch_size: tuple[int, ...] | None = None  #: images per call
-    threads: int | None = None  #: CPU threads of the runtime
+    batch_size: tuple[BatchSize, ...] | None = None  #: images per call
+    threads: Count | None = None  #: CPU threads of the runtime
     duration: str | None = None  #: time per row, such as 3s
     scenario: Literal["quick", "single-stream", "multi-stream", "offline", "server"] | None = None
     latency_budget_ms: float | None = None  #: maximum 90th percentile of a call
@@ -132,10 +133,8 @@ def load_target_file(path: Path) -> Target:
 
 def validate_target(target: Target, document: Document) -> None:
     """Raise UsageError for values of the right type that are wrong."""
-    if target.batch_size is not None and (not target.batch_size or min(target.batch_size) < 1):
+    if target.batch_size is not None and not target.batch_size:
         raise document.error("batch_size", "expected a list of whole numbers > 0, such as [1, 8].")
-    if target.threads is not None and target.threads < 1:
-        raise document.error("threads", f"found {target.threads}, expected a whole number > 0.")
     if target.latency_budget_ms is not None and not 0 < target.latency_budget_ms < math.inf:
         raise document.error("latency_budget_ms", f"found {target.latency_budget_ms}, expected a number > 0.")
     if target.duration is not None:

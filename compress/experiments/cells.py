@@ -12,6 +12,7 @@ from compress.data.calibration import SYNTHETIC
 from compress.errors import CompressError, UsageError
 from compress.experiments.config import FilePrecision, Format, PruningConfig
 from compress.files import read_json_object, require_inside, write_text
+from profiles.formatting import finite_number
 from profiles.records import has_records, read_existing_records, read_records
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 #: in the directory of a run: its exported files; how it was stopped early
 FILES, PRUNED = "files.json", "pruned.json"
-#: fields of the files in `files.json` that were rejected, and of those that were made
+#: fields of every file in `files.json`, of those that were rejected, and of those that were made
 FILE_FIELDS = frozenset({"format", "precision"})
+REJECTED_FIELDS = FILE_FIELDS | {"reason"}
 MADE_FIELDS = FILE_FIELDS | {"file", "sha256", "bytes", "metrics", "not_run", "is_measured"}
 #: in the output directory: the teacher's files; the recipe of every run
 TEACHER, RECIPES = "teacher", "recipes"
@@ -71,7 +73,7 @@ class RunSpec:
     def read_steps(self) -> int:
         """Read how many steps the finished run made."""
         steps = read_records(self.directory)[-1].run.get("steps")
-        if not isinstance(steps, int):
+        if type(steps) is not int or steps < 1:
             raise CompressError(f"{self.directory}: found no number of steps in its records; run that job again.")
         return steps
 
@@ -115,7 +117,7 @@ class ExportSpec:
     def read_outcome(self) -> dict[str, Any]:
         """Read the state of the files; those made with other settings or deleted are left out."""
         outcome = read_json_object(self.directory / FILES)
-        is_whole = has_entries(outcome, "made", MADE_FIELDS) and has_entries(outcome, "rejected", FILE_FIELDS)
+        is_whole = has_entries(outcome, "made", MADE_FIELDS) and has_entries(outcome, "rejected", REJECTED_FIELDS)
         if not is_whole or outcome.get("request") != self.request:
             return {"request": self.request, "made": [], "rejected": []}
         outcome["made"] = [entry for entry in outcome["made"] if is_file_inside(self.directory, entry["file"])]
@@ -163,7 +165,9 @@ class Cell:
         """Read where the training was stopped early; None if it was not, or is to continue."""
         if self.pruning.kind == "none" or self.run.is_finished:
             return None
-        return read_json_object(self.run.directory / PRUNED) or None
+        pruned = read_json_object(self.run.directory / PRUNED)
+        is_whole = type(pruned.get("tenth")) is int and finite_number(pruned.get("score")) is not None
+        return pruned if is_whole and isinstance(pruned.get("metric"), str) else None
 
     @property
     def is_done(self) -> bool:

@@ -112,6 +112,8 @@ def test_example_file_sets_every_field() -> None:
         ("batch_size: []", "batch_size"),
         ("batch_size: 8", "batch_size"),
         ("threads: 0", "threads"),
+        ("threads: 3000000000", "threads"),
+        ("batch_size: [1, 2000000]", "batch_size"),
         ("runtime: onnxruntme", "'onnxruntime'"),
         ("provider: gpu", "provider"),
         ("precision: int4", "int8"),

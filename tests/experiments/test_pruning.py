@@ -15,6 +15,7 @@ from compress.experiments.cells import FILES, MADE_FIELDS, PRUNED, Cell
 from compress.experiments.config import PruningConfig
 from compress.experiments.grid import build_grid
 from compress.experiments.pruning import PruningMonitor, scores_by_budget_fraction
+from profiles.records import Record, append_records
 
 
 def ignore(_: str) -> None:
@@ -70,7 +71,7 @@ def test_damaged_state_of_a_cell_is_made_again(pair, content) -> None:
     for entries in (3, [3], [{"format": "onnx"}]):
         (cell.run.directory / FILES).write_text(json.dumps({**nothing, "made": entries}))
         assert cell.files.read_outcome() == nothing
-    assert cell.is_done is (content == b'{"made": 3}')  # any object says that the training was stopped
+    assert not cell.is_done
     assert isinstance(artifacts.read_timing(cell.run.directory.parent), dict)
 
 
@@ -126,6 +127,25 @@ def test_pruned_cell_keeps_last_score(pair, monkeypatch) -> None:
     assert (cell.run.directory / PRUNED).exists()
     cell.pruning.kind = "none"
     assert not cell.is_done, "continues without pruning"
+
+
+@pytest.mark.parametrize("damage", [{"tenth": None}, {"score": "high"}, {"score": True}, {"metric": 3}, {"tenth": 2.5}])
+def test_damaged_state_of_a_stopped_training_is_none(pair, damage) -> None:
+    cell, _ = pair
+    cell.run.directory.mkdir(parents=True)
+    state = {"tenth": 2, "step": 2, "metric": "accuracy", "score": 0.1}
+    (cell.run.directory / PRUNED).write_text(json.dumps(state))
+    assert cell.read_pruned() == state
+    (cell.run.directory / PRUNED).write_text(json.dumps(state | damage))
+    assert cell.read_pruned() is None
+
+
+@pytest.mark.parametrize("steps", [None, "4", 0, True, 2.5])
+def test_damaged_number_of_steps_is_refused(pair, steps) -> None:
+    cell, _ = pair
+    append_records(cell.run.directory, [Record("S", run={"steps": steps})])
+    with pytest.raises(CompressError, match="steps"):
+        cell.run.read_steps()
 
 
 def test_failed_training_is_not_pruned(pair, monkeypatch) -> None:
