@@ -17,7 +17,7 @@ from exporters.cpu import SAFE_WEIGHT, has_exact_int8
 from exporters.divergence import first_divergent_operator, max_magnitudes
 from exporters.errors import ExportError, RejectedError, RunnerError
 from exporters.onnx_export import ReferenceModel
-from exporters.onnx_validation import read_model
+from exporters.onnx_validation import read_model, seal_model
 from exporters.openvino_export import convert_to_openvino
 from exporters.output import commit_output, temporary_output, total_size
 from exporters.parity import TOLERANCES, Parity, Tolerance
@@ -27,6 +27,7 @@ from exporters.quantization.mixed_precision import MixedPrecisionResult, quantiz
 from exporters.quantization.saturation import list_unsafe_weights
 from exporters.quantization.static import Calibrator, QuantizationResult, Quantizer, Target
 from exporters.runtimes import Runner, Runtime, load
+from exporters.seal import seal_file
 from exporters.tensorrt.build import build_engine
 from exporters.tensorrt.options import BuildOptions, ShapeRanges
 from exporters.torch_exporters import save_model
@@ -180,6 +181,10 @@ def build_artifact(
                 unverified = f"{built.incompatibility}; {GRAPH_VERIFIED}"
     if precision == "int8" and unverified is None:
         run_acceptance_test(base, draft, format, settings.int8)
+    if format == "openvino":
+        seal_file(draft, [draft.with_suffix(".bin")])
+    elif format == "onnx":
+        seal_model(draft)
     return ExportResult(
         path=str(draft),
         format=format,

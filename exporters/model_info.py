@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx import TensorProto, ValueInfoProto
 
-from exporters.onnx_validation import external_data, iter_tensors, model_metadata, read_model
+from exporters.onnx_validation import model_metadata, read_model, weight_files
 from exporters.runtimes.base import ModelInfo, Shape, unsupported_input_error
 from exporters.runtimes.tensorrt import EngineInfo
 
@@ -37,9 +37,7 @@ class OnnxModelInfo(ModelInfo):
         self.set_shapes(value_shape(inputs[0]), value_shape(output), has_labels=has_labels)
         self.metadata = model_metadata(model)
         self.precision = self.metadata.get("precision", "fp32")
-        external = [tensor for tensor in iter_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        locations = dict.fromkeys(external_data(tensor)["location"] for tensor in external)
-        self.companion_files = tuple(path.parent / location for location in locations)
+        self.companion_files = tuple(sorted(weight_files(path, model)))
 
 
 def read_model_info(path: Path, *, trust_engine: bool = False) -> ModelInfo:

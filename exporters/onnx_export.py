@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compress.errors import first_line
 from compress.files import WRITE_FAILURES, sha256
 from exporters.errors import ExportError, RunnerError
+from exporters.onnx_validation import seal_model
 from exporters.output import commit_output, temporary_output, total_size, unwritable_error
 from exporters.parity import (
     TOLERANCES,
@@ -258,6 +259,7 @@ def write_onnx(
             finalize_model(EXPORTERS[kind](graph, images, opset, source.signature), path, opset, metadata or {})
             with OnnxRuntimeRunner(path) as runner:
                 parity = reference.measure_parity(runner, limits)
+            seal_model(path)
         except EXPORT_ERRORS as error:
             if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
                 raise unwritable_error(name or path, error) from error

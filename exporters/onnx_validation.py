@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from compress.errors import first_line
 from compress.files import sanitize
 from exporters.errors import RunnerError, damaged_file_error, require_file
+from exporters.seal import check_seal, seal_file
 
 #: domains of operators that ONNX defines -> canonical name
 ONNX_DOMAINS = {"": "", "ai.onnx": "", "ai.onnx.ml": "ai.onnx.ml"}
@@ -55,6 +56,7 @@ def read_model(path: Path) -> ModelProto:
     model = decode_model(path)
     try:
         validate_model(path, model)
+        check_seal(path, weight_files(path, model))
     except (ValueError, TypeError, OverflowError, OSError) as error:  # names that are no text, numbers out of range
         raise damaged_file_error(path, sanitize(first_line(error))) from error
     except RunnerError as error:
@@ -81,6 +83,17 @@ def validate_model(path: Path, model: ModelProto) -> None:
     texts += [text for one in ports for text in (one.name, *(s.dim_param for s in one.type.tensor_type.shape.dim))]
     if not all(isinstance(text, str) for text in texts):
         raise damaged_file_error(path, "names or metadata are not text")
+
+
+def weight_files(path: Path, model: ModelProto) -> set[Path]:
+    """The files beside `path` that contain weights of its model."""
+    outside = (tensor for tensor in iter_tensors(model) if tensor.data_location == TensorProto.EXTERNAL)
+    return {path.parent / external_data(tensor)["location"] for tensor in outside}
+
+
+def seal_model(path: Path) -> None:
+    """Seal an ONNX file that has just been written (see `exporters.seal`)."""
+    seal_file(path, weight_files(path, decode_model(path)))
 
 
 def model_metadata(model: ModelProto) -> dict[str, str]:

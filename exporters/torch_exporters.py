@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from exporters import seal
 from exporters.errors import ExportError
 from exporters.onnx_validation import model_opset
 
@@ -55,12 +56,20 @@ def finalize_model(model: onnx.ModelProto, path: Path, opset: int, metadata: Map
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Save and check a model. Weights that are too large for protobuf go to NAME.data beside it."""
+    drop_seal(model)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights < EXTERNAL_DATA_BYTES:
         onnx.save_model(model, path)
     else:
         onnx.save_model(model, path, save_as_external_data=True, location=path.name + WEIGHTS_SUFFIX)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def drop_seal(model: onnx.ModelProto) -> None:
+    """Remove the hash of the file that a model was read from."""
+    kept = [entry for entry in model.metadata_props if entry.key != seal.KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
 
 
 def strip_source_info(model: onnx.ModelProto) -> None:

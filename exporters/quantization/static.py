@@ -47,6 +47,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.errors import first_line
+from exporters import seal
 from exporters.errors import ExportError
 from exporters.onnx_validation import model_metadata, model_opset, read_model
 from exporters.quantization.calibration import (
@@ -387,6 +388,6 @@ def quantized_layers(model: ModelProto, layers: Collection[str]) -> set[str]:
 
 def set_metadata(model: ModelProto, source: dict[str, str], info: dict[str, Any]) -> None:
     """Set the metadata of the source file and those of the quantization."""
-    kept = {key: value for key, value in source.items() if not key.startswith("onnx.")}
+    kept = {key: value for key, value in source.items() if not key.startswith("onnx.") and key != seal.KEY}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**kept, "precision": "int8", **info})

@@ -27,6 +27,7 @@ from exporters.runtimes.base import (
     to_host_array,
     unsupported_input_error,
 )
+from exporters.seal import check_seal
 
 #: section of OpenVINO's runtime information that holds the metadata of an ONNX file
 METADATA = "framework"
@@ -134,6 +135,7 @@ def validate_file_pair(path: Path) -> None:
     with open(path, "rb") as file:
         if not NETWORK_HEADER.search(file.read(HEADER_BYTES)):
             raise RunnerError(f"{path}: contains no network; expected an .xml file of OpenVINO.")
+    check_seal(path, [path.with_suffix(".bin")])
 
 
 def read_metadata(graph: Any) -> dict[str, str]:

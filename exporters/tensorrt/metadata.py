@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from compress.errors import first_line
+from compress.files import add_hash
 from exporters.cuda import NO_GPU, Gpu
 from exporters.errors import RunnerError, require_file
 from exporters.packages import parse_version
 from exporters.tensorrt.libraries import LIBRARY_NAMES, EngineKind, capture_messages
 
 FORMAT = 2
+#: key of the hash of all other content
+HASH = "metadata_sha256"
 #: bytes of a metadata file; elements of a batch of images
 MAX_BYTES, MAX_ELEMENTS = 1 << 24, 2**31 - 1
 SUFFIX = ".json"  #: appended to the engine's name
@@ -91,7 +94,8 @@ def metadata_path(engine: Path) -> Path:
 
 
 def write_metadata(engine: Path, metadata: EngineMetadata) -> None:
-    metadata_path(engine).write_text(json.dumps(asdict(metadata), indent=2) + "\n", encoding="utf-8")
+    content = add_hash(asdict(metadata), HASH)
+    metadata_path(engine).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_engine(path: Path) -> tuple[bytes, EngineMetadata]:
@@ -128,6 +132,8 @@ def read_metadata(engine: Path) -> EngineMetadata:
     try:
         with open(path, "rb") as file:
             content = json.loads(file.read(MAX_BYTES))
+        if isinstance(content, dict) and HASH in content and add_hash(content, HASH) != content:
+            raise ValueError(f"its {HASH} is not that of its content, so it was edited or damaged")
         metadata: EngineMetadata = parse_json(content, EngineMetadata)
         for profile in metadata.profiles:
             check_profile(profile)

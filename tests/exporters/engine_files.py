@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from exporters.tensorrt.build import EngineBuildResult, build_engine
+from exporters.tensorrt.metadata import HASH
 from exporters.tensorrt.options import BuildOptions, ShapeRanges
 
 SIZE = (8, 10)
@@ -329,4 +330,5 @@ def engine_of(
 
 
 def read_json(engine: Path) -> dict[str, Any]:
-    return json.loads(engine.with_name(engine.name + ".json").read_text(encoding="utf-8"))
+    content = json.loads(engine.with_name(engine.name + ".json").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != HASH}

@@ -113,6 +113,14 @@ def test_metadata_damaged(engine: Path, content: bytes) -> None:
         load(engine)
 
 
+def test_metadata_with_another_value_are_refused(engine: Path) -> None:
+    """The hash in the file is that of the old content."""
+    path = engine.with_name("net.engine.json")
+    path.write_text(path.read_text().replace('"classes": "4"', '"classes": "5"'))
+    with pytest.raises(RunnerError, match="metadata_sha256"):
+        load(engine)
+
+
 def test_engine_of_other_version(engine: Path) -> None:
     change_metadata(engine, version="1.2.0.54")
     with pytest.raises(RunnerError, match=rf"1\.2\.0\.54.*{tensorrt_rtx.__version__}"):
