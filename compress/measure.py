@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def enclosing_run(record_dir: Path, spec: str) -> Path:
     from profiles.records import has_records
 
     path = Path(spec)
-    if not path.exists():
+    if not os.path.exists(path):
         return record_dir
     root = record_dir.resolve()
     below = [parent for parent in path.resolve().parents if parent.is_relative_to(root) and parent != root]
@@ -213,7 +214,7 @@ def find_record(record_dir: Path, spec: str, card: ModelCard) -> Record | None:
     """
     from profiles.records import read_existing_records
 
-    is_inside = Path(spec).exists() and Path(spec).resolve().is_relative_to(record_dir.resolve())
+    is_inside = os.path.exists(spec) and Path(spec).resolve().is_relative_to(record_dir.resolve())
     records = [
         record for record in read_existing_records(record_dir)
         if not record.format and record.architecture == card.architecture and (record.role == "teacher") != is_inside

@@ -52,7 +52,7 @@ class Predictor:
     def name(self) -> str:
         """Name in tables: the last parts of its path, or its spec."""
         path = Path(self.spec)
-        return "/".join(path.parts[-2:]) if path.exists() else self.spec
+        return "/".join(path.parts[-2:]) if os.path.exists(path) else self.spec
 
 
 def load_predictor(

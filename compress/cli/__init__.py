@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,8 @@ def describe_error(error: Exception) -> tuple[str, int]:
     if isinstance(code, int):
         return str(error), code
     if isinstance(error, OSError) and error.errno in WRITE_FAILURES:
+        if is_from_echo(error):
+            return f"standard output: cannot be written ({error.strerror}); redirect it to another place.", 1
         return str(write_error(error.filename or tempfile.gettempdir(), error)), 1
     if is_out_of_memory(error):
         return describe_exhausted_memory(), 1
@@ -113,6 +116,12 @@ def describe_error(error: Exception) -> tuple[str, int]:
         return fault, 1
     text = " ".join(str(error).split()) or "no message"
     return f"internal error: {type(error).__name__}: {text[:300]} (run again with --debug for the traceback)", 1
+
+
+def is_from_echo(error: Exception) -> bool:
+    """Check whether click raised an error while it printed to standard output; such an error names no file."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code is click.echo.__code__
 
 
 def interruption(signum: int) -> Interrupted:

@@ -43,7 +43,10 @@ def main(directory: Path) -> int:
         content = {
             "type": type(error).__name__, "exit_code": code, "message": message, "traceback": traceback.format_exc(),
         }  # fmt: skip
-        (directory / ERROR.format(rank=rank)).write_text(json.dumps(content), encoding="utf-8")
+        try:
+            (directory / ERROR.format(rank=rank)).write_text(json.dumps(content), encoding="utf-8")
+        except OSError:  # the temporary directory is full or gone
+            print_status(f"Error: {message}")
         return code
     return 0
 

@@ -91,6 +91,25 @@ def test_reader_that_has_ended():
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_full_standard_output():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: standard output: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_interrupt_during_imports():
+    code = "import os, runpy, signal, sys; sys.argv = ['compress']\n"
+    code += "class Finder:\n    def find_spec(self, name, *_):\n"
+    code += "        if name == 'compress.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "sys.meta_path.insert(0, Finder()); runpy.run_module('compress', run_name='__main__', alter_sys=True)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")  # a shell shows 130
+
+
 def test_deleted_working_directory(tmp_path):
     (tmp_path / "gone").mkdir()
     code = f"import os, sys; os.rmdir({str(tmp_path / 'gone')!r}); from compress.cli import main; main(['models'])"
@@ -165,6 +184,9 @@ def test_second_signal_ends_a_command_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
+    end = time.monotonic() + PATIENCE  # a killed process takes a moment to end
+    while is_running(child) and time.monotonic() < end:
+        time.sleep(0.02)
     assert not is_running(child)
 
 

@@ -53,7 +53,7 @@ def weights(folder: Path) -> str:
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     """Wait until a file matches `path`, or the process has ended."""
-    for _ in range(1200):
+    for _ in range(20 * PATIENCE):
         if process.poll() is not None or list(path.parent.glob(path.name)):
             return
         time.sleep(0.05)
