@@ -7,6 +7,7 @@ dataset or DataLoader is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -733,7 +734,7 @@ def report(
         The files of the report and the recommended model.
 
     Raises:
-        CompressError: A directory has no records.
+        CompressError: A directory has no records, or `output_dir` contains files of the user with the report's names.
 
     Example:
         import compress
@@ -748,7 +749,7 @@ def report(
     dirs = [Path(one) for one in ([run_dirs] if isinstance(run_dirs, str | Path) else run_dirs)]
     if output_dir is None:
         only = dirs[0] if len(dirs) == 1 else None
-        output_dir = Path("report") if only is None else only if only.is_dir() else only.parent
+        output_dir = Path("report") if only is None else only if os.path.isdir(only) else only.parent
     limits = Limits(max_latency, max_gflop, None if max_size is None else max_size / 1e6, max_energy)
     named = {} if title is None else {"title": title}
     return write_run_report(Path(output_dir), dirs, limits=limits, progress=progress, **named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import jinja2
 
-from compress.files import sanitize
+from compress.errors import UsageError, first_line
+from compress.files import require_regular_file, sanitize
 from profiles.formatting import escape_markdown, fence_code, shorten_list, to_json_safe
 from profiles.record_sets import average_seeds, collect_records, find_run_dirs
 from profiles.records import Record, check_values, record_to_json, write_file
@@ -27,6 +29,8 @@ from profiles.report.run_images import find_overlay_dirs, find_run_images
 
 SCHEMA = 2
 TITLE = "Compression report"
+FILES = ("report.html", "report.md", "report.csv", "report.json")
+OWN_JSON = re.compile(rb'\{\s*"schema": \d+,\s*"title": "')  #: beginning of `report.json`
 MAX_TEXT = 2000  #: characters of a name
 MAX_CAVEATS = 200
 COSTS: tuple[Cost, ...] = ("flops", "latency", "size", "energy")
@@ -80,7 +84,9 @@ def write_run_report(
 
     Raises:
         RecordError: A directory has no records, a record is damaged, or `output_dir` cannot be written.
+        UsageError: `output_dir` contains a file that would be replaced, but that no report wrote.
     """
+    check_output_dir(output_dir)
     records = collect_records(run_dirs)
     folders = [run_dir for given in run_dirs for run_dir in find_run_dirs(Path(given)) if run_dir.is_dir()]
     output_dir = Path(os.path.realpath(output_dir))
@@ -132,7 +138,9 @@ def write_report(
 
     Raises:
         RecordError: `output_dir` cannot be written.
+        UsageError: `output_dir` contains a file that would be replaced, but that no report wrote.
     """
+    check_output_dir(output_dir)
     output_dir, limits = Path(output_dir), limits or Limits()
     given = [str(record.run["command"]) for record in records if record.run.get("command")]
     records = list(map(clean_record, records))
@@ -158,21 +166,21 @@ def write_report(
         "caveats": list(map(clean_text, shorten_list(caveats, MAX_CAVEATS))),
         "environment": tables.environment_tables(records),
     }
-    files = {
-        output_dir / "report.html": render_report_page(data, content, comparison),
-        output_dir / "report.md": render_template(
+    html, markdown, csv, json_file = paths = [output_dir / name for name in FILES]
+    texts = [
+        render_report_page(data, content, comparison),
+        render_template(
             "report.md.jinja",
             content | {"images": [replace(one, source=relative_path(one.path, output_dir)) for one in embedded]},
         ),
-        output_dir / "report.csv": rows_to_csv(data),
-        output_dir / "report.json": json.dumps(report_data(content, comparison, recommendation, limits), indent=2)
-        + "\n",
-    }
-    for path, text in files.items():
+        rows_to_csv(data),
+        json.dumps(report_data(content, comparison, recommendation, limits), indent=2) + "\n",
+    ]
+    # report.json is the first: it says that the others are ours, also if this process is killed between two files
+    for path, text in reversed(list(zip(paths, texts, strict=True))):
         write_file(path, text.encode("utf-8", "replace"))
     for chart in [*drawn, *by_class]:
         write_file(output_dir / chart.file, charts.standalone_svg(chart.svg))
-    html, markdown, csv, json_file = files
     return ReportResult(
         html,
         markdown,
@@ -186,6 +194,28 @@ def write_report(
         caveats=content["caveats"],
         models=len(models),
     )
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Raise UsageError if a report must not be written there: it would replace a file that no report wrote."""
+    try:
+        folder = Path(os.path.realpath(output_dir))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{output_dir}: cannot be a directory ({first_line(error)}); choose another --out.") from error
+    existing = [folder / name for name in FILES if os.path.lexists(folder / name)]
+    if existing and not is_own_report(folder / FILES[-1]):
+        raise UsageError(
+            f"{existing[0]}: found a file that no report wrote, expected none; rename it or choose another --out."
+        )
+
+
+def is_own_report(path: Path) -> bool:
+    """Whether `path` is the JSON file of a report."""
+    try:
+        with open(require_regular_file(path), "rb") as file:
+            return OWN_JSON.match(file.read(100)) is not None
+    except (OSError, UsageError):
+        return False
 
 
 def clean_record(record: Record) -> Record:

@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import compress
+from compress.errors import CompressError, UsageError
 from profiles.formatting import (
     escape_markdown,
     fence_code,
@@ -28,8 +30,8 @@ from profiles.formatting import (
     format_significant,
 )
 from profiles.latency.benchmark import Latency
-from profiles.records import Record, RecordError, append_records
-from profiles.report.build import write_report
+from profiles.records import Record, RecordError, append_records, write_file
+from profiles.report.build import FILES, write_report, write_run_report
 from profiles.report.comparison import Comparison, pareto_indices
 from profiles.report.tables import runs_table
 
@@ -365,7 +367,7 @@ def test_large_image_is_reduced(tmp_path: Path):
 
 def test_unwritable_report_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match=r"report\.html: cannot be written"):
+    with pytest.raises(RecordError, match=r"report\.json: cannot be written"):
         write_report(tmp_path / "file", [MOSAIC])
 
 
@@ -437,6 +439,42 @@ def test_markdown_is_escaped():
     assert escape_markdown("a|b\n<i> *x* _y_ z_1 `c` [d](e) \\") == r"a\|b &lt;i&gt; \*x\* \_y\_ z_1 \`c\` \[d\](e) \\"
     assert escape_markdown("# a") == r"\# a"
     assert fence_code(["a ``` b"]) == "````console\na ``` b\n````"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str):
+    append_records(tmp_path / "run", [TEACHER, MOSAIC])
+    own = tmp_path / "run" / name
+    own.write_text('{"title": "mine"}')
+    for write in (lambda: write_run_report(own.parent, [own.parent]), lambda: write_report(own.parent, [TEACHER])):
+        with pytest.raises(UsageError, match="--out"):
+            write()
+    assert own.read_text() == '{"title": "mine"}'
+    assert sorted(path.name for path in own.parent.iterdir()) == sorted(["records.jsonl", name])
+
+
+def test_own_report_is_replaced_also_after_a_kill_between_its_files(tmp_path: Path, monkeypatch):
+    def stop(path: Path, content: bytes) -> None:
+        write_file(path, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("profiles.report.build.write_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path, [TEACHER], title="first")
+    files = write_report(tmp_path, [TEACHER], title="second").files
+    assert files == {kind: tmp_path / name for kind, name in zip(files, FILES, strict=True)}
+    write_report(tmp_path, [TEACHER], title="third")
+    assert all("third" in files[kind].read_text() for kind in ("html", "markdown", "json"))
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "a" * 300])
+def test_impossible_paths_are_refused(tmp_path: Path, name: str):
+    append_records(tmp_path / "run", [TEACHER])
+    with pytest.raises(CompressError):
+        compress.report(tmp_path / "run", output_dir=tmp_path / name)
+    with pytest.raises(CompressError):
+        compress.report(tmp_path / name)
 
 
 def test_report_command(tmp_path: Path):
