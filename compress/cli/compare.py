@@ -25,7 +25,7 @@ from compress.cli.output import command_line, emit, print_status
 @click.option("--steps", type=options.COUNT, help="Training steps of each run (instead of --time-limit).")
 @click.option("--same-steps", is_flag=True, help="Give later seeds the step count of the first one.")
 @click.option("--seeds", type=options.COUNT, default=3, show_default=True, help="Runs per method.")
-@click.option("--batch-size", type=options.COUNT, help="Images per step.  [default: by method]")
+@options.batch_size
 @options.precision
 @options.device
 @click.option("--set", "settings", multiple=True, metavar="METHOD.KEY=VALUE",

@@ -183,6 +183,13 @@ compute_options = add_options(
     click.option("--resume/--fresh", default=None, help="Require a run to resume, or replace it.  [default: resume]"),
 )
 
+batch_size = click.option(
+    "--batch-size",
+    type=AutoOr(COUNT),
+    metavar="N|auto",
+    help="Images per step, all processes together; auto: in parts that fit into memory.  [default: by method]",
+)
+
 #: what `distill` and `train` share
 training_options = add_options(
     click.option("--student", metavar="NAME", help="Architecture to train; see `compress models`."),
@@ -192,12 +199,7 @@ training_options = add_options(
     click.option("--steps", type=COUNT, help="Number of training steps.  [default: 10000]"),
     click.option("--epochs", type=POSITIVE, help="Number of epochs (instead of --steps)."),
     click.option("--time-limit", type=DURATION, metavar="10m", help="Training time (instead of --steps): 90s, 1.5h."),
-    click.option(
-        "--batch-size",
-        type=AutoOr(COUNT),
-        metavar="N|auto",
-        help="Images per step, all processes together; auto: in parts that fit into memory.  [default: by method]",
-    ),
+    batch_size,
     click.option("--export", type=click.Choice(["onnx"]), help="Export the best model as a verified file."),
     compute_options,
     click.option("--dry-run", is_flag=True, help="Check all settings, estimate the cost, and exit."),

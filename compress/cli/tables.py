@@ -71,6 +71,11 @@ def run_result(result: api.RunResult) -> str:
         ("student", f"{result.best}  ({step}, {format_duration(result.seconds)})"),
         ("score", scores or "not measured (no --val)"),
         ("cost", f"{macs:.4f} GMAC = {flops:.4f} GFLOP, {params:.3f} M parameters"),
+        *(
+            []
+            if result.micro_batch is None
+            else [("batch", f"{result.batch_size} images, in micro-batches of {result.micro_batch}")]
+        ),
         *(("", f"not counted: {operator}, {calls} calls") for operator, calls in result.unsupported.items()),
         *(("rollback", f"step {one['step']} to step {one['to_step']}: {one['reason']}") for one in result.rollbacks),
     ]
@@ -92,6 +97,7 @@ def run_result(result: api.RunResult) -> str:
 def estimate(result: api.EstimateResult) -> str:
     flops = result.flops_per_step * result.steps + result.flops_per_synthesis * result.syntheses
     step = f"{result.seconds_per_step:.3f} s per step"
+    parts = "" if result.micro_batch is None else f" in micro-batches of {result.micro_batch}"
     if result.timed_images < result.batch_size:
         step += f" (extrapolated from {result.timed_images} of {result.batch_size} images)"
     unknown = "" if result.is_teacher_counted else "; the FLOPs of the teacher are unknown"
@@ -99,13 +105,14 @@ def estimate(result: api.EstimateResult) -> str:
         ("settings", f"valid: {result.method}, {result.student}, on {result.device} in {result.precision}"),
         ("compute", f"{result.flops_per_step / GIGA:.2f} GFLOP per step, {flops / 1e12:.2f} TFLOP in total{unknown}"),
         ("memory", f"{format_megabytes(result.state_bytes)} of weights and optimizer state, "
-                   f"{format_megabytes(result.activation_bytes)} of activations"),
+                   f"{format_megabytes(result.activation_bytes)} of activations of a whole batch"),
         ("time", f"{step}, {result.steps} steps, {format_duration(result.seconds)} (without decoding and evaluation)"),
     ]  # fmt: skip
     if result.syntheses:
         each = f"{result.flops_per_synthesis / GIGA:.2f} GFLOP and {result.seconds_per_synthesis:.1f} s"
         pairs.append(("synthesis", f"{result.syntheses} batches of images, {each} per batch (included above)"))
-    return format_pairs([*pairs, ("data", f"{result.training_images} images of {format_size(result.image_size)}")])
+    data = f"{result.training_images} images of {format_size(result.image_size)}, batches of {result.batch_size}{parts}"
+    return format_pairs([*pairs, ("data", data)])
 
 
 def synthesis_result(result: api.SynthesisResult) -> str:

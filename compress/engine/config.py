@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
 
 from compress.config import setting
 from compress.config.quantities import BatchSize, Count, CountOrZero, Duration, Epochs, Seed
 from compress.engine.accelerator import Precision
+
+#: a recipe may also contain `auto`, which `load_config` replaces
+BATCH_SIZE_SCHEMA = TypeAdapter(BatchSize | Literal["auto"] | None).json_schema()
 
 
 @dataclass
@@ -25,7 +28,7 @@ class TrainingSchedule:
         None,
         "Time limit in seconds or with a unit, as 10m (instead of steps); not reproducible bit for bit.",
     )
-    batch_size: BatchSize | None = setting(
+    batch_size: Annotated[BatchSize | None, WithJsonSchema(BATCH_SIZE_SCHEMA)] = setting(
         None, "Batch size per step, summed over processes; default: the method's own."
     )
     micro_batch: BatchSize | Literal["auto"] | None = setting(

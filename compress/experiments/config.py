@@ -262,7 +262,9 @@ def _parse_override(cls: type[ExperimentConfig], item: str, methods: Mapping[str
 
 
 def _load_config(cls: type[C], document: Document, *, allow_code: bool = False, trust_pickle: bool = False) -> C:
-    loaded = config.validate(cls, document)
+    from compress.training.setup import expand_auto_batch  # imports torch
+
+    loaded = config.validate(cls, expand_auto_batch(document))
     require_consent(document, allow_code=allow_code, trust_pickle=trust_pickle)
     for one in fields(cls):
         if getattr(loaded, one.name) in ([], {}):

@@ -201,9 +201,12 @@ def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
     if mine["method"].get("patch_size") == AUTO:
         mine["method"]["patch_size"] = recorded_patch_size(run.directory)
     theirs = read_stored_recipe(recipe, train_config)
+    recorded = theirs.get("training")
+    training = recorded if isinstance(recorded, Mapping) else {}
+    if mine["training"]["micro_batch"] == AUTO:
+        mine["training"]["micro_batch"] = training.get("micro_batch")
     if run.steps_from is not None:
-        training = theirs.get("training")
-        steps = training.get("steps") if isinstance(training, Mapping) else None
+        steps = training.get("steps")
         mine["training"] |= {"time_limit": None, "steps": steps}
     different = config_differences(mine, theirs)
     if different:

@@ -50,6 +50,7 @@ class EstimateResult:
     precision: str  #: precision of the training
     image_size: Size  #: input (height, width) in pixels
     batch_size: int  #: images per step
+    micro_batch: int | None  #: images per forward pass of a process; null: the whole batch
     training_images: int  #: images to train on, crops included
     flops_per_step: int  #: FLOPs of one iteration, forward and backward; a multiply-add counts as two
     flops_per_synthesis: int  #: FLOPs of one batch of synthetic images; 0 without an image pool
@@ -159,6 +160,7 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
     return EstimateResult(
         method=config.method["name"], student=setup.card.architecture, device=str(accelerator.device),
         precision=accelerator.precision, image_size=setup.card.image_size, batch_size=batch_size_of(setup),
+        micro_batch=None if config.training.micro_batch == "auto" else config.training.micro_batch,
         training_images=image_count,
         flops_per_step=round(weighted_mean((each.step_flops for each in costs), weights)),
         flops_per_synthesis=costs[-1].synthesis_flops,

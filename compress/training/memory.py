@@ -241,6 +241,9 @@ def explain_out_of_memory(setup: TrainingSetup) -> Iterator[None]:
     Raises:
         CompressError: the memory was exhausted.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    accelerator = create_accelerator(setup.config.training.device, setup.config.training.precision)
+    memory = device_memory(accelerator, processes)  # what failed is still in memory later
     try:
         yield
     except Exception as error:
@@ -248,9 +251,6 @@ def explain_out_of_memory(setup: TrainingSetup) -> Iterator[None]:
             raise
         message = None
         try:
-            accelerator = create_accelerator(setup.config.training.device, setup.config.training.precision)
-            gc.collect()
-            memory = device_memory(accelerator, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             if memory is not None:
                 need = estimate_step(setup, accelerator, None)
                 images = images_of_step(setup)
@@ -266,10 +266,14 @@ def explain_out_of_memory(setup: TrainingSetup) -> Iterator[None]:
 
 def insufficient_memory(need: float, available: float, fitting: int, batch_size: int) -> str:
     """Return the sentence about a batch that does not fit."""
-    remedy = f"--batch-size {min(fitting, max(1, batch_size // 2))} would fit" if fitting else "no batch would fit"
+    if fitting:
+        fitting = min(fitting, max(1, batch_size // 2))
+        remedy = f"--batch-size {fitting} would fit, --batch-size auto learns from parts of the batch"
+    else:
+        remedy = "no batch would fit; choose a smaller model or image size"
     return (
         f"training.batch_size: found {batch_size}, which needs about {format_gb(need)} GB of memory, expected at most "
-        f"{format_gb(available)} GB; {remedy}, --batch-size auto learns from parts of the batch."
+        f"{format_gb(available)} GB; {remedy}."
     )
 
 

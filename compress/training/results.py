@@ -56,6 +56,8 @@ class RunResult:
     rollbacks: list[dict[str, Any]]
     steps: int  #: iterations of the run
     seconds: float  #: training time of all sessions
+    batch_size: int  #: images per step, summed over processes
+    micro_batch: int | None  #: images per forward pass of a process; null: the whole batch
     images_per_s: float  #: steps times batch size, per second
     peak_bytes: int | None  #: peak memory of the training; null if unknown
     macs: int | None  #: multiply-adds of the student per image
@@ -101,7 +103,8 @@ def summarize_run(
         output_dir=run_dir, best=run_dir / "best", method=setup.config.method["name"], student=card.architecture,
         metrics=card.metrics, last_metrics=summary.metrics, best_step=card.provenance.get("step"),
         rollbacks=summary.rollbacks, steps=summary.steps,
-        seconds=record.run["wall_s"], images_per_s=record.run["images_per_s"], peak_bytes=summary.peak_bytes,
+        seconds=record.run["wall_s"], batch_size=summary.batch_size, micro_batch=record.run["micro_batch"],
+        images_per_s=record.run["images_per_s"], peak_bytes=summary.peak_bytes,
         macs=record.macs, flops=record.flops, params=record.params, unsupported=record.unsupported, export=exported,
         latencies=record.latencies, overlays=overlays, report=files,
     )  # fmt: skip

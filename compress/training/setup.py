@@ -88,9 +88,7 @@ def load_config(
     Raises:
         UsageError: a setting is wrong; the message names file, line, key and the nearest valid key.
     """
-    document = drop_removed(document)
-    if document.get("training.batch_size") == "auto":
-        document = document.merge({"training": {"batch_size": None, "micro_batch": "auto"}}, source="")
+    document = expand_auto_batch(drop_removed(document))
     config = validate(TrainConfig, document)
     require_consent(document, allow_code=allow_code, trust_pickle=trust_pickle)
     name = document.get("method.name", "mosaic")
@@ -102,6 +100,13 @@ def load_config(
     config.method = {"name": name, **asdict(method)}
     validate_config(config, method)
     return config, method
+
+
+def expand_auto_batch(document: Document) -> Document:
+    """Return the document with `training.batch_size: auto` as the settings that it stands for."""
+    if document.get("training.batch_size") != "auto":
+        return document
+    return document.merge({"training": {"batch_size": None, "micro_batch": "auto"}}, source="")
 
 
 def validate_config(config: TrainConfig, method: Method) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from small_training import TEACHER, mosaic, train
 
-from compress.config import load_yaml
+from compress.config import json_schema, load_yaml
+from compress.engine.config import TrainingSchedule
 from compress.errors import CompressError, UsageError, is_out_of_memory
+from compress.experiments.config import resolve_comparison_config
 from compress.training import memory
 from compress.training.estimate import batch_size_of
 from compress.training.launch import read_worker_error
@@ -110,7 +112,7 @@ def test_run_in_micro_batches_is_recorded_and_continued(photos, tmp_path):
     """The second call would choose the whole batch, but the run has its micro-batch."""
     arguments = mosaic(photos, settings={"training.micro_batch": 4})
     result = train(tmp_path / "run", **arguments)
-    assert load_yaml(tmp_path / "run" / "recipe.yaml").get("training.micro_batch") == 4
+    assert load_yaml(tmp_path / "run" / "recipe.yaml").get("training.micro_batch") == result.micro_batch == 4
     record = json.loads((tmp_path / "run" / "records.jsonl").read_text().splitlines()[-1])
     assert record["run"]["micro_batch"] == 4
     again = train(tmp_path / "run", **mosaic(photos, settings={"training.micro_batch": "auto"}))
@@ -141,6 +143,14 @@ def test_kinds_of_exhausted_memory(error):
 def test_killed_process_names_the_memory(tmp_path):
     assert "memory" in str(read_worker_error(tmp_path, 0, -9))
     assert "memory" not in str(read_worker_error(tmp_path, 0, -15))
+
+
+def test_comparisons_and_schemas_accept_auto():
+    comparison = resolve_comparison_config(
+        teacher=TEACHER, validation="embedded/fashion", methods=["kd"], steps=1, batch_size="auto"
+    )
+    assert (comparison.training.batch_size, comparison.training.micro_batch) == (None, "auto")
+    assert {"const": "auto", "type": "string"} in json_schema(TrainingSchedule)["properties"]["batch_size"]["anyOf"]
 
 
 def test_fitting_batch():
