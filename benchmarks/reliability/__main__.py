@@ -117,12 +117,13 @@ def render_page(content: dict[str, Any]) -> str:
         "",
         "## Parts",
         "",
-        "| row | tries by part | notes |",
-        "| --- | --- | --- |",
+        "| row | commit | tries by part | notes |",
+        "| --- | --- | --- | --- |",
     ]
     for row in rows:
         parts = ", ".join(f"{name} {n:,}" for name, n in row["parts"].items())
-        lines.append(f"| {row['row']} | {parts or '-'} | {'; '.join(row['notes']).replace('|', '/') or '-'} |")
+        notes = "; ".join(row["notes"]).replace("|", "/")
+        lines.append(f"| {row['row']} | {row['commit']} | {parts or '-'} | {notes or '-'} |")
     unexpected = [f"- {row['row']}, {example}" for row in rows for example in row["examples"]]
     if unexpected:
         lines += ["", "## Not as expected", "", *unexpected]
