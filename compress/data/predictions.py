@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.data.batches import iter_batches
 from compress.data.cache import ImageCache
-from compress.errors import CompressError
+from compress.errors import CompressError, is_out_of_memory
 
 #: bins of a histogram
 BINS = 10
@@ -77,6 +77,20 @@ def format_histogram(counts: np.ndarray, high: float) -> dict[str, list[float]]:
     return {"counts": counts.tolist(), "edges": [round(float(edge), 6) for edge in edges]}
 
 
+def call_in_halves(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return `net(images)`; if memory is exhausted, of half the images at a time, and so on.
+
+    The network must be in eval mode: its outputs do not depend on the other images then.
+    """
+    try:
+        return net(images)
+    except Exception as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    # Outside of the handler, because the error keeps tensors alive.
+    return torch.cat([call_in_halves(net, half) for half in images.tensor_split(2)])
+
+
 def predict(
     cached: ImageCache,
     logits: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c *map"]],
@@ -97,7 +111,7 @@ def predict(
     parts: list[Predictions] = []
     with torch.no_grad():
         for images, _ in iter_batches(cached, batch_size):
-            batch_logits = logits(images.float() / 255).float().cpu()
+            batch_logits = call_in_halves(logits, images.float() / 255).float().cpu()
             if not bool(batch_logits.isfinite().all()):
                 raise CompressError(f"{cached.name}: the teacher's logits are not finite; check its checkpoint.")
             parts.append(summarize_batch(batch_logits))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from compress.data.cache import ImageCache, build_cache, choose_view_count
 from compress.data.class_mapping import map_labels
 from compress.data.dataset import ImageSet, UnreadableImageError, count_mask_classes
 from compress.data.decoding import scaled_size
-from compress.data.predictions import Predictions, predict, select_highest_entropy
+from compress.data.predictions import Predictions, call_in_halves, predict, select_highest_entropy
 from compress.engine.accelerator import Accelerator
 from compress.engine.stream import Repeats
 from compress.engine.trainable import FrozenModel
@@ -168,7 +169,10 @@ def create_scorer(
     batch_size = max(1, min(256, MAX_BATCH_PIXELS // (height * width)))
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        return task.score(net, ((accelerator.to_float_images(x), y) for x, y in iter_batches(cache, batch_size)))
+        return task.score(
+            partial(call_in_halves, net),
+            ((accelerator.to_float_images(x), y) for x, y in iter_batches(cache, batch_size)),
+        )
 
     return score
 

@@ -33,6 +33,7 @@ from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides
 from compress.models.registry import build_model_like
 from compress.models.serialization import package_versions, save_model
+from compress.resources import return_freed_blocks
 from compress.tasks import TASKS, task_for_card
 from compress.training.config import Size, TaskConfig, TeacherConfig, TrainConfig
 from compress.training.data import (
@@ -272,6 +273,8 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
     accelerator = create_accelerator(config.training.device, config.training.precision)
     assert config.training.micro_batch != "auto"  # see fit_memory
     accelerator = replace(accelerator, micro_batch=config.training.micro_batch)
+    if accelerator.micro_batch is not None:
+        return_freed_blocks()
     display = ProgressDisplay(config.method["name"], quiet=quiet or accelerator.rank > 0)
     validate_run_dir(run_dir, config, resume=resume)
     scorer = None

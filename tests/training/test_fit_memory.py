@@ -13,6 +13,7 @@ import torch
 from small_training import TEACHER, mosaic, train
 
 from compress.config import json_schema, load_yaml
+from compress.data.predictions import call_in_halves
 from compress.engine.config import TrainingSchedule
 from compress.errors import CompressError, UsageError, is_out_of_memory
 from compress.experiments.config import resolve_comparison_config
@@ -151,6 +152,23 @@ def test_comparisons_and_schemas_accept_auto():
     )
     assert (comparison.training.batch_size, comparison.training.micro_batch) == (None, "auto")
     assert {"const": "auto", "type": "string"} in json_schema(TrainingSchedule)["properties"]["batch_size"]["anyOf"]
+
+
+def test_exhausted_memory_halves_what_is_predicted():
+    sizes: list[int] = []
+
+    def limited_net(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise MemoryError
+        return 2 * x
+
+    x = torch.arange(7.0)
+    assert torch.equal(call_in_halves(limited_net, x), 2 * x)
+    assert sizes[0] == 7
+    assert max(size for size in sizes if size <= 2) == 2
+    with pytest.raises(ValueError, match="other"):
+        call_in_halves(lambda _: (_ for _ in ()).throw(ValueError("other")), x)
 
 
 def test_fitting_batch():
