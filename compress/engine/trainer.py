@@ -49,7 +49,7 @@ def train_until_divergence(method: Method, run: Run, stop_request: StopRequest) 
     """Train to the end and return True, or roll back and return False."""
     step = run.step
     try:
-        while run.progress < 1:
+        while run.step == 0 or run.progress < 1:  # a short time limit can pass before the first step
             step = run.step + 1
             run.set_progress(run.progress)
             losses = method.step()
