@@ -171,10 +171,10 @@ class CutFile:
     def write(self, content: Any) -> int:
         if not self.accesses.is_counted() or not self.accesses.is_here():
             return self.file.write(content)
-        self.file.write(content[: len(content) // 2])
+        half = self.file.write(content[: len(content) // 2])
         self.file.flush()
         self.accesses.disturb()
-        return self.file.write(content[len(content) // 2 :])
+        return half + self.file.write(content[half:])
 
     def __enter__(self) -> CutFile:
         return self
