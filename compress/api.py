@@ -314,11 +314,11 @@ def synthesize(
 def compare(
     teacher: ModelLike, *, validation: DataLike, student: str | None = None, unlabeled: DataLike | None = None,
     labeled: DataLike | None = None, methods: str | Sequence[str] = "all", time_limit: float | None = None,
-    steps: int | None = None, same_steps: bool = False, seeds: int = 3, batch_size: int | None = None,
-    precision: str | None = None, device: str | None = None, settings: Settings = (), teacher_arch: str | None = None,
-    classes: int | None = None, trust_pickle: bool = False, data_root: Path | None = None,
-    output_dir: str | Path = "runs/compare", workers: int | None = None, on: str | None = None, command: str = "",
-    progress: Progress = ignore,
+    steps: int | None = None, same_steps: bool = False, seeds: int = 3,
+    batch_size: int | Literal["auto"] | None = None, precision: str | None = None, device: str | None = None,
+    settings: Settings = (), teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
+    data_root: Path | None = None, output_dir: str | Path = "runs/compare", workers: int | None = None,
+    on: str | None = None, command: str = "", progress: Progress = ignore,
 ) -> ComparisonResult:  # fmt: skip
     """Distill the same student with several methods, for the same time or steps, and compare them.
 
@@ -335,7 +335,7 @@ def compare(
         steps: Training steps of each run.
         same_steps: Give later seeds the step count of the first one.
         seeds: Runs per method.
-        batch_size: Images per step; None: the default of each method.
+        batch_size: Images per step, or "auto" (see `distill`); None: the default of each method.
         settings: Settings of one method ("mosaic.bn=10") or of all runs ("data.views=1").
         output_dir: Directory of the runs; run N of a method is METHOD-N.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
