@@ -249,5 +249,5 @@ def test_interrupted_client_stops_the_other_machine(machine: Machine, net: Path,
         assert machine.list_files() != []
         process.send_signal(number)
         process.stderr.read()
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert machine.wait_for_cleanup() == ([], [])

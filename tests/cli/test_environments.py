@@ -178,6 +178,7 @@ def test_first_signal_ends_a_command_in_order(tmp_path, signum, code):
 
 def test_second_signal_ends_a_command_at_once(tmp_path):
     process, child = start_slow_command(tmp_path, "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+    time.sleep(0.3)  # until it is in the call
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     assert process.poll() is None

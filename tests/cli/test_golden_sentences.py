@@ -22,7 +22,7 @@ ERRORS = [
     ("distill --teacher T", 2, "data.unlabeled: missing, but method mosaic requires it; give --ood."),
     ("distill --teacher T --ood texts --steps 1", 2,
      "texts: found no images at any depth, expected files such as .jpg or .png."),
-    ("distill --recipe nope.yaml", 2, "nope.yaml: cannot be read (No such file or directory)."),
+    ("distill --recipe nope.yaml", 2, "nope.yaml: cannot be read (No such file or directory); give an existing file."),
     ("train --steps 1", 2, "data.labeled: missing, but method supervised requires it; give --data."),
     (f"{DISTILL} --method mosiac", 2,
      "method.name: --method: found 'mosiac'; did you mean 'mosaic'? See `compress methods`."),
@@ -64,7 +64,7 @@ ERRORS = [
     ("synthesize --teacher T --set method.adv=1", 2, "--set method.adv: has no effect without a student; remove it."),
     ("compare --teacher T --val embedded/fashion", 2,
      "training: found none of steps and time_limit, expected one: the budget of each run."),
-    ("sweep nope", 2, "nope: cannot be read (No such file or directory)."),
+    ("sweep nope", 2, "nope: cannot be read (No such file or directory); give an existing file."),
     ("models nope/", 2, "nope/: no model name begins with it; see `compress models`."),
 ]  # fmt: skip
 #: command -> first line of its help

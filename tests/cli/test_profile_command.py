@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from invoking import read_error, read_result, run
+from unsealed import load_unsealed
 
 from compress.models.card import ModelCard
 from compress.models.metadata import card_to_metadata
@@ -146,7 +147,7 @@ def test_onnx_profile_counts_external_weights(onnx_file: Path, tmp_path: Path) -
     import onnx
 
     path = tmp_path / "net.onnx"
-    onnx.save(onnx.load(onnx_file), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(load_unsealed(onnx_file), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     one, two = (read_result(run("profile", file, "--json")) for file in (onnx_file, path))
     assert two["file_bytes"] == path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
     assert (one["macs"], one["weight_bytes"]) == (two["macs"], two["weight_bytes"])

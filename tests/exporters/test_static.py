@@ -14,6 +14,7 @@ import torch
 from fashion_teacher import accuracy, answers, batch_function, export_fashion, fashion_images, session, teacher
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
+from unsealed import load_unsealed
 
 from exporters.errors import ExportError, RunnerError
 from exporters.quantization.calibration import ReferenceOutputs
@@ -357,7 +358,7 @@ def test_unsuitable_sources_raise(source: Path, made, tmp_path: Path) -> None:
 
 
 def test_external_weights_are_merged(source: Path, tmp_path: Path) -> None:
-    onnx.save_model(onnx.load(source), tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data")
+    onnx.save_model(load_unsealed(source), tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data")
     (tmp_path / "out").mkdir()
     batches = batch_function(fashion_images("train", 16)[0])
     whole = quantize_static(source, tmp_path / "c.onnx", batches, calibrator="minmax")

@@ -12,6 +12,7 @@ import tiny
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from unsealed import load_unsealed
 
 from compress.engine.accelerator import Accelerator
 from compress.engine.trainable import FrozenModel
@@ -244,7 +245,7 @@ def test_unsupported_image_size_is_reported(tmp_path):
     """A graph with dynamic size and a linear layer for one size."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)).eval()
     reference(tmp_path / "t.onnx", net)
-    model = onnx.load(tmp_path / "t.onnx")
+    model = load_unsealed(tmp_path / "t.onnx")
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
     onnx.save(model, tmp_path / "t.onnx")
