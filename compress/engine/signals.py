@@ -52,15 +52,15 @@ def handle_signals(handler: Handler) -> Iterator[None]:
         yield
         return
     previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    with SecondSignal.watch() as watcher:
-        watcher.set_handlers(handler)
-        try:
+    try:
+        with SecondSignal.watch() as watcher:
+            watcher.set_handlers(handler)
             yield
-        finally:
-            for signum, old in previous.items():
-                signal.signal(signum, signal.SIG_DFL if old is None else old)
-                if old not in (None, signal.SIG_IGN, signal.SIG_DFL):
-                    watcher.reset_at_first(signum)
+    finally:  # after the end of the thread, which also changes the kernel's actions
+        for signum, old in previous.items():
+            signal.signal(signum, signal.SIG_DFL if old is None else old)
+            if SecondSignal.current is not None and old not in (None, signal.SIG_IGN, signal.SIG_DFL):
+                SecondSignal.current.reset_at_first(signum)
 
 
 def handle_signals_to_the_end(handler: Handler) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.engine.signals import SecondSignal, StopSignal, handle_signals, raise_stop_signal, received_signal
+from compress.engine.signals import handle_signals
 
 #: seconds after which a process counts as hanging
 PATIENCE = 60
@@ -118,27 +117,39 @@ def test_ignored_hangup_stays_ignored():
     assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
-def test_handlers_and_descriptor_are_restored():
-    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    threads = threading.active_count()
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write)
+RESTORE = """
+import os, signal, threading
+from compress.engine.signals import SecondSignal, StopSignal, handle_signals, raise_stop_signal, received_signal
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+handlers = [signal.getsignal(signum) for signum in STOP]
+threads = threading.active_count()
+read, write = os.pipe()
+os.set_blocking(write, False)
+signal.set_wakeup_fd(write)
+with handle_signals(lambda *_: None), handle_signals(raise_stop_signal):
+    assert received_signal() == 0
     try:
-        with handle_signals(lambda *_: None), handle_signals(raise_stop_signal):
-            assert received_signal() == 0
-            with pytest.raises(StopSignal):
-                signal.raise_signal(signal.SIGTERM)
-            assert received_signal() == signal.SIGTERM
-        assert os.read(read, 8) == bytes([signal.SIGTERM]), "whoever waits for signals still sees them"
-        assert signal.set_wakeup_fd(before) == write
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(read)
-        os.close(write)
-    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
-    assert threading.active_count() == threads
-    assert SecondSignal.current is None
+        signal.raise_signal(signal.SIGTERM)
+    except StopSignal:
+        assert received_signal() == signal.SIGTERM
+assert os.read(read, 8) == bytes([signal.SIGTERM]), "whoever waits for signals still sees them"
+assert signal.set_wakeup_fd(-1) == write
+assert [signal.getsignal(signum) for signum in STOP] == handlers
+assert threading.active_count() == threads
+assert SecondSignal.current is None
+for _ in range(2):  # the kernel's action is as before too
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+print("restored", flush=True)
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_handlers_and_descriptor_are_restored():
+    done = subprocess.run([sys.executable, "-c", RESTORE], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "restored\n"), done.stderr
 
 
 def test_other_threads_leave_signals_alone():
