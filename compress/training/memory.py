@@ -176,6 +176,9 @@ def choose_micro_batch(
     images = images_of_step(setup)
     halves = [images // 2**i for i in range(1, images.bit_length())]
     sizes = [size for size in halves if size >= MIN_MICRO_BATCH]
+    if not sizes:
+        need = estimate_step(setup, accelerator, None).total(images)
+        raise CompressError(insufficient_memory(need, memory.available, 0, batch_size_of(setup)))
     # The whole batch of images and outputs stays in memory; only activations of networks shrink. Two measured points.
     points = [(size, estimate_step(setup, accelerator, size).total(images)) for size in sizes[:2]]
     (size, high), (small, low) = points[0], points[-1]
@@ -188,7 +191,7 @@ def choose_micro_batch(
                 f"micro-batches of {micro_batch} needs about {format_gb(need)} GB."
             )
             return micro_batch
-    smaller = StepMemory(0.0, (low - slope * (small - (sizes or [1])[-1])) / images).fitting(memory.available)
+    smaller = StepMemory(0.0, (low - slope * (small - sizes[-1])) / images).fitting(memory.available)
     raise CompressError(insufficient_memory(low, memory.available, smaller, batch_size_of(setup)))
 
 

@@ -103,6 +103,14 @@ def test_no_batch_fits(photos, tmp_path, limited):
             fit(kd_setup(photos, batch_size), tmp_path)
 
 
+def test_batch_too_small_to_halve_is_refused(photos, tmp_path, limited):
+    limited(1e6, 1e6)
+    setup = kd_setup(photos, "auto")
+    setup.config.training.batch_size = 2
+    with pytest.raises(CompressError):
+        fit(setup, tmp_path)
+
+
 def test_absurd_batch_is_estimated_without_its_memory(photos):
     setup = kd_setup(photos, 64)
     setup.config.training.batch_size = 10**9
