@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import is_running
 
 from compress.cli import describe_error
 
@@ -157,13 +158,6 @@ def start_slow_command(folder: Path, call: str = "time.sleep(1000)") -> tuple[su
     word, child = process.stdout.readline().split()
     assert word == "ready"
     return process, int(child)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from running import is_running
 
 from compress.engine.signals import handle_signals
 
@@ -100,13 +100,6 @@ def test_descendants_end_too():
             return
         time.sleep(0.05)
     pytest.fail("the child still runs")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 def test_ignored_hangup_stays_ignored():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import is_running
 from test_compare import create_config
 
 from compress.errors import CompressError, UsageError
@@ -107,13 +108,6 @@ def test_one_worker_does_not_import_ray() -> None:
         "assert outcomes.results == {'a': 1} and 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
