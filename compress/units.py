@@ -1,10 +1,14 @@
-"""Parse numbers with a unit: `90s`, `500kB`, `15ms`."""
+"""Parse numbers with a unit (`90s`, `500kB`, `15ms`), and the bounds of numbers in settings, models and data."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+#: far above what any machine can do; below them, no computation overflows
+MAX_COUNT, MAX_CLASSES, MAX_IMAGE_SIDE = 2**31 - 1, 10**6, 2**14
+MAX_SEED = 2**48 - 1  #: the number of a process is added below the lowest bit
 
 
 class Unit(NamedTuple):

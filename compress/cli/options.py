@@ -11,7 +11,16 @@ from typing import Any, TypeVar
 import click
 
 from compress.errors import suggest_nearest
-from compress.units import BYTES, MILLISECONDS, SECONDS, Unit, parse_quantity
+from compress.units import (
+    BYTES,
+    MAX_CLASSES,
+    MAX_COUNT,
+    MAX_SEED,
+    MILLISECONDS,
+    SECONDS,
+    Unit,
+    parse_quantity,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -132,9 +141,9 @@ class PatchSize(click.ParamType):
 DURATION = Quantity("duration", SECONDS)
 LATENCY = Quantity("latency", MILLISECONDS)
 SIZE_IN_BYTES = Quantity("bytes", BYTES, is_whole=True)
-COUNT = click.IntRange(min=1, max=2**31 - 1)
-SEED = click.IntRange(min=0, max=2**48 - 1)
-CLASSES = click.IntRange(min=2, max=10**6)
+COUNT = click.IntRange(min=1, max=MAX_COUNT)
+SEED = click.IntRange(min=0, max=MAX_SEED)
+CLASSES = click.IntRange(min=2, max=MAX_CLASSES)
 POSITIVE = Number(min=0, min_open=True)
 PATH = click.Path(path_type=Path)
 

@@ -1,7 +1,4 @@
-"""Types of settings with their bounds: counts, sizes in pixels, seeds, and quantities with a unit (`90s`, `1MB`).
-
-The upper bounds lie far above what any machine can do. Below them, no computation with the setting overflows.
-"""
+"""Types of settings with their bounds: counts, sizes in pixels, seeds, and quantities with a unit (`90s`, `1MB`)."""
 
 from __future__ import annotations
 
@@ -10,9 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from compress.units import BYTES, SECONDS, Unit, parse_quantity
-
-MAX_COUNT = 2**31 - 1
+from compress.units import (
+    BYTES,
+    MAX_CLASSES,
+    MAX_COUNT,
+    MAX_IMAGE_SIDE,
+    MAX_SEED,
+    SECONDS,
+    Unit,
+    parse_quantity,
+)
 
 
 def parse_with_unit(unit: Unit, convert: Callable[[float], float]) -> Callable[[Any], Any]:
@@ -30,9 +34,9 @@ def parse_with_unit(unit: Unit, convert: Callable[[float], float]) -> Callable[[
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 BatchSize = Annotated[int, Field(gt=0, le=2**20)]
-Classes = Annotated[int, Field(gt=0, le=10**6)]
-Pixels = Annotated[int, Field(gt=0, le=2**14)]  #: a side of an image
-Seed = Annotated[int, Field(ge=0, lt=2**48)]  #: the number of a process is added below the lowest bit
+Classes = Annotated[int, Field(gt=0, le=MAX_CLASSES)]
+Pixels = Annotated[int, Field(gt=0, le=MAX_IMAGE_SIDE)]  #: a side of an image
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Epochs = Annotated[float, Field(gt=0, le=1e9)]
 Duration = Annotated[float, Field(gt=0, le=SECONDS.maximum), BeforeValidator(parse_with_unit(SECONDS, float))]

@@ -20,13 +20,12 @@ from PIL.ImageFile import ImageFile
 
 from compress.errors import CompressError, UsageError
 from compress.files import RASTER_FORMATS, require_regular_file, sanitize
+from compress.units import MAX_CLASSES
 
 #: larger images are treated as decompression bombs (Pillow's own limit), in pixels
 MAX_PIXELS = 89_478_485
 #: formats of opened images; Pillow calls a JPEG with more than one picture MPO
 READABLE_FORMATS = {*RASTER_FORMATS, "MPO"}
-#: classes of a data set; a larger label is an error in the data, and a network for it would not fit into memory
-MAX_CLASSES = 1_000_000
 #: EXIF key; values of 5 and above are rotated by 90 degrees
 EXIF_ORIENTATION = 0x0112
 #: class of ignored pixels in a mask

@@ -14,12 +14,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compress.errors import CompressError, first_line
+from compress.units import MAX_CLASSES, MAX_IMAGE_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CARD_FORMAT = 2
-#: bounds of what a model can be; numbers beyond them are damaged or hostile, and would exhaust the memory
-MAX_CLASSES, MAX_IMAGE_SIDE = 1_000_000, 16_384
 #: a mean or a standard deviation beyond it makes all images equal
 MAX_STATISTIC = 1e6
 TASKS = ("classification", "segmentation")

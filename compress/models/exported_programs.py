@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError, first_line
-from compress.models.card import MAX_CLASSES, ModelCard, check_image_size
+from compress.models.card import ModelCard, check_image_size
 from compress.models.checkpoints import check_tensors
 from compress.models.overrides import ModelOverrides
 from compress.models.program_archive import read_program
 from compress.models.registry import TASK_BY_OUTPUT_DIMS
 from compress.models.segmentation import extract_logits
 from compress.models.state_dicts import require_finite
+from compress.units import MAX_CLASSES
 
 EXPORTED = "exported"
 #: a program must run with both batch sizes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from compress.config import check_range
 from compress.errors import UsageError
 from compress.training.recipes import build_document
+from compress.units import MAX_SEED
 
 if TYPE_CHECKING:
     from compress.training.setup import TrainingSetup
@@ -79,7 +80,7 @@ def sample_generator(
     """Sample from the generator of a run. Raises UsageError for arguments that the run decides."""
     from compress.training.generator_samples import save_generator_samples
 
-    check_range("--seed", arguments["seed"] or 0, 0, 2**48 - 1)
+    check_range("--seed", arguments["seed"] or 0, 0, MAX_SEED)
     start = time.monotonic()
     given = [name for name in sorted(RUN_SETTINGS) if arguments.get(name)]
     if given:

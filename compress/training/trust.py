@@ -81,6 +81,6 @@ def consent_options(config: TrainConfig) -> list[str]:
     """Return the options by which a child process may do what the user allowed this one to do."""
     document = document_from_mapping(to_plain(config))
     options = ["--allow-code"] if any(find_code(document)) else []
-    return (
-        [*options, "--trust-pickle"] if any(value for _, value in find_settings(document, PICKLE_SETTINGS)) else options
-    )
+    if any(value for _, value in find_settings(document, PICKLE_SETTINGS)):
+        options.append("--trust-pickle")
+    return options

@@ -24,7 +24,7 @@ from torch import nn
 from compress import api
 from compress.errors import CompressError, UsageError
 from compress.files import add_hash
-from compress.models.card import MAX_CLASSES, MAX_IMAGE_SIDE, ModelCard
+from compress.models.card import ModelCard
 from compress.models.inspection import inspect_model
 from compress.models.loading import load_model
 from compress.models.network import Network
@@ -32,6 +32,7 @@ from compress.models.operators import is_allowed_operator
 from compress.models.overrides import ModelOverrides
 from compress.models.registry import build_network
 from compress.models.serialization import save_model
+from compress.units import MAX_CLASSES, MAX_IMAGE_SIDE
 
 DATA = {"unlabeled": "embedded/photos", "validation": "embedded/fashion"}
 TRUSTED = ModelOverrides(trust_pickle=True, image_size=(8, 8))
