@@ -105,7 +105,8 @@ def render_page(content: dict[str, Any]) -> str:
     lines = [
         "# Faults on purpose",
         "",
-        f"Made by `python -m benchmarks.reliability --write` on {cpu.get('cpu')}, {cpu.get('cores')} cores, no GPU. "
+        f"Made by `python -m benchmarks.reliability --write --only ROW --scale SCALE` on {cpu.get('cpu')}, "
+        f"{cpu.get('cores')} cores, no GPU; rows and commits below, first seed 0. Rows that are missing were not run. "
         "[docs/reliability.md](../../docs/reliability.md) describes the rows. A silent use is damaged input that was "
         "used, or a result that differs, without a word. An internal error is an exception that is no error of this "
         "package, or a crash. Other: a hang, a wrong exit code, too much memory.",
@@ -117,13 +118,13 @@ def render_page(content: dict[str, Any]) -> str:
         "",
         "## Parts",
         "",
-        "| row | commit | tries by part | notes |",
-        "| --- | --- | --- | --- |",
+        "| row | commit | scale | tries by part | notes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         parts = ", ".join(f"{name} {n:,}" for name, n in row["parts"].items())
         notes = "; ".join(row["notes"]).replace("|", "/")
-        lines.append(f"| {row['row']} | {row['commit']} | {parts or '-'} | {notes or '-'} |")
+        lines.append(f"| {row['row']} | {row['commit']} | {row['scale']:g} | {parts or '-'} | {notes or '-'} |")
     unexpected = [f"- {row['row']}, {example}" for row in rows for example in row["examples"]]
     if unexpected:
         lines += ["", "## Not as expected", "", *unexpected]
