@@ -259,15 +259,35 @@ def lock_open_file(file: IO[Any]) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock `path` (see `file_lock`)."""
+@contextlib.contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a directory, after waiting for other holders; none if the file system has no locks."""
+    handle = os.open(directory, os.O_RDONLY)
     try:
-        with open(path, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (*NO_LOCKS, errno.EBADF):  # NFS locks only what is open for writing
+                raise
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock `path` (see `file_lock` and `lock_directory`)."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(handle)
     return False
 
 

@@ -89,6 +89,42 @@ def test_interrupted_run_continues_to_the_same_weights(tmp_path, photos, signum,
     assert weights(tmp_path / "run") == weights(tmp_path / "whole" / "run")
 
 
+@pytest.fixture(scope="module")
+def whole_command(tmp_path_factory, photos, clothes) -> tuple[list[object], str, float]:
+    """A command that trains, evaluates, exports and reports; its weights, and its seconds without a signal."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = tiny(photos, "--val", clothes, "--steps", 10, "--export", "onnx", "--report")
+    begin = time.monotonic()
+    finish(*command, cwd=folder)
+    return command, weights(folder / "run"), time.monotonic() - begin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(16))
+def test_signal_at_any_moment(tmp_path, monkeypatch, whole_command, moment):
+    command, expected, seconds = whole_command
+    signum = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[moment % 3]
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    process = start(*command, cwd=tmp_path)
+    time.sleep(seconds * (moment + 0.5) / 16)
+    process.send_signal(signum)
+    out, err = ended(process)
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    if process.returncode > 0:
+        assert (process.returncode, out) == (128 + signum, "")
+        assert err.splitlines()[-1].startswith("Error: ")
+    else:
+        assert process.returncode in (0, -signum), "it had ended, or it had not begun"
+    if process.returncode != -signum:
+        names = {path.name for path in tmp_path.rglob("*") if path.name.startswith(".")}
+        names |= {path.name for path in (tmp_path / "temporary").iterdir() if "torchinductor" not in path.name}
+        assert names <= {".lock"}
+    finish(*command, cwd=tmp_path)
+    assert weights(tmp_path / "run") == expected
+
+
 @pytest.mark.slow
 def test_lock_ends_with_a_killed_process(tmp_path, photos):
     first = start(*tiny(photos, *ENDLESS), cwd=tmp_path)
