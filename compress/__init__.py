@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress.api import list_models as list_models
     from compress.api import plan_comparison as plan_comparison
     from compress.api import plan_sweep as plan_sweep
+    from compress.api import predict as predict
     from compress.api import profile as profile
     from compress.api import report as report
     from compress.api import run_demo as run_demo
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from compress.models import ModelCard as ModelCard
     from compress.models import ModelOverrides as ModelOverrides
     from compress.models import load_model as load_model
+    from compress.prediction import PredictionResult as PredictionResult
     from compress.profiling import ModelProfile as ModelProfile
     from compress.profiling import OnnxProfile as OnnxProfile
     from compress.targets import Target as Target
@@ -63,7 +65,7 @@ _MODULES = {
     **dict.fromkeys(
         ("benchmark", "compare", "describe_method", "distill", "doctor", "estimate_training", "evaluate", "export",
          "get_schema", "inspect", "list_datasets", "list_methods", "list_models", "plan_comparison", "plan_sweep",
-         "profile", "report", "run_demo", "sweep", "synthesize", "train"), "compress.api",
+         "predict", "profile", "report", "run_demo", "sweep", "synthesize", "train"), "compress.api",
     ),
     **dict.fromkeys(("CompressError", "Interrupted", "UsageError"), "compress.errors"),
     **dict.fromkeys(("ModelCard", "ModelOverrides", "load_model"), "compress.models"),
@@ -79,6 +81,7 @@ _MODULES = {
     "SweepResult": "compress.experiments",
     "ExportSummary": "compress.exporting",
     "InspectionResult": "compress.inspection",
+    "PredictionResult": "compress.prediction",
     "ModelProfile": "compress.profiling",
     "OnnxProfile": "compress.profiling",
     "Target": "compress.targets",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from compress.exporting import ExportSummary
     from compress.inspection import InspectionResult
     from compress.models.catalog import ModelInfo
+    from compress.prediction import ClassPrediction as ClassPrediction
+    from compress.prediction import PredictionResult
     from compress.profiling import ModelProfile, OnnxProfile
     from compress.training.estimate import EstimateResult
     from compress.training.results import RunResult
@@ -516,6 +518,40 @@ def evaluate(
     from compress.evaluation import evaluate
 
     return evaluate(**arguments)
+
+
+def predict(
+    model: ModelLike, images: Any, *, top_k: int = 5, output_dir: str | Path | None = None,
+    data_root: Path | None = None, runtime: str | None = None, arch: str | None = None, classes: int | None = None,
+    image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False, progress: Progress = ignore,
+) -> PredictionResult:  # fmt: skip
+    """Predict the classes of images, or label maps for segmentation, as `evaluate` does.
+
+    Args:
+        model: A module, name, directory, checkpoint, or an exported .onnx, .xml or .engine file.
+        images: A path, a folder (read at any depth), a glob, the name of a data set, a PIL image, or a sequence of them.
+        top_k: Number of classes to list for each image.
+        output_dir: Directory for predictions.json and, for segmentation, PNG files at the size of each image: class
+            numbers in labels/, images with classes in color in overlays/. Files of others are not replaced.
+        data_root, runtime, arch, classes, image_size, ema, trust_pickle, progress: See `evaluate`.
+
+    Returns:
+        The classes of each image with probabilities, or with shares of its pixels; and the images that cannot be read.
+
+    Raises:
+        UsageError: A name or file is wrong, or `output_dir` contains a file of others.
+        CompressError: A file is damaged or does not run.
+
+    Example:
+        import compress
+
+        result = compress.predict("embedded/fashion_wrn16_2", "embedded/photos", top_k=1)
+        print([(one.image, one.classes[0].name, one.classes[0].probability) for one in result.predictions])
+    """
+    arguments = dict(locals())
+    from compress.prediction import predict
+
+    return predict(**arguments)
 
 
 def inspect(

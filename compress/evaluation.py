@@ -50,7 +50,7 @@ def evaluate(
             "model exported without --preprocess."
         )
     source = DataConfig(validation=register_data(data), root=data_root, max_unreadable=max_unreadable)
-    images = load_validation_images(source, card, progress=progress)
+    images = load_validation_images(source, card, input_size=predictor.input_size, progress=progress)
     metrics = create_scorer(images, card, create_accelerator("cpu", "32"))(predictor.predict)
     name = spec_name(data)
     if record is not None:

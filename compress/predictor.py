@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from compress.models.card import ModelCard
     from compress.models.overrides import ModelOverrides
     from exporters.runtimes import Runtime
-    from exporters.runtimes.base import ModelInfo, Runner
+    from exporters.runtimes.base import Images, ModelInfo, OutputArray, Runner
 
 #: class counts of architectures without weights: CIFAR-10 for built-in ones, ImageNet and VOC for the libraries'
 BUILT_IN_CLASSES, LIBRARY_CLASSES, SEGMENTATION_CLASSES = 10, 1000, 21
@@ -37,6 +38,8 @@ class Predictor:
     runtime: Runtime = "torch"
     precision: str = "fp32"  #: precision that really runs
     preprocesses: bool = False  #: whether the file crops and resizes images itself
+    input_size: tuple[int, int] | None = None  #: the only (height, width) that the file accepts; None: any
+    returns_probabilities: bool = False  #: whether `predict` returns probabilities, not logits
     is_trained: bool = True  #: False for an architecture with random weights
 
     @property
@@ -171,9 +174,11 @@ def predictor_from_runner(runner: Runner, spec: str, path: Path, overrides: Mode
     normalize: Callable[[Tensor], Tensor] = (
         identity if normalizes else Normalize(card.mean, card.std, grayscale=card.grayscale)
     )
+    kind = runner.metadata.get("postprocess")
     return Predictor(
-        spec, card, batched_predict(runner, normalize), file=path, runtime=runner.runtime, precision=runner.precision,
-        preprocesses=runner.expects_uint8,
+        spec, card, batched_predict(runner, normalize, card.classes if kind == "topk" else None), file=path,
+        runtime=runner.runtime, precision=runner.precision, preprocesses=runner.expects_uint8,
+        input_size=runner.input_size, returns_probabilities=kind in ("softmax", "topk"),
     )  # fmt: skip
 
 
@@ -185,23 +190,39 @@ def full_image_card(card: ModelCard, runner: ModelInfo) -> ModelCard:
     return replace(card, image_size=(side, side), resize=side)
 
 
-def batched_predict(runner: Runner, normalize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a function that splits images into batches the file accepts and pads the last one."""
+def batched_predict(
+    runner: Runner, normalize: Callable[[Tensor], Tensor], classes: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that splits images into batches the file accepts and pads the last one.
+
+    `classes` is the number of classes of a file that returns labels and probabilities of the best ones.
+    """
     import numpy as np
     import torch
 
     from exporters.runtimes.base import to_uint8_images
 
     least, most = runner.batch_range
+    call = runner if classes is None else partial(expand_top_k, runner, classes)
 
     def predict(images: Tensor) -> Tensor:
         outputs = []
         for part in normalize(images.float()).split(most or len(images)):
             part = torch.cat([part, part[:1].expand(max(0, least - len(part)), -1, -1, -1)])
-            outputs.append(runner(to_uint8_images(part) if runner.expects_uint8 else part.numpy()))
+            outputs.append(call(to_uint8_images(part) if runner.expects_uint8 else part.numpy()))
         return torch.from_numpy(np.concatenate(outputs)[: len(images)])
 
     return predict
+
+
+def expand_top_k(runner: Runner, classes: int, images: Images) -> OutputArray:
+    """Return probabilities [n, classes] of a file that returns the best ones; 0 for the others."""
+    import numpy as np
+
+    labels, probabilities = runner.run(images).values()
+    expanded = np.zeros((len(labels), classes), np.float32)
+    np.put_along_axis(expanded, labels.astype(np.int64), probabilities.astype(np.float32), 1)
+    return expanded
 
 
 def identity(images: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ SECTIONS = [
     ("compress sweep --dry-run", "compress.experiments.sweep:SweepPlan", ""),
     ("compress synthesize", "compress.training.synthesize:SynthesisResult", ""),
     ("compress eval", "compress.evaluation:EvaluationResult", ""),
+    ("compress predict", "compress.prediction:PredictionResult",
+     "If an image cannot be read, it is listed in `unreadable`, the object is printed and the exit code is 1."),
     ("compress inspect", "compress.inspection:InspectionResult", ""),
     ("compress profile", "compress.profiling:ModelProfile", "See [costs.md](costs.md)."),
     ("compress profile FILE.onnx", "compress.profiling:OnnxProfile", ""),

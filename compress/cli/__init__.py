@@ -28,6 +28,7 @@ COMMANDS = {
     "synthesize": ("synthesize", "Generate images from a trained model, without data or student."),
     "train": ("distill", "Train a model on labeled images (teachers and baselines)."),
     "eval": ("evaluate", "Evaluate a model or an exported file on labeled images."),
+    "predict": ("predict", "Predict the classes, or the label maps, of images."),
     "inspect": ("inspect", "Describe a checkpoint, and how far unlabeled data is from its domain."),
     "profile": ("profile", "Count MACs, FLOPs and parameters of a model."),
     "export": ("export", "Export verified files for ONNX Runtime, OpenVINO and TensorRT."),

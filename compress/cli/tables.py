@@ -219,6 +219,23 @@ def evaluation(result: api.EvaluationResult) -> str:
     return "\n".join([*lines, "", format_table(rows, ["class", "IoU"])])
 
 
+def predictions(result: api.PredictionResult) -> str:
+    """Return a line for each image: its classes, and the files of a label map."""
+    rows = [[one.image, format_classes(one.classes)] for one in result.predictions]
+    if any(one.overlay for one in result.predictions):
+        rows = [[*row, str(one.overlay)] for row, one in zip(rows, result.predictions, strict=True)]
+        return format_table(rows, ["image", "classes", "overlay"])
+    return format_table(rows, ["image", "classes"]) if rows else ""
+
+
+def format_classes(classes: Sequence[api.ClassPrediction]) -> str:
+    values = [one.share if one.probability is None else one.probability for one in classes[:LISTED_CLASSES]]
+    parts = [
+        one.name if value is None else f"{one.name} {value:.1%}" for one, value in zip(classes, values, strict=False)
+    ]
+    return ", ".join([*parts, *(["…"] if len(classes) > LISTED_CLASSES else [])])
+
+
 def inspection(result: api.InspectionResult) -> str:
     pairs = [
         ("model", result.model),

@@ -18,7 +18,7 @@ from compress.data.batches import Batches, iter_batches
 from compress.data.cache import ImageCache, build_cache, choose_view_count
 from compress.data.class_mapping import map_labels
 from compress.data.dataset import ImageSet, UnreadableImageError, count_mask_classes
-from compress.data.decoding import scaled_size
+from compress.data.decoding import View, scaled_size
 from compress.data.predictions import Predictions, call_in_halves, predict, select_highest_entropy
 from compress.engine.accelerator import Accelerator
 from compress.engine.stream import Repeats
@@ -127,8 +127,10 @@ def views_per_image(data: DataConfig, images: ImageSet) -> int:
     return 1 if images.labels is not None else data.views or choose_view_count(len(images))
 
 
-def load_validation_images(data: DataConfig, card: ModelCard, *, progress: Callable[[str], None]) -> ImageCache:
-    """Decode the validation images into the cache: center crops, or full images for segmentation.
+def load_validation_images(
+    data: DataConfig, card: ModelCard, *, input_size: Size | None = None, progress: Callable[[str], None]
+) -> ImageCache:
+    """Decode the validation images into the cache (see `evaluation_view`).
 
     Raises:
         UsageError: labels or masks do not have the model's task and classes.
@@ -139,11 +141,10 @@ def load_validation_images(data: DataConfig, card: ModelCard, *, progress: Calla
     if (images.open_mask if is_segmentation else images.labels) is None:
         kind, layout = ("masks", "folders images and masks") if is_segmentation else ("labels", "one folder per class")
         raise UsageError(f"{spec}: found no {kind}, which validation requires; expected {layout}.")
-    resize = card.resize or (min(card.image_size) if is_segmentation else None)
-    size = canvas_size(images, resize) if is_segmentation and resize else card.image_size
+    view = evaluation_view(images, card, input_size)
     cache = build_cache(
-        images, image_size=size, resize=resize, views=1, folder=image_cache_dir(data.cache_dir),
-        max_unreadable=data.max_unreadable, full_image=is_segmentation, progress=progress,
+        images, image_size=view.image_size, resize=view.resize, views=1, folder=image_cache_dir(data.cache_dir),
+        max_unreadable=data.max_unreadable, full_image=view.full_image, progress=progress,
     )  # fmt: skip
     if not is_segmentation:
         return map_labels(cache, card.classes, card.class_names, spec=spec, progress=progress)
@@ -151,6 +152,22 @@ def load_validation_images(data: DataConfig, card: ModelCard, *, progress: Calla
     if count != card.classes if cache.class_names else count > card.classes:
         raise UsageError(f"{spec}: found {count} classes, expected the model's {card.classes}.")
     return cache
+
+
+def evaluation_view(images: ImageSet, card: ModelCard, input_size: Size | None = None) -> View:
+    """Return how images are prepared for scores and predictions: center crops, or full images for segmentation.
+
+    Full images are padded to one size: `input_size` if the file accepts no other (height, width).
+    """
+    if card.task != "segmentation":
+        return View(card.image_size, card.resize)
+    resize = card.resize or min(card.image_size)
+    return View(input_size or canvas_size(images, resize), resize, full_image=True)
+
+
+def evaluation_batch_size(image_size: Size) -> int:
+    """Return how many images of this (height, width) are scored at once."""
+    return max(1, min(256, MAX_BATCH_PIXELS // (image_size[0] * image_size[1])))
 
 
 def canvas_size(images: ImageSet, resize: int) -> Size:
@@ -166,7 +183,7 @@ def create_scorer(
     """Return a function that scores a network, or any function from images to logits, on `cache` in float32."""
     task = task_for_card(card)
     height, width = cache.pixels.shape[1:3]
-    batch_size = max(1, min(256, MAX_BATCH_PIXELS // (height * width)))
+    batch_size = evaluation_batch_size((height, width))
 
     def score(net: Callable[[Tensor], Tensor]) -> dict[str, float]:
         return task.score(
