@@ -21,7 +21,7 @@ VISIBLE_SHARE = 0.004  #: share of an image's pixels from which a class is visib
 def save_segmentation_examples(
     run_dir: Path, cache: ImageCache, models: Mapping[str, nn.Module], card: ModelCard
 ) -> Path | None:
-    """Write overlays.npz and overlays.png into a run directory; None without images.
+    """Write compress-overlays.npz and compress-overlays.png into a run directory; None without images.
 
     Args:
         run_dir: run directory.

@@ -23,9 +23,9 @@ from compress.cli.output import emit, print_status
 def synthesize(as_json: bool, recipe: Path | None, **settings: Any) -> None:
     """Generate images from a trained model, without data or a student.
 
-    The images are written to the directory pool of the run, one directory per class, with a preview in pool.png. Loss
-    terms that need a student are off. After an interruption the same command continues. With --run the images come from
-    the generator that a run of `compress distill` trained (mosaic, dafl, zskt, dfad, dfq, fastdfkd).
+    The images are written to the directory compress-pool of the run, one directory per class, with a preview beside
+    it. Loss terms that need a student are off. After an interruption the same command continues. With --run the images
+    come from the generator that a run of `compress distill` trained (mosaic, dafl, zskt, dfad, dfq, fastdfkd).
 
     \b
     Example:

@@ -14,6 +14,7 @@ import numpy as np
 from compress.data import open_images
 from compress.data.cache import build_cache, choose_view_count
 from compress.errors import UsageError
+from compress.own_files import POOL, RECIPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 SYNTHETIC = "synthetic"
 #: images per batch; the activations of all layers stay in memory for one batch
 BATCH_SIZE = 8
-#: marks the directory of a run
-RECIPE_FILE = "recipe.yaml"
 
 #: (run directory, count) -> batches of images from the generator of the run
 GenerateImages = Callable[[Path, int], "Iterator[Tensor]"]
@@ -50,7 +49,7 @@ class CalibrationImages:
 def find_run_dir(model: str | Path) -> Path | None:
     """The directory of the run that a model belongs to; None if it is in none."""
     path = Path(model).expanduser()
-    return next((parent for parent in (path, *path.parents) if (parent / RECIPE_FILE).is_file()), None)
+    return next((parent for parent in (path, *path.parents) if (parent / RECIPE).is_file()), None)
 
 
 @contextlib.contextmanager
@@ -80,10 +79,10 @@ def open_calibration_images(
                 f"{model}: int8 needs images for calibration, and the model is not in the directory of a run; give "
                 "some with --calibration DATA (in-domain or out-of-domain, no labels needed)."
             )
-        if not (run / "pool").is_dir():
+        if not (run / POOL).is_dir():
             yield generated_images(run, count, generate)
             return
-        data, name = str(run / "pool"), f"{SYNTHETIC}: pool of {run.name}"
+        data, name = str(run / POOL), f"{SYNTHETIC}: pool of {run.name}"
     else:
         name = str(data) if is_path else type(data).__name__
     with tempfile.TemporaryDirectory() as folder:

@@ -93,6 +93,10 @@ class ImageSet:
             digest.update(f"masks {self.class_names}".encode())
         return digest.hexdigest()
 
+    def content_hash(self) -> str:
+        """A hash of identity, length and targets, which does not depend on where the images are."""
+        return replace(self, name="").fingerprint()
+
     def read_image(self, i: int) -> Image.Image:
         """Image `i` in RGB. Raises UnreadableImageError if it is damaged, too large or no image."""
         with silence_warnings():

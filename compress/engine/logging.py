@@ -36,6 +36,7 @@ from compress.files import (
     write_bytes,
     write_error,
 )
+from compress.own_files import METRICS, TENSORBOARD
 
 SECONDS_BETWEEN_LINES = 20.0
 GRID_COLUMNS = 10
@@ -74,12 +75,12 @@ class MetricsLogger:
     def __init__(
         self, run_dir: Path, *, tensorboard: bool = True, report: Callable[[str], None] = lambda message: None
     ) -> None:
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS
         self.report = report
         self.faults = LogFaults(report)
         self._events = None
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            self._events = EventFile(run_dir / "tensorboard")
+            self._events = EventFile(run_dir / TENSORBOARD)
         self._unwritten = b""
         self._has_synced_name = False
 

@@ -32,6 +32,7 @@ from compress.engine.trainable import (
     is_finite_state,
 )
 from compress.errors import CompressError, first_line
+from compress.own_files import CHECKPOINTS, NEWEST_IMAGES, POOL, STEP_IMAGES
 
 SECONDS_BETWEEN_SAVES = 60.0
 DEFAULT_EVALUATIONS = 10
@@ -103,7 +104,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.checkpoints = CheckpointManager(
-            self.run_dir / "checkpoints", self.accelerator,
+            self.run_dir / CHECKPOINTS, self.accelerator,
             keep=self.schedule.keep_checkpoints, progress=self.display.print_line,
         )  # fmt: skip
         report = self.display.print_line
@@ -181,9 +182,9 @@ class Run:
         stateful.load_state_dict((per_rank if is_per_rank else shared)["registered"][name])
 
     def create_pool(self) -> ImagePool:
-        """Create a pool of synthetic images in the folder `pool`; evaluations save its contact sheet."""
+        """Create a pool of synthetic images in the folder `compress-pool`; evaluations save its contact sheet."""
         names = self.task.class_names or [""] * self.task.classes
-        self._pool = ImagePool(self.run_dir / "pool", self.accelerator, names)
+        self._pool = ImagePool(self.run_dir / POOL, self.accelerator, names)
         self.register("pool", self._pool, per_rank=True)
         return self._pool
 
@@ -352,12 +353,13 @@ class Run:
             if unlabeled is not None:
                 batches = unlabeled.batches(LOGGED_IMAGES, seed=(0,), rank=0, world_size=1, augment=False)
                 groups.append(self.accelerator.to_float_images(batches.batch_at(0)[0]))
-            with self._image_faults.tolerate(self.run_dir / "images"):
-                save_image_grid(self.run_dir / "images" / f"{name}-{self.step:07d}.png", groups)
-                save_image_grid(self.run_dir / f"{name}.png", groups)
+            with self._image_faults.tolerate(self.run_dir / STEP_IMAGES):
+                save_image_grid(self.run_dir / STEP_IMAGES / f"{name}-{self.step:07d}.png", groups)
+                save_image_grid(self.run_dir / NEWEST_IMAGES.format(name=name), groups)
         if self._pool is not None:
-            with self._image_faults.tolerate(self.run_dir / "pool.png"):
-                self._pool.save_contact_sheet(self.run_dir / "pool.png")
+            sheet = self.run_dir / NEWEST_IMAGES.format(name="pool")
+            with self._image_faults.tolerate(sheet):
+                self._pool.save_contact_sheet(sheet)
 
     # Checkpoints.
 

@@ -16,6 +16,7 @@ from compress.experiments.cells import FILES, PRUNED, Cell, ExportSpec, FileType
 from compress.experiments.pruning import TENTHS, scores_by_budget_fraction
 from compress.experiments.runner import Progress, exit_reason, run_compress, wait_until_unlocked
 from compress.files import read_json_object, write_json
+from compress.own_files import LOCK
 
 if TYPE_CHECKING:
     from compress.experiments.config import FilePrecision, Format
@@ -39,7 +40,6 @@ def train_run(run: RunSpec, progress: Progress, *, should_stop: Callable[[], boo
     Raises:
         CompressError: the training failed.
     """
-    from compress.training.launch import LOCK
     from compress.training.trust import consent_options
 
     wait_until_unlocked(run.directory / LOCK)
@@ -120,7 +120,7 @@ def build_teacher(spec: ExportSpec, progress: Progress) -> None:
         network, card = load_spec_model(spec)
         record = create_model_record(network, card, name=f"Teacher {card.architecture}", role="teacher")
         metrics = score_network(network, card, spec.data, progress)
-        run = {"teacher": spec.model.model, "val": spec.data.validation}
+        run = {"teacher": spec.model.model, "val": spec.data.validation, "identity": spec.identity}
         append_records(spec.directory, [replace(record, metrics=metrics, run=run)])
     build_artifacts(spec, progress)
 

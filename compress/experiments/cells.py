@@ -17,6 +17,7 @@ from profiles.records import has_records, read_existing_records, read_records
 
 if TYPE_CHECKING:
     from compress.training.config import DataConfig, TaskConfig, TeacherConfig, TrainConfig
+    from compress.training.run_dir import Identity
     from profiles.records import Record
 
 #: in the directory of a run: its exported files; how it was stopped early
@@ -98,6 +99,8 @@ class ExportSpec:
     max_drop: float | None = None
     allow_code: bool = False  #: the run directory in `calibration` may name code of the user
     trust_pickle: bool = False  #: it may trust pickles
+    calibration_content: str | None = None  #: hash of the listing of the calibration images, if they are a data set
+    identity: Identity | None = None  #: of a teacher, to record with its measurements
 
     @property
     def consent(self) -> dict[str, bool]:
@@ -112,6 +115,7 @@ class ExportSpec:
             "architecture": self.model.architecture, "trust_pickle": self.model.trust_pickle,
             "classes": self.task.classes, "validation": self.data.validation, "calibration": self.calibration,
             "calibration_images": self.calibration_images, "max_drop": self.max_drop,
+            "calibration_content": self.calibration_content,
         }  # fmt: skip
 
     def read_outcome(self) -> dict[str, Any]:

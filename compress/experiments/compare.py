@@ -158,10 +158,11 @@ def run_comparison(
         Interrupted: a signal stopped the comparison; trainings saved their state.
     """
     from compress.training.launch import run_dir_lock
-    from profiles.report.methods import write_method_report
+    from profiles.report.methods import check_comparison_dir, write_method_report
 
     output_dir = Path(output_dir).resolve()
     require_resume(output_dir, TEACHER, resume)
+    check_comparison_dir(output_dir)
     comparison, teacher, methods, skipped = build_comparison(comparison, output_dir)
     require_shareable([run for method in methods for run in method.runs], workers, on)
     with run_dir_lock(output_dir):
@@ -225,11 +226,9 @@ def measure_teacher(
     from profiles.records import Record, append_records, has_records, read_records
 
     directory, card, data = output_dir / TEACHER, teacher.card, comparison.data
-    run = {"teacher": comparison.teachers[0].model, "val": data.validation}
     if has_records(directory):
-        known = read_records(directory)[-1]
-        if known.run == run:
-            return known
+        return read_records(directory)[-1]  # of this teacher on these images; see `reject_other_teacher`
+    run = {"teacher": comparison.teachers[0].model, "val": data.validation, "identity": teacher.identity}
     progress("measuring the teacher")
     metrics = score_network(teacher.network, card, data, progress)
     record = Record(

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import config
-from compress.data.calibration import SYNTHETIC
+from compress.data import open_images
+from compress.data.calibration import SYNTHETIC, find_run_dir
 from compress.errors import UsageError
 from compress.experiments.cells import TEACHER, Cell, ExportSpec, FileType, RunSpec
 from compress.methods import display_name, find_method
+from compress.own_files import RECIPE
 from compress.training.config import TeacherConfig
+from profiles.records import read_existing_records
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from compress.experiments.config import ExperimentConfig, SweepConfig
     from compress.models.card import ModelCard
     from compress.training.config import TrainConfig
+    from compress.training.run_dir import Identity
     from compress.training.setup import TrainingSetup
 
 #: data that a method may need -> what is missing without it
@@ -61,6 +65,7 @@ class LoadedTeacher:
 
     network: nn.Module
     card: ModelCard
+    identity: Identity  #: of its weights, and of the images that it is measured on
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,13 @@ class Grid:
 
 def load_teacher(experiment: ExperimentConfig) -> LoadedTeacher:
     """Load the teacher of an experiment. Raises what `load_model` raises."""
+    from compress.training.run_dir import identify_run
     from compress.training.setup import load_teachers
 
-    (pair, *_) = load_teachers(experiment.create_train_config("kd"))
-    return LoadedTeacher(*pair)
+    train_config = experiment.create_train_config("kd")
+    (pair, *_) = load_teachers(train_config)
+    data = replace(train_config.data, unlabeled=None, labeled=None)
+    return LoadedTeacher(*pair, identify_run(replace(train_config, data=data), [pair[0]]))
 
 
 def build_grid(sweep: SweepConfig, output_dir: Path) -> Grid:
@@ -101,14 +109,17 @@ def build_grid(sweep: SweepConfig, output_dir: Path) -> Grid:
     if not methods:
         reasons = "; ".join(f"{one.student} by {one.name}: {one.reason}" for one in skipped)
         raise UsageError(f"nothing can run here: {reasons}.")
+    contents: dict[str, str] = {}
     cells = [
-        Cell(run, _student_files(sweep, run, choose_calibration(sweep, able.setup.method)), sweep.pruning)
+        Cell(run, _student_files(sweep, run, choose_calibration(sweep, able.setup.method), contents), sweep.pruning)
         for able in methods
         for run in able.runs
     ]
     order = sweep.seed_list
     cells.sort(key=lambda cell: order.index(cell.run.seed))
-    return Grid(cells, _teacher_files(sweep, output_dir, teacher.network), methods, skipped, teacher.card)
+    return Grid(
+        cells, _teacher_files(sweep, output_dir, teacher.network, teacher.identity), methods, skipped, teacher.card
+    )
 
 
 def build_runs(
@@ -122,8 +133,10 @@ def build_runs(
     """
     from compress.training.setup import required_signals
 
+    reject_other_teacher(output_dir / TEACHER, teacher, experiment)
     able: list[MethodRuns] = []
     skipped: list[SkippedMethod] = []
+    known: dict[str, Identity] = {}
     for method, settings in experiment.method_settings.items():
         name = display_name(method)
         found = config_or_reason(experiment, method, student, teacher)
@@ -139,7 +152,7 @@ def build_runs(
         if same_steps:
             runs = [runs[0], *(replace(run, steps_from=runs[0]) for run in runs[1:])]
         for run in runs:
-            reject_other_run(run, setup.config)
+            reject_other_run(run, setup, known)
         able.append(MethodRuns(method, name, student, setup, required_signals(setup.method), settings, runs))
     return able, skipped
 
@@ -188,13 +201,31 @@ def prepare_setup(train_config: TrainConfig, method: Method, teacher: LoadedTeac
     return setup
 
 
-def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
-    """Raise UsageError if the run's directory holds a run with other settings."""
-    from compress.training.resolution import AUTO, recorded_patch_size
-    from compress.training.setup import RECIPE
-    from compress.training.stored_recipes import config_differences, read_stored_recipe
+def reject_other_teacher(directory: Path, teacher: LoadedTeacher, experiment: ExperimentConfig) -> None:
+    """Raise UsageError if the directory of the teacher holds measurements of another one, or on other images."""
+    paths = {"teacher": experiment.teachers[0].model, "val": experiment.data.validation}
+    for record in read_existing_records(directory):
+        if record.format or not record.metrics:
+            continue
+        stored = record.run.get("identity")  # release 0.1 recorded paths only
+        is_same = stored == teacher.identity if stored else {key: record.run.get(key) for key in paths} == paths
+        if not is_same:
+            raise UsageError(
+                f"{directory}: holds measurements of another teacher, or on other images; give the same teacher and "
+                "validation images to continue, choose another --out, or remove that directory."
+            )
 
-    recipe = run.directory / RECIPE
+
+def reject_other_run(run: RunSpec, setup: TrainingSetup, known: dict[str, Identity]) -> None:
+    """Raise UsageError if the run's directory holds a run with other settings, another teacher or other data.
+
+    `known` is that of `identify_run`.
+    """
+    from compress.training.resolution import AUTO, recorded_patch_size
+    from compress.training.run_dir import identify_run, run_differences
+    from compress.training.stored_recipes import read_stored_recipe
+
+    recipe, train_config = run.directory / RECIPE, setup.config
     if not recipe.exists():
         return
     mine = config.to_plain(replace(train_config, training=replace(train_config.training, seed=run.seed)))
@@ -208,11 +239,12 @@ def reject_other_run(run: RunSpec, train_config: TrainConfig) -> None:
     if run.steps_from is not None:
         steps = training.get("steps")
         mine["training"] |= {"time_limit": None, "steps": steps}
-    different = config_differences(mine, theirs)
+    identity = identify_run(train_config, [net for net, _ in setup.teachers], known)
+    different = run_differences(run.directory, mine, theirs, identity)
     if different:
         raise UsageError(
-            f"{run.directory}: holds a run with other settings ({'; '.join(different[:3])}); give the same settings to "
-            "continue, choose another --out, or remove that directory."
+            f"{run.directory}: holds a run with other settings, teacher or data ({'; '.join(different[:3])}); give the "
+            "same to continue, choose another --out, or remove that directory."
         )
 
 
@@ -237,19 +269,25 @@ def choose_calibration(sweep: SweepConfig, method: Method) -> str | None:
     return images
 
 
-def _student_files(sweep: SweepConfig, run: RunSpec, calibration: str | None) -> ExportSpec:
+def _student_files(sweep: SweepConfig, run: RunSpec, calibration: str | None, contents: dict[str, str]) -> ExportSpec:
+    """Request the files of a student; `contents` are those of calibration data that were identified before."""
+    is_data = calibration is not None and calibration != SYNTHETIC
+    if is_data and calibration not in contents and find_run_dir(calibration) != Path(calibration).expanduser():
+        images = open_images(calibration, root=sweep.data.root, split="train").without_labels()
+        contents[calibration] = images.content_hash()
     own = run.student if ":" in run.student else None  # code of the user, which a model directory cannot name
     model = TeacherConfig(str(run.directory / "best"), architecture=own)
-    return _export_spec(sweep, run.directory, model, tuple(sweep.file_types), calibration)
+    files = _export_spec(sweep, run.directory, model, tuple(sweep.file_types), calibration)
+    return replace(files, calibration_content=contents.get(calibration or ""))
 
 
-def _teacher_files(sweep: SweepConfig, output_dir: Path, network: nn.Module) -> ExportSpec:
+def _teacher_files(sweep: SweepConfig, output_dir: Path, network: nn.Module, identity: Identity) -> ExportSpec:
     """Request the teacher's fp32 files, which those of the students are compared with."""
     from compress.models.onnx_teacher import is_black_box
 
     formats = [] if is_black_box(network) else dict.fromkeys(sweep.formats)
     file_types: tuple[FileType, ...] = tuple((name, "fp32") for name in formats)
-    return _export_spec(sweep, output_dir / TEACHER, sweep.teachers[0], file_types, None)
+    return replace(_export_spec(sweep, output_dir / TEACHER, sweep.teachers[0], file_types, None), identity=identity)
 
 
 def _export_spec(

@@ -17,8 +17,9 @@ from compress.engine.image_pool import ImagePool
 from compress.engine.trainable import FrozenModel, TrainableModel
 from compress.errors import UsageError
 from compress.models.card import ModelCard
+from compress.own_files import CHECKPOINTS, NEWEST_IMAGES, POOL, RECIPE
 from compress.training.estimate import build_dry_run
-from compress.training.setup import RECIPE, TrainingSetup, load_config, prepare_training
+from compress.training.setup import TrainingSetup, load_config, prepare_training
 
 BATCH_SIZE = 100
 CALIBRATION_BATCH_SIZE = 8  #: a calibration keeps the activations of every layer
@@ -46,7 +47,7 @@ def save_generator_samples(
     trust_pickle: bool = False,
     progress: Callable[[str], None],
 ) -> GeneratorSamples:
-    """Save `count` images from the generator of a run in `output_dir`/pool, by its newest checkpoint.
+    """Save `count` images from the generator of a run in `output_dir`/compress-pool, by its newest checkpoint.
 
     The generator is in eval mode; the noise is a pure function of `seed`. With `allow_code` and `trust_pickle`, the
     run may name code of the user, and trust pickles.
@@ -61,7 +62,7 @@ def save_generator_samples(
     generator, teacher = load_generator(run_dir, setup, accelerator, progress)
     is_segmentation = setup.card.task == "segmentation"
     names = setup.card.class_names or [""] * setup.card.classes
-    pool = ImagePool(output_dir / "pool", accelerator, ["images"] if is_segmentation else names)
+    pool = ImagePool(output_dir / POOL, accelerator, ["images"] if is_segmentation else names)
     pool.capacity, noise, batches = count, torch.Generator().manual_seed(seed), 0
     while len(pool) < count:
         z = torch.randn(BATCH_SIZE, vars(setup.method)["z_dim"], generator=noise).to(accelerator.device)
@@ -70,7 +71,7 @@ def save_generator_samples(
         pool.add(x, labels)
         batches += 1
     pool.state_dict()  # waits until the images are written
-    pool.save_contact_sheet(output_dir / "pool.png")
+    pool.save_contact_sheet(output_dir / NEWEST_IMAGES.format(name="pool"))
     return GeneratorSamples(pool, setup.config.method["name"], setup.config.teachers[0].model, setup.card, batches)
 
 
@@ -118,7 +119,7 @@ def load_generator(
         _, run = build_dry_run(setup, accelerator, images=images, run_dir=Path(temporary))
     if "G" not in run.trainables:
         raise UsageError(f"{run_dir}: method {name} has no generator, expected a run of one that has, such as mosaic.")
-    checkpoint = CheckpointManager(run_dir / "checkpoints", accelerator, progress=progress).load()
+    checkpoint = CheckpointManager(run_dir / CHECKPOINTS, accelerator, progress=progress).load()
     if checkpoint is None:
         raise UsageError(f"{run_dir}: found no checkpoint; the first is written after about a minute.")
     run.trainables["G"].load_state_dict(checkpoint[1]["trainables"]["G"])

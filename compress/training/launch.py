@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from compress.engine.signals import handle_signals, raise_stop_signal
 from compress.errors import CompressError, Interrupted, UsageError
 from compress.files import LockHeldError, file_lock, make_directory, write_error
+from compress.own_files import LOCK, RECIPE
 from compress.plugins import child_command
 from compress.resources import default_threads, usable_cores
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from compress.training.results import RunResult, TrainingSummary
     from compress.training.setup import TrainingSetup
 
-LOCK = ".lock"
 #: files of a distributed training, in a temporary directory
 JOB, SUMMARY, ERROR = "job.json", "summary.json", "error-{rank}.json"
 WORKER = "compress.training.worker"
@@ -139,12 +139,14 @@ def train_in_dir(
     from compress.engine.synthesis import SynthesisOnly
     from compress.engine.trainer import train
     from compress.training.memory import explain_out_of_memory
-    from compress.training.setup import create_run, validate_run_dir
+    from compress.training.run_dir import identify_run, validate_run_dir
+    from compress.training.setup import create_run
     from profiles.latency.tensor_memory import peak_memory
 
     check_processes(devices, restarts)
     if (devices > 1 or restarts) and "WORLD_SIZE" not in os.environ:
-        validate_run_dir(run_dir, setup.config, resume=resume)
+        identity = identify_run(setup.config, [net for net, _ in setup.teachers])
+        validate_run_dir(run_dir, setup.config, resume=resume, identity=identity)
         job = {"run_dir": str(run_dir), "resume": resume, "image_count": image_count}
         return launch_processes(setup.config, job, devices=devices, restarts=restarts)
     if image_count is not None:
@@ -217,7 +219,6 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
 
     from compress.config import dump_yaml
     from compress.training.results import TrainingSummary
-    from compress.training.setup import RECIPE
 
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # it logs what is raised here

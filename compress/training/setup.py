@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from compress.config import Document, dump_yaml, to_plain, validate
+from compress.config import Document, validate
 from compress.data import open_images
 from compress.engine.accelerator import create_accelerator
 from compress.engine.config import TrainingSchedule
@@ -23,7 +21,7 @@ from compress.engine.method import Method
 from compress.engine.run import Run
 from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError, suggest_nearest
-from compress.files import sha256, write_error, write_text
+from compress.files import sha256
 from compress.methods import find_method
 from compress.models.batchnorm_folding import fold_batchnorm
 from compress.models.card import ModelCard
@@ -33,6 +31,7 @@ from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides
 from compress.models.registry import build_model_like
 from compress.models.serialization import package_versions, save_model
+from compress.own_files import RECIPE
 from compress.resources import return_freed_blocks
 from compress.tasks import TASKS, task_for_card
 from compress.training.config import Size, TaskConfig, TeacherConfig, TrainConfig
@@ -45,10 +44,10 @@ from compress.training.data import (
     load_validation_images,
     select_uncertain_images,
 )
-from compress.training.stored_recipes import config_differences, drop_removed, read_stored_recipe
+from compress.training.run_dir import identify_run, initialize_run_dir, validate_run_dir
+from compress.training.stored_recipes import drop_removed
 from compress.training.trust import require_consent
 
-RECIPE = "recipe.yaml"
 #: steps of a run without a given length; MosaicKD's paper has 39,200 for CIFAR-100
 DEFAULT_STEPS = 10_000
 #: pixels of a batch of default size: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
@@ -276,7 +275,8 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
     if accelerator.micro_batch is not None:
         return_freed_blocks()
     display = ProgressDisplay(config.method["name"], quiet=quiet or accelerator.rank > 0)
-    validate_run_dir(run_dir, config, resume=resume)
+    identity = identify_run(config, [net for net, _ in setup.teachers])
+    validate_run_dir(run_dir, config, resume=resume, identity=identity)
     scorer = None
     if config.data.validation is not None:
         validation = load_validation_images(config.data, setup.card, progress=display.print_line)
@@ -292,7 +292,7 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
         caches["unlabeled"] = select_uncertain_images(caches["unlabeled"], teachers[0], config.data.subset)
     accelerator.barrier()
     if accelerator.rank == 0:
-        initialize_run_dir(run_dir, config, fresh=resume is False)
+        initialize_run_dir(run_dir, config, identity, fresh=resume is False)
     accelerator.barrier()
     batch_size = config.training.batch_size
     assert batch_size is not None  # see add_student
@@ -321,59 +321,6 @@ def count_steps(schedule: TrainingSchedule, image_count: int) -> int | None:
     assert schedule.epochs is not None
     assert schedule.batch_size is not None
     return max(1, math.ceil(schedule.epochs * image_count / schedule.batch_size))
-
-
-def validate_run_dir(run_dir: Path, config: TrainConfig, *, resume: bool | None) -> None:
-    """Raise UsageError if the directory holds a run of another recipe, or none although `resume` requires one."""
-    recipe = run_dir / RECIPE
-    if recipe.exists() and resume is not False:
-        differences = config_differences(to_plain(config), read_stored_recipe(recipe, config))
-        if differences:
-            raise UsageError(
-                f"{run_dir}: holds a run of another recipe ({'; '.join(differences[:3])}); choose another --out, give "
-                "the same settings to continue, or --fresh to replace it."
-            )
-    elif resume:
-        raise UsageError(f"{run_dir}: found no run to resume; remove --resume to begin one.")
-
-
-def initialize_run_dir(run_dir: Path, config: TrainConfig, *, fresh: bool) -> None:
-    """Write the recipe of a new run; with `fresh` the old run is removed first."""
-    if fresh:
-        clear_run_dir(run_dir)
-    if (run_dir / RECIPE).exists():
-        return
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    lines = [f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {versions}"]
-    data = (config.data.unlabeled, config.data.labeled, config.data.validation)
-    if any(str(spec).startswith(("module:", "dataset:")) for spec in (*(t.model for t in config.teachers), *data)):
-        lines.append("# module:HASH and dataset:HASH were Python objects: this file alone does not reproduce the run.")
-    write_text(run_dir / RECIPE, "\n".join([*lines, dump_yaml(config)]))
-
-
-def clear_run_dir(run_dir: Path) -> None:
-    """Remove the files of a run, and nothing else. Raises WriteError if that fails."""
-    try:
-        remove_run_files(run_dir)
-    except OSError as error:
-        raise write_error(run_dir, error) from error
-
-
-def remove_run_files(run_dir: Path) -> None:
-    for name in ("checkpoints", "images", "pool", "tensorboard", "best", "last"):
-        if (run_dir / name).exists():
-            shutil.rmtree(run_dir / name)
-    for name in (
-        "metrics.jsonl",
-        RECIPE,
-        "records.jsonl",
-        "pool.png",
-        "mosaics.png",
-        "synthetic.png",
-        "overlays.npz",
-        "overlays.png",
-    ):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 def create_student_saver(

@@ -7,7 +7,7 @@ out if it had no effect. A default that has changed is a difference: the user gi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,21 @@ def read_stored_recipe(path: Path, config: TrainConfig) -> dict[str, Any]:
     return stored
 
 
-def config_differences(new: Any, old: Any, path: str = "") -> list[str]:
-    """List the settings that differ and change the result, as `training.steps: 10 there, 20 here`."""
+def config_differences(new: Any, old: Any, path: str = "", *, same_content: Collection[str] = ()) -> list[str]:
+    """List the settings that differ and change the result, as `training.steps: 10 there, 20 here`.
+
+    Settings in `same_content` are paths whose content is compared instead; they may only be missing in both.
+    """
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         keys = [*new, *(key for key in old if key not in new)]
         prefix = f"{path}." if path else ""
-        return [text for key in keys for text in config_differences(new.get(key), old.get(key), f"{prefix}{key}")]
+        return [
+            text
+            for key in keys
+            for text in config_differences(new.get(key), old.get(key), f"{prefix}{key}", same_content=same_content)
+        ]
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old) and path == "teachers":
-        return config_differences(dict(enumerate(new)), dict(enumerate(old)), path)
+        return config_differences(dict(enumerate(new)), dict(enumerate(old)), path, same_content=same_content)
+    if new is not None and old is not None and path in same_content:
+        return []
     return [] if new == old or path in RESUMABLE_KEYS else [f"{path}: {old!r} there, {new!r} here"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.config import check_range
 from compress.errors import UsageError
+from compress.own_files import NEWEST_IMAGES, POOL
 from compress.training.recipes import build_document
 from compress.units import MAX_SEED
 
@@ -135,12 +136,12 @@ def describe_pool(
     run_dir: Path, method: str, teacher: str, card: Any, *, syntheses: int, seconds: float
 ) -> SynthesisResult:
     """Count the images in the pool of a run."""
-    pool = run_dir / "pool"
+    pool = run_dir / POOL
     directories = sorted(path for path in pool.iterdir() if path.is_dir())
     names = card.class_names or [str(i) for i in range(card.classes)]
     names = names if len(directories) == len(names) else [path.name for path in directories]
     counts = [len(list(path.glob("*.png"))) for path in directories]
     return SynthesisResult(
-        run_dir, pool, run_dir / "pool.png", method, teacher, sum(counts), card.classes,
+        run_dir, pool, run_dir / NEWEST_IMAGES.format(name="pool"), method, teacher, sum(counts), card.classes,
         dict(zip(names, counts, strict=True)), is_from_generator=False, syntheses=syntheses, seconds=round(seconds, 2),
     )  # fmt: skip

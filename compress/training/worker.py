@@ -15,8 +15,9 @@ from pathlib import Path
 from compress.config import load_yaml
 from compress.errors import CompressError
 from compress.files import sanitize_lines
+from compress.own_files import RECIPE
 from compress.training.launch import ERROR, JOB, SUMMARY, ignore, train_in_dir
-from compress.training.setup import RECIPE, load_config, prepare_training
+from compress.training.setup import load_config, prepare_training
 
 
 def print_status(message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import jinja2
 
 from compress.errors import UsageError, first_line
-from compress.files import require_regular_file, sanitize
+from compress.files import sanitize
+from compress.own_files import require_own_report
 from profiles.formatting import escape_markdown, fence_code, shorten_list, to_json_safe
 from profiles.record_sets import average_seeds, collect_records, find_run_dirs
 from profiles.records import Record, check_values, record_to_json, write_file
@@ -29,8 +29,8 @@ from profiles.report.run_images import find_overlay_dirs, find_run_images
 
 SCHEMA = 2
 TITLE = "Compression report"
-FILES = ("report.html", "report.md", "report.csv", "report.json")
-OWN_JSON = re.compile(rb'\{\s*"schema": \d+,\s*"title": "')  #: beginning of `report.json`
+JSON_FILE = "report.json"
+FILES = ("report.html", "report.md", "report.csv", JSON_FILE)
 MAX_TEXT = 2000  #: characters of a name
 MAX_CAVEATS = 200
 COSTS: tuple[Cost, ...] = ("flops", "latency", "size", "energy")
@@ -152,6 +152,7 @@ def write_report(
         replace(one, caption=clean_text(one.caption), description=clean_text(one.description)) for one in embedded
     ]
     drawn, by_class = draw_charts(comparison, records), class_charts(comparison)
+    check_output_dir(output_dir, [*FILES, *(chart.file for chart in (*drawn, *by_class))])
     data = build_page_data(comparison, records, recommendation, limits, title=clean_text(title))
     caveats = [*notes, *list_caveats(comparison), *failures]
     content = {
@@ -196,26 +197,13 @@ def write_report(
     )
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Raise UsageError if a report must not be written there: it would replace a file that no report wrote."""
+def check_output_dir(output_dir: Path, files: Sequence[str] = FILES) -> None:
+    """Raise UsageError if a report must not be written there: one of `files` exists, and no report wrote it."""
     try:
         folder = Path(os.path.realpath(output_dir))
     except (OSError, ValueError) as error:
         raise UsageError(f"{output_dir}: cannot be a directory ({first_line(error)}); choose another --out.") from error
-    existing = [folder / name for name in FILES if os.path.lexists(folder / name)]
-    if existing and not is_own_report(folder / FILES[-1]):
-        raise UsageError(
-            f"{existing[0]}: found a file that no report wrote, expected none; rename it or choose another --out."
-        )
-
-
-def is_own_report(path: Path) -> bool:
-    """Whether `path` is the JSON file of a report."""
-    try:
-        with open(require_regular_file(path), "rb") as file:
-            return OWN_JSON.match(file.read(100)) is not None
-    except (OSError, UsageError):
-        return False
+    require_own_report(folder / JSON_FILE, [folder / name for name in files])
 
 
 def clean_record(record: Record) -> Record:

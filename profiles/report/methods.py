@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from compress.files import sanitize
+from compress.own_files import require_own_report
 from profiles.formatting import (
     capitalize_name,
     format_count,
@@ -36,6 +37,7 @@ from profiles.report.method_curves import MethodCurves, draw_method_curves
 
 SCHEMA = 1
 STEM = "compare"
+KINDS = ("html", "markdown", "csv", "json", "svg", "png")
 SUFFIXES = {"markdown": "md"}  #: file suffixes that differ from the kind
 #: keys of a method in compare.json that are columns in compare.csv
 COLUMNS = (
@@ -52,6 +54,7 @@ def write_method_report(folder: Path, comparison: MethodComparison) -> tuple[dic
 
     Raises:
         RecordError: `folder` cannot be written.
+        UsageError: `folder` contains a file that would be replaced, but that no report wrote.
     """
     comparison = clean_comparison(comparison)
     chart = draw_chart(comparison)
@@ -71,9 +74,17 @@ def write_method_report(folder: Path, comparison: MethodComparison) -> tuple[dic
     if chart is not None:
         files |= {"svg": standalone_svg(chart.svg), "png": render_chart(comparison, "png")}
     paths = {kind: Path(folder) / f"{STEM}.{SUFFIXES.get(kind, kind)}" for kind in files}
-    for kind, path in paths.items():
+    require_own_report(paths["json"], list(paths.values()))
+    # the JSON file is the first: it says that the others are ours, also if this process is killed between two files
+    for kind, path in sorted(paths.items(), key=lambda item: item[0] != "json"):
         write_file(path, files[kind])
     return paths, data
+
+
+def check_comparison_dir(folder: Path) -> None:
+    """Raise UsageError if a report of a comparison would replace a file in `folder` that no report wrote."""
+    names = [f"{STEM}.{SUFFIXES.get(kind, kind)}" for kind in KINDS]
+    require_own_report(folder / f"{STEM}.json", [folder / name for name in names])
 
 
 def clean_comparison(comparison: MethodComparison) -> MethodComparison:

@@ -21,13 +21,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from compress.errors import CompressError
 from compress.files import require_regular_file
+from compress.own_files import OVERLAY_ARRAYS, OVERLAY_IMAGE
 from profiles.formatting import format_percent
 from profiles.records import write_file
 from profiles.report.charts import clean_label
 from profiles.report.colors import class_colors
 from profiles.report.images import find_in_folders
 
-ARRAYS, IMAGE = "overlays.npz", "overlays.png"
+ARRAYS, IMAGE = OVERLAY_ARRAYS, OVERLAY_IMAGE
 IGNORE = 255  #: label of ignored pixels
 TRUTH = "truth"
 OPACITY = 0.68  #: opacity of a class's color over the gray image

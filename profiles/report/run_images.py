@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from compress.own_files import STEP_IMAGES
 from profiles.records import read_records
 from profiles.report.overlays import ARRAYS
 
@@ -14,18 +15,18 @@ MAX_STEPS = 4
 #: stems of the grids that methods draw
 GRIDS = ("mosaics", "synthetic")
 #: images that reports draw themselves
-OVERLAYS = re.compile(r"overlays(-\d+)?\.png")
-#: subdirectory of a run with the images that it drew during training
-STEP_IMAGES = "images"
+OVERLAYS = re.compile(r"compress-overlays(-\d+)?\.png")
+#: beginning of the names of images that runs write
+PREFIX = "compress-"
 
 
 def find_run_images(run_dirs: Sequence[Path], task: str) -> dict[str, Path]:
     """Return caption -> file of the images in runs; of the best run also those drawn during training."""
     images = {}
     for run_dir in run_dirs:
-        for file in sorted([*run_dir.glob("*.png"), *run_dir.glob("*/mosaics.png")]):
+        for file in sorted([*run_dir.glob("*.png"), *run_dir.glob(f"*/{PREFIX}mosaics.png")]):
             if not OVERLAYS.fullmatch(file.name):
-                name = file.relative_to(run_dir)
+                name = file.relative_to(run_dir).with_name(file.name.removeprefix(PREFIX))
                 images[image_caption(name if len(run_dirs) == 1 else Path(run_dir.name) / name, task)] = file
     drawn = [
         run_dir for run_dir in run_dirs

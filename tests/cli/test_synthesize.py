@@ -42,16 +42,18 @@ def made(tmp_path_factory):
 
 def test_synthesize_writes_images_and_preview(made) -> None:
     folder, found = made
-    assert found["images"] == sum(found["by_class"].values()) == len(list((folder / "pool").rglob("*.png"))) == 25
+    assert (
+        found["images"] == sum(found["by_class"].values()) == len(list((folder / "compress-pool").rglob("*.png"))) == 25
+    )
     assert found["by_class"].keys() >= {"Trouser", "Ankle boot"}
     assert (found["classes"], found["syntheses"], found["method"]) == (10, 3, "fastdfkd")
-    assert Path(found["pool"]) == folder / "pool"
+    assert Path(found["pool"]) == folder / "compress-pool"
     assert Path(found["preview"]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_pool_is_labeled_data_set(made) -> None:
     folder, found = made
-    images = open_images(str(folder / "pool"), labeled=True)
+    images = open_images(str(folder / "compress-pool"), labeled=True)
     assert len(images) == 25
     by_name = {name.partition(" ")[2]: 0 for name in images.class_names or []}
     assert len(by_name) == sum(n > 0 for n in found["by_class"].values())
@@ -85,7 +87,7 @@ def test_default_method_is_cmi(tmp_path) -> None:
     result = run("synthesize", "--teacher", TEACHER, *arguments)
     assert result.exit_code == 0, result.stderr
     assert "cmi" in result.stdout
-    assert f"--ood {tmp_path / 'run' / 'pool'}" in result.stdout
+    assert f"--ood {tmp_path / 'run' / 'compress-pool'}" in result.stdout
     assert "100%" in result.stderr
 
 
@@ -95,7 +97,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_finished_synthesis_is_not_repeated(made) -> None:
     folder, found = made
-    before = {name: (folder / name).stat().st_mtime_ns for name in list_files(folder) if name.startswith("pool/")}
+    before = {
+        name: (folder / name).stat().st_mtime_ns for name in list_files(folder) if name.startswith("compress-pool/")
+    }
     assert read_result(synthesize("--json", out=folder))["images"] == found["images"]
     assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
 
@@ -113,12 +117,12 @@ def test_interrupted_synthesis_resumes_exactly(made, tmp_path, monkeypatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(FastDFKD, "synthesize", dying)
         assert synthesize(out=tmp_path / "run").exit_code == 1
-    assert len(content(tmp_path / "run" / "pool")) == 20
+    assert len(content(tmp_path / "run" / "compress-pool")) == 20
     calls.clear()
     monkeypatch.setattr(FastDFKD, "synthesize", lambda self: calls.append(1) or whole(self))
     assert read_result(synthesize("--json", "--resume", out=tmp_path / "run"))["images"] == 25
     assert len(calls) == 1
-    assert content(tmp_path / "run" / "pool") == content(made[0] / "pool")
+    assert content(tmp_path / "run" / "compress-pool") == content(made[0] / "compress-pool")
 
 
 def test_other_image_count_needs_fresh(tmp_path) -> None:
@@ -166,7 +170,7 @@ def test_distillation_recipe_can_synthesize(tmp_path) -> None:
 def test_student_learns_from_pool(made, tmp_path) -> None:
     folder, _ = made
     common = ["--student", "wrn16_1", "--steps", 1, "--batch-size", 8, "--out", tmp_path / "run", "--json"]
-    command = ["distill", "--teacher", TEACHER, "--method", "kd", "--ood", folder / "pool"]
+    command = ["distill", "--teacher", TEACHER, "--method", "kd", "--ood", folder / "compress-pool"]
     assert read_result(run(*command, *common))["steps"] == 1
 
 
@@ -176,7 +180,7 @@ def test_two_processes_share_synthesis(tmp_path) -> None:
 
     arguments = ["synthesize", "--teacher", TEACHER, "--method", "fastdfkd", "--count", 25, "--out", "run", *SMALL]
     finish(*arguments, "--devices", 2, cwd=tmp_path)
-    names = [path.name for path in (tmp_path / "run" / "pool").rglob("*.png")]
+    names = [path.name for path in (tmp_path / "run" / "compress-pool").rglob("*.png")]
     assert sorted(name[0] for name in names) == ["0"] * 13 + ["1"] * 12
 
 

@@ -20,7 +20,7 @@ def test_distill_without_images_trains_student(tmp_path, clothes, method) -> Non
     assert found["steps"] == 2
     assert 0 <= found["metrics"]["accuracy"] <= 1
     assert (tmp_path / "out" / "best" / "model.safetensors").exists()
-    assert (tmp_path / "out" / "synthetic.png").exists()
+    assert (tmp_path / "out" / "compress-synthetic.png").exists()
     assert "unlabeled: null" in (tmp_path / "out" / "recipe.yaml").read_text()
 
 

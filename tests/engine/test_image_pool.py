@@ -27,7 +27,7 @@ NAMES = ["T-shirt/top", "Trouser", "*", "Bag"]
 
 
 def pool(folder, accelerator=CPU, names=NAMES) -> ImagePool:
-    return ImagePool(folder / "pool", accelerator, names)
+    return ImagePool(folder / "compress-pool", accelerator, names)
 
 
 def bytes_of(n, size=8, seed=0):
@@ -61,7 +61,7 @@ def test_pool_rounds_and_clamps_values(tmp_path):
 def test_pool_folders_have_safe_names(tmp_path):
     made, _ = filled(tmp_path)
     assert made.class_dirs == ["0 T-shirt-top", "1 Trouser", "2", "3 Bag"]
-    assert names_in(tmp_path / "pool") == {
+    assert names_in(tmp_path / "compress-pool") == {
         "0 T-shirt-top/0-0000000.png", "0 T-shirt-top/0-0000004.png", "1 Trouser/0-0000001.png",
         "1 Trouser/0-0000005.png", "2/0-0000002.png", "3 Bag/0-0000003.png",
     }  # fmt: skip
@@ -72,14 +72,14 @@ def test_pool_folders_have_safe_names(tmp_path):
 
 def test_pool_reads_as_image_folder(tmp_path):
     made, pixels = filled(tmp_path, n=11)
-    with_labels = open_images(str(tmp_path / "pool"), labeled=True)
+    with_labels = open_images(str(tmp_path / "compress-pool"), labeled=True)
     assert with_labels.class_names == made.class_dirs
     assert sorted(with_labels.labels.tolist()) == sorted(made.labels.tolist())
     for i, item in enumerate(with_labels.names):
         number = int(item.rpartition("-")[2].removesuffix(".png"))
         assert with_labels.labels[i] == made.labels[number]
         assert np.array_equal(np.asarray(with_labels.read_image(i)), pixels[number].permute(1, 2, 0).numpy())
-    assert len(open_images(str(tmp_path / "pool"))) == 11
+    assert len(open_images(str(tmp_path / "compress-pool"))) == 11
 
 
 def test_pool_samples_are_augmented(tmp_path):
@@ -98,7 +98,7 @@ def test_pool_grows_and_keeps_images(tmp_path):
     for part in pixels.split([1, 2, 7, 13]):
         made.add(part / 255, torch.zeros(len(part), dtype=torch.int64))
     assert torch.equal(made.pixels, pixels)
-    assert len(made) == len(names_in(tmp_path / "pool")) == 23
+    assert len(made) == len(names_in(tmp_path / "compress-pool")) == 23
 
 
 def test_pool_capacity_is_respected(tmp_path):
@@ -107,7 +107,7 @@ def test_pool_capacity_is_respected(tmp_path):
     for seed in range(3):
         made.add(bytes_of(3, seed=seed) / 255, torch.zeros(3, dtype=torch.int64))
     assert torch.equal(made.pixels, torch.cat([bytes_of(3, seed=0), bytes_of(3, seed=1)])[:5])
-    assert len(names_in(tmp_path / "pool")) == 5
+    assert len(names_in(tmp_path / "compress-pool")) == 5
 
 
 # Resuming.
@@ -120,10 +120,10 @@ def test_pool_restores_and_removes_later_images(tmp_path):
     again = pool(tmp_path)
     again.load_state_dict(state)
     assert torch.equal(again.pixels, pixels)
-    assert len(names_in(tmp_path / "pool")) == 6
+    assert len(names_in(tmp_path / "compress-pool")) == 6
     again.add(bytes_of(3, seed=2) / 255, torch.tensor([0, 1, 2]))
     assert again.state_dict()["sha256"] != state["sha256"]
-    assert len(names_in(tmp_path / "pool")) == 9
+    assert len(names_in(tmp_path / "compress-pool")) == 9
 
 
 def test_pool_empty_restore_removes_old_images(tmp_path):
@@ -132,7 +132,7 @@ def test_pool_empty_restore_removes_old_images(tmp_path):
     made = pool(tmp_path)
     made.load_state_dict(state)
     assert len(made) == 0
-    assert names_in(tmp_path / "pool") == set()
+    assert names_in(tmp_path / "compress-pool") == set()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "rubbish", "a bit", "another size", "empty"])
@@ -159,7 +159,9 @@ def test_pool_syncs_files_before_checkpoint(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
     made.state_dict()
-    assert {path for path in synced if path.endswith(".png")} == {str(p) for p in (tmp_path / "pool").rglob("*.png")}
+    assert {path for path in synced if path.endswith(".png")} == {
+        str(p) for p in (tmp_path / "compress-pool").rglob("*.png")
+    }
     synced.clear()
     made.state_dict()
     assert synced == []
@@ -167,13 +169,13 @@ def test_pool_syncs_files_before_checkpoint(tmp_path, monkeypatch):
 
 def test_pool_write_failure_raises(tmp_path, monkeypatch):
     made, _ = filled(tmp_path)
-    (tmp_path / "pool" / "0 T-shirt-top").rename(tmp_path / "moved")
+    (tmp_path / "compress-pool" / "0 T-shirt-top").rename(tmp_path / "moved")
     with pytest.raises(CompressError, match="pool"):
         made.add(bytes_of(1) / 255, torch.tensor([0]))
 
 
 def test_pool_blocked_folder_raises(tmp_path):
-    (tmp_path / "pool").write_text("a file is in the way")
+    (tmp_path / "compress-pool").write_text("a file is in the way")
     with pytest.raises(CompressError, match="pool"):
         filled(tmp_path)
 
@@ -183,23 +185,23 @@ def test_pool_blocked_folder_raises(tmp_path):
 
 def test_pool_ignores_stale_and_foreign_files(tmp_path):
     filled(tmp_path, n=20)
-    (tmp_path / "pool" / "2" / "holiday-2024.png").write_bytes(b"mine")
+    (tmp_path / "compress-pool" / "2" / "holiday-2024.png").write_bytes(b"mine")
     made = pool(tmp_path)
     assert len(made) == 0
     made.add(torch.ones(2, 3, 8, 8), torch.tensor([1, 1]))
     assert made.sample(50).min() == 1
     expected = {"1 Trouser/0-0000000.png", "1 Trouser/0-0000001.png", "2/holiday-2024.png"}
-    assert names_in(tmp_path / "pool") == expected
+    assert names_in(tmp_path / "compress-pool") == expected
 
 
 def test_pool_processes_own_separate_files(tmp_path):
     parts = [filled(tmp_path, n=3 + rank, accelerator=Accelerator(tiny.CPU, "32", rank, 2))[0] for rank in range(2)]
-    assert len(names_in(tmp_path / "pool")) == 7
+    assert len(names_in(tmp_path / "compress-pool")) == 7
     parts[1].remove_images_from(1)
-    assert {name.rpartition("/")[2][0] for name in names_in(tmp_path / "pool")} == {"0", "1"}
-    assert len(names_in(tmp_path / "pool")) == 4
+    assert {name.rpartition("/")[2][0] for name in names_in(tmp_path / "compress-pool")} == {"0", "1"}
+    assert len(names_in(tmp_path / "compress-pool")) == 4
     pool(tmp_path).remove_images_from(0)
-    assert names_in(tmp_path / "pool") == set()
+    assert names_in(tmp_path / "compress-pool") == set()
 
 
 # The contact sheet.
@@ -209,8 +211,8 @@ def test_contact_sheet_shows_newest_per_class(tmp_path):
     made = pool(tmp_path)
     grays = torch.arange(12) / 20
     made.add(grays.view(12, 1, 1, 1).expand(12, 3, 8, 8), torch.tensor([0] * 11 + [3]))
-    made.save_contact_sheet(tmp_path / "pool.png")
-    sheet = np.asarray(Image.open(tmp_path / "pool.png").convert("L")).astype(float) / 255
+    made.save_contact_sheet(tmp_path / "compress-pool.png")
+    sheet = np.asarray(Image.open(tmp_path / "compress-pool.png").convert("L")).astype(float) / 255
     middle = [sheet[2 * (2 + 10 * row + 4), 2 * (2 + 10 * column + 4)] for row in (0, 1, 3) for column in range(10)]
     assert middle[:10] == pytest.approx(grays[1:11].tolist(), abs=0.01)
     assert middle[10:20] == [1.0] * 10
@@ -220,16 +222,16 @@ def test_contact_sheet_shows_newest_per_class(tmp_path):
 def test_contact_sheet_of_many_classes_small(tmp_path):
     made = pool(tmp_path, names=[""] * 1000)
     made.add(torch.rand(4, 3, 200, 200), torch.tensor([0, 1, 500, 999]))
-    made.save_contact_sheet(tmp_path / "pool.png")
-    with Image.open(tmp_path / "pool.png") as sheet:
+    made.save_contact_sheet(tmp_path / "compress-pool.png")
+    with Image.open(tmp_path / "compress-pool.png") as sheet:
         width, height = sheet.size
     assert width <= 2000
     assert height <= 2 * 100 * 66 + 4
 
 
 def test_contact_sheet_of_empty_pool_missing(tmp_path):
-    pool(tmp_path).save_contact_sheet(tmp_path / "pool.png")
-    assert not (tmp_path / "pool.png").exists()
+    pool(tmp_path).save_contact_sheet(tmp_path / "compress-pool.png")
+    assert not (tmp_path / "compress-pool.png").exists()
 
 
 # Runs.
@@ -242,7 +244,7 @@ def test_contact_sheet_saving_changes_nothing(tmp_path):
     )
     for run in (seen, unseen):
         train(tiny_method("fastdfkd"), run)
-        assert (run.run_dir / "pool.png").is_file()
+        assert (run.run_dir / "compress-pool.png").is_file()
     assert tiny.state_differences(*(tiny.final_state(run)["shared"]["trainables"] for run in (seen, unseen))) == []
 
 
@@ -253,13 +255,15 @@ def test_pool_of_unsaved_run_is_discarded(tmp_path, name):
             train(contract.FailingMethod(tiny_method(name), step), tiny_run(tmp_path / "cut", name, seed=1))
 
     die_at(3)
-    assert names_in(tmp_path / "cut" / "pool")
+    assert names_in(tmp_path / "cut" / "compress-pool")
     ends = []
     for folder in ("cut", "new"):
         run = tiny_run(tmp_path / folder, name)
         train(tiny_method(name), run)
         ends.append(tiny.final_state(run))
-        assert len(names_in(tmp_path / folder / "pool")) == len(ends[-1]["per_rank"]["registered"]["pool"]["labels"])
+        assert len(names_in(tmp_path / folder / "compress-pool")) == len(
+            ends[-1]["per_rank"]["registered"]["pool"]["labels"]
+        )
     assert tiny.state_differences(*ends, ignore=contract.CLOCK) == []
 
 
@@ -287,7 +291,7 @@ def test_synthesis_only_leaves_student_alone(tmp_path):
     run.student.register_forward_pre_hook(lambda *_: pytest.fail("the student is used"))
     train(SynthesisOnly(method, 21), run)
     assert tiny.state_differences(student, run.student.state_dict()) == []
-    assert len(names_in(tmp_path / "pool")) == 21
+    assert len(names_in(tmp_path / "compress-pool")) == 21
     assert not (tmp_path / "best").exists()
     assert not (tmp_path / "last").exists()
 
@@ -309,9 +313,13 @@ def test_pool_resumes_from_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "SECONDS_BETWEEN_SAVES", 0.0)
     with pytest.raises(contract.Killed):
         train(contract.FailingMethod(tiny_method("cmi"), 4), tiny_run(tmp_path, "cmi", steps=6))
-    before = {name: (tmp_path / "pool" / name).stat().st_mtime_ns for name in names_in(tmp_path / "pool")}
+    before = {
+        name: (tmp_path / "compress-pool" / name).stat().st_mtime_ns for name in names_in(tmp_path / "compress-pool")
+    }
     train(tiny_method("cmi"), tiny_run(tmp_path, "cmi", steps=6))
-    after = {name: (tmp_path / "pool" / name).stat().st_mtime_ns for name in names_in(tmp_path / "pool")}
+    after = {
+        name: (tmp_path / "compress-pool" / name).stat().st_mtime_ns for name in names_in(tmp_path / "compress-pool")
+    }
     assert before.items() <= after.items()
     assert len(after) == 24
 

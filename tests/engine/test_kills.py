@@ -80,7 +80,11 @@ def whole(whole_runs):
 def read_results(folder: Path, *, logs: bool = True) -> dict[str, bytes]:
     """Read the final files: students, cards and pool; with `logs` also images."""
     names = [folder / which / name for which in ("best", "last") for name in ("model.safetensors", "config.json")]
-    names += [path for pattern in ("pool/*/*.png", "images/*.png")[: 1 + logs] for path in folder.glob(pattern)]
+    names += [
+        path
+        for pattern in ("compress-pool/*/*.png", "compress-images/*.png")[: 1 + logs]
+        for path in folder.glob(pattern)
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
 

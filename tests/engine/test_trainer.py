@@ -156,7 +156,7 @@ def test_finished_run_stays_unchanged(tmp_path):
     options = {"steps": 3, "validate": tiny.score_class_0, "save_models": True}
     first = tiny_run(tmp_path, **options)
     train(tiny_method("mosaic"), first)
-    made = [p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name in ("best", "last", "images")]
+    made = [p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name in ("best", "last", "compress-images")]
     files, before = {p: p.read_bytes() for p in [*made, tmp_path / "metrics.jsonl"]}, tiny.final_state(first)
     again, method = tiny_run(tmp_path, **options), CountingMethod(tiny_method("mosaic"))
     train(method, again)

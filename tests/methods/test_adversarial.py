@@ -74,6 +74,6 @@ def test_image_grids_change_nothing(tmp_path, name, task, images):
         run = tiny_run(tmp_path / str(every), name, task=task, evaluate_every=every)
         train(tiny_method(name), run)
         states.append(tiny.final_state(run)["shared"]["trainables"])
-    names = sorted(path.name for path in (tmp_path / "1" / "images").iterdir())
+    names = sorted(path.name for path in (tmp_path / "1" / "compress-images").iterdir())
     assert names == [f"{images}-{step:07d}.png" for step in (1, 2, 3, 4)]
     assert tiny.state_differences(*states) == []

@@ -167,7 +167,7 @@ def test_report_embeds_overlays(tmp_path: Path, shown: Overlays):
     assert 'alt="2 validation images' in html
     assert "teacher 100.0 %, KD 50.0 %, MosaicKD 100.0 %." in html
     assert re.search(
-        r"!\[2 validation images.*MosaicKD 100\.0 %\.\]\(<overlays\.png>\)\n\n2 validation images", markdown
+        r"!\[2 validation images.*MosaicKD 100\.0 %\.\]\(<compress-overlays\.png>\)\n\n2 validation images", markdown
     )
     assert "The overlays of cut could not be read" in markdown
 

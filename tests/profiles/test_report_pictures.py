@@ -48,10 +48,10 @@ def test_pictures_out_of_the_run_are_named(tmp_path: Path, name: str):
 
 def test_found_pictures_out_of_the_run_are_named(tmp_path: Path):
     """A link in the folder is found without a record that names it."""
-    save_picture(tmp_path / "out" / "mosaics.png")
+    save_picture(tmp_path / "out" / "compress-mosaics.png")
     save_picture(tmp_path / "run" / "good.png")
     (tmp_path / "run" / "nested").symlink_to(tmp_path / "out")
-    (tmp_path / "run" / "a.png").symlink_to(tmp_path / "out" / "mosaics.png")
+    (tmp_path / "run" / "a.png").symlink_to(tmp_path / "out" / "compress-mosaics.png")
     result = report(tmp_path / "run")
     assert (count_images(result), len(result.caveats)) == (1, 2)
 
@@ -135,7 +135,7 @@ def test_planted_links_are_not_followed(tmp_path: Path):
     victim.write_text(own := '{"schema": 2, "title": "mine"}')  # as a report begins, else it is refused
     (tmp_path / "run").mkdir()
     save_overlays(tmp_path / "run", some_overlays())
-    for name in ("report.html", "report.md", "report.csv", "overlays.png", "report.json"):
+    for name in ("report.html", "report.md", "report.csv", "compress-overlays.png", "report.json"):
         (tmp_path / "run" / name).unlink(missing_ok=True)
         (tmp_path / "run" / name).symlink_to(victim)
     report(tmp_path / "run")

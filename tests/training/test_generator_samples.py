@@ -48,7 +48,7 @@ def samples_dir(mosaic_run) -> Path:
 
 
 def read_pixels(output_dir: Path) -> dict[str, np.ndarray]:
-    images = open_images(str(output_dir / "pool"))
+    images = open_images(str(output_dir / "compress-pool"))
     return {images.name_of(i): np.asarray(images.read_image(i)) for i in range(len(images))}
 
 

@@ -15,7 +15,8 @@ from compress.config import add_defaults, document_from_mapping, dump_yaml, load
 from compress.errors import UsageError
 from compress.training import stored_recipes
 from compress.training.config import TrainConfig
-from compress.training.setup import load_config, validate_run_dir
+from compress.training.run_dir import validate_run_dir
+from compress.training.setup import load_config
 from compress.training.stored_recipes import config_differences, read_stored_recipe
 
 RELEASES = sorted(path.name for path in HERE.iterdir() if (path / "photos").is_dir())
@@ -32,9 +33,10 @@ def older(request, tmp_path, monkeypatch) -> Path:
 
 
 def edit_recipe(path: Path, change: Any) -> dict[str, Any]:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     data = load_yaml(path).data
     change(data)
-    path.write_text(dump_yaml(data))
+    path.write_text("\n".join([*header, dump_yaml(data)]))
     return data
 
 
