@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
+from compress.model_options import ModelOptions, merge_model_options
 from compress.training.launch import ignore
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
     from compress.benchmarking import BenchmarkResult
+    from compress.data.class_mapping import LabelOrder
     from compress.data.dataset import ImageSet
     from compress.demonstration import DemoResult
     from compress.environment import EnvironmentReport
@@ -97,13 +99,14 @@ class DatasetInfo:
 def distill(
     teacher: ModelLike | None = None, *, student: ModelLike | None = None, unlabeled: DataLike | None = None,
     unlabeled_subset: int | None = None, labeled: DataLike | None = None, validation: DataLike | None = None,
-    method: str | None = None, patch_size: int | Literal["auto"] | None = None, steps: int | None = None,
+    label_order: LabelOrder | None = None, method: str | None = None,
+    patch_size: int | Literal["auto"] | None = None, steps: int | None = None,
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
-    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False, allow_code: bool = False,
-    data_root: Path | None = None, output_dir: str | Path | None = None, resume: bool | None = None,
-    export: Literal["onnx"] | None = None, report: bool = False, command: str = "", progress: Progress = ignore,
+    allow_code: bool = False, data_root: Path | None = None, output_dir: str | Path | None = None,
+    resume: bool | None = None, export: Literal["onnx"] | None = None, report: bool = False, command: str = "",
+    progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> RunResult:  # fmt: skip
     """Train a small student from a teacher and unlabeled images.
 
@@ -118,6 +121,8 @@ def distill(
         unlabeled_subset: Use only this many images, those with the highest entropy of the teacher.
         labeled: Labeled images, for methods that need them.
         validation: Labeled images to measure on; never trained on.
+        label_order: Order of numbered class folders that a teacher without class names was trained with: "number", or
+            "text" as torchvision's ImageFolder has them; None: unknown.
         method: A name from `list_methods`, or "package.module:Class"; default "mosaic".
         patch_size: Patch size of mosaic in pixels, or "auto" to choose it from the distance of the data.
         steps: Number of training steps; 10,000 if no length is given.
@@ -132,9 +137,6 @@ def distill(
         seed: Random seed, >= 0.
         recipe: YAML file of settings, or the name of a shipped recipe.
         settings: Any other setting by its dotted key, such as `{"method.local": 0.5}`.
-        teacher_arch: Architecture of a state dict that is not recognized.
-        classes: Number of classes; must match the teacher's.
-        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
         allow_code: Import code that the recipe names, as "package.module:name". Names in other arguments need no
             permission.
         data_root: Directory of data sets that are known by name.
@@ -144,6 +146,7 @@ def distill(
         report: Measure latency and write a report.
         command: Text to store as the command that started the run.
         progress: Called with status lines.
+        **options: What the teacher's file does not contain, see `ModelOptions`.
 
     Returns:
         The best student's directory, its scores and its cost.
@@ -163,12 +166,13 @@ def distill(
         print(run.metrics["accuracy"], run.macs)
         student, card = compress.load_model(run.best)
     """
-    return _run_training(dict(locals()))
+    return _run_training(merge_model_options(locals()))
 
 
 def train(
     student: ModelLike | None = None, *, labeled: DataLike | None = None, validation: DataLike | None = None,
-    image_size: Size | None = None, grayscale: bool | None = None, steps: int | None = None,
+    label_order: LabelOrder | None = None, image_size: Size | None = None, grayscale: bool | None = None,
+    steps: int | None = None,
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), allow_code: bool = False,
@@ -181,6 +185,7 @@ def train(
         student: Architecture or module to train.
         labeled: Labeled images: a directory with one directory per class, images/ and masks/, or a name.
         validation: Labeled images to measure on; never trained on.
+        label_order: See `distill`.
         image_size: Input (height, width) in pixels; default (32, 32).
         grayscale: Convert images to grayscale in the model.
         steps, epochs, time_limit, batch_size, precision, device, devices, restarts, seed, recipe, settings, allow_code,
@@ -273,9 +278,9 @@ def _register_objects(arguments: dict[str, Any]) -> dict[str, Any]:
 def synthesize(
     teacher: ModelLike | None = None, *, method: str | None = None, run: str | Path | None = None,
     count: int = 50_000, precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
-    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
-    teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False, allow_code: bool = False,
+    seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), allow_code: bool = False,
     output_dir: str | Path | None = None, resume: bool | None = None, progress: Progress = ignore,
+    **options: Unpack[ModelOptions],
 ) -> SynthesisResult:  # fmt: skip
     """Generate images from a trained model, without data or a student.
 
@@ -285,8 +290,8 @@ def synthesize(
         run: Sample from the generator of this run instead; the run decides teacher, method and settings.
         count: Number of images.
         output_dir: Directory of the run; default "runs/METHOD-images".
-        precision, device, devices, restarts, seed, recipe, settings, teacher_arch, classes, trust_pickle, allow_code,
-            resume, progress: See `distill`; the last two permissions are for the recipe of `run` too.
+        precision, device, devices, restarts, seed, recipe, settings, allow_code, resume, progress, **options: See
+            `distill`; `allow_code` and `trust_pickle` are for the recipe of `run` too.
 
     Returns:
         The directory of the images, one directory per class, and how many there are.
@@ -304,7 +309,7 @@ def synthesize(
         )
         print(images.pool, images.by_class)
     """
-    arguments = _register_objects(dict(locals()))
+    arguments = _register_objects(merge_model_options(locals()))
     from compress.training.synthesize import synthesize
 
     return cast("SynthesisResult", synthesize(**arguments))  # None only in helper processes of torchrun
@@ -315,12 +320,13 @@ def synthesize(
 
 def compare(
     teacher: ModelLike, *, validation: DataLike, student: str | None = None, unlabeled: DataLike | None = None,
-    labeled: DataLike | None = None, methods: str | Sequence[str] = "all", time_limit: float | None = None,
+    labeled: DataLike | None = None, label_order: LabelOrder | None = None, methods: str | Sequence[str] = "all",
+    time_limit: float | None = None,
     steps: int | None = None, same_steps: bool = False, seeds: int = 3,
     batch_size: int | Literal["auto"] | None = None, precision: str | None = None, device: str | None = None,
-    settings: Settings = (), teacher_arch: str | None = None, classes: int | None = None, trust_pickle: bool = False,
-    data_root: Path | None = None, output_dir: str | Path = "runs/compare", workers: int | None = None,
-    on: str | None = None, command: str = "", progress: Progress = ignore,
+    settings: Settings = (), data_root: Path | None = None, output_dir: str | Path = "runs/compare",
+    workers: int | None = None, on: str | None = None, command: str = "", progress: Progress = ignore,
+    **options: Unpack[ModelOptions],
 ) -> ComparisonResult:  # fmt: skip
     """Distill the same student with several methods, for the same time or steps, and compare them.
 
@@ -332,6 +338,7 @@ def compare(
         student: Architecture of every student; None: a small one that suits the image size.
         unlabeled: Unlabeled images, for the methods that use them.
         labeled: Labeled images, for the supervised upper bound.
+        label_order: See `distill`.
         methods: Names from `list_methods`, or "all".
         time_limit: Training time of each run in seconds. Give this or `steps`.
         steps: Training steps of each run.
@@ -342,7 +349,7 @@ def compare(
         output_dir: Directory of the runs; run N of a method is METHOD-N.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
-        precision, device, teacher_arch, classes, trust_pickle, data_root, command, progress: See `distill`.
+        precision, device, data_root, command, progress, **options: See `distill`.
 
     Returns:
         Mean and standard deviation per method, all runs, and the files of the report.
@@ -360,11 +367,11 @@ def compare(
         )
         print([(method.name, method.mean) for method in result.methods])
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.experiments import resolve_comparison_config, run_comparison
 
-    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
-    return run_comparison(resolve_comparison_config(**_register_objects(arguments)), **options)
+    experiment = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
+    return run_comparison(resolve_comparison_config(**_register_objects(arguments)), **experiment)
 
 
 def plan_comparison(teacher: ModelLike, **arguments: Any) -> ComparisonPlan:
@@ -401,9 +408,9 @@ def sweep(
     calibration: str | None = None, seeds: int | None = None, time_limit: float | None = None,
     steps: int | None = None, device: str | None = None, settings: Settings = (), prune: str | None = None,
     max_latency: float | None = None, max_gflop: float | None = None, max_size: int | None = None,
-    max_energy: float | None = None, trust_pickle: bool = False, allow_code: bool = False,
-    data_root: Path | None = None, output_dir: str | Path = "runs/sweep", workers: int | None = None,
-    on: str | None = None, command: str = "", progress: Progress = ignore,
+    max_energy: float | None = None, allow_code: bool = False, data_root: Path | None = None,
+    output_dir: str | Path = "runs/sweep", workers: int | None = None, on: str | None = None, command: str = "",
+    progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> SweepResult:  # fmt: skip
     """Train every student with every method, export and measure every file, and report the trade-off.
 
@@ -427,7 +434,7 @@ def sweep(
         output_dir: Directory of the sweep.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
-        device, settings, trust_pickle, allow_code, data_root, command, progress: See `distill`.
+        device, settings, allow_code, data_root, command, progress, **options: See `distill`.
 
     Returns:
         All cells with their files, and the recommended model.
@@ -444,12 +451,12 @@ def sweep(
         )
         print(result.best, [cell.score for cell in result.cells])
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.experiments import resolve_sweep_config, run_sweep
 
-    options = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
+    experiment = {key: arguments.pop(key) for key in EXPERIMENT_OPTIONS}
     config = resolve_sweep_config(output_dir=output_dir, **_register_objects(arguments))
-    return run_sweep(config, **options)
+    return run_sweep(config, **experiment)
 
 
 def plan_sweep(recipe: str | Path | None = None, **arguments: Any) -> SweepPlan:
@@ -480,9 +487,9 @@ def plan_sweep(recipe: str | Path | None = None, **arguments: Any) -> SweepPlan:
 
 
 def evaluate(
-    model: ModelLike, data: DataLike, *, data_root: Path | None = None, max_unreadable: float = 0.01,
-    runtime: str | None = None, arch: str | None = None, classes: int | None = None, image_size: Size | None = None,
-    ema: bool = False, trust_pickle: bool = False, record: Path | None = None, progress: Progress = ignore,
+    model: ModelLike, data: DataLike, *, label_order: LabelOrder | None = None, data_root: Path | None = None,
+    max_unreadable: float = 0.01, runtime: str | None = None, record: Path | None = None, progress: Progress = ignore,
+    **options: Unpack[ModelOptions],
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate a model or an exported file on labeled images.
 
@@ -491,15 +498,12 @@ def evaluate(
         data: Labeled images: a directory with one directory per class, images/ and masks/, a name, or a data set of
             (image, label) pairs.
         data_root: Directory of data sets that are known by name.
-        max_unreadable: Maximum share of unreadable images, in [0, 1].
+        label_order: Order of numbered class folders; see `distill`.
+        max_unreadable: Maximum share of unreadable images, in [0, 1]; unless it is 0, one image is allowed.
         runtime: Runtime of an exported file; None: its own.
-        arch: Architecture of a state dict that is not recognized.
-        classes: Number of classes, if the file does not contain it.
-        image_size: Input (height, width) in pixels, if the file does not contain it.
-        ema: Load the averaged weights if the file contains both.
-        trust_pickle: Load a full pickle, TorchScript file or version-compatible engine. They can run any code.
         record: Directory whose records.jsonl the result is added to.
         progress: Called with status lines.
+        **options: What the file of the model does not contain, see `ModelOptions`.
 
     Returns:
         The scores of the model.
@@ -514,7 +518,7 @@ def evaluate(
         result = compress.evaluate("embedded/fashion_wrn16_2", "embedded/fashion")
         print(result.metrics["accuracy"])
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.evaluation import evaluate
 
     return evaluate(**arguments)
@@ -522,18 +526,18 @@ def evaluate(
 
 def predict(
     model: ModelLike, images: Any, *, top_k: int = 5, output_dir: str | Path | None = None,
-    data_root: Path | None = None, runtime: str | None = None, arch: str | None = None, classes: int | None = None,
-    image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False, progress: Progress = ignore,
+    data_root: Path | None = None, runtime: str | None = None, progress: Progress = ignore,
+    **options: Unpack[ModelOptions],
 ) -> PredictionResult:  # fmt: skip
     """Predict the classes of images, or label maps for segmentation, as `evaluate` does.
 
     Args:
         model: A module, name, directory, checkpoint, or an exported .onnx, .xml or .engine file.
-        images: A path, a folder (read at any depth), a glob, the name of a data set, a PIL image, or a sequence of them.
+        images: A path, a folder (read at any depth), a glob, the name of a data set, a PIL image, or a list of them.
         top_k: Number of classes to list for each image.
         output_dir: Directory for predictions.json and, for segmentation, PNG files at the size of each image: class
             numbers in labels/, images with classes in color in overlays/. Files of others are not replaced.
-        data_root, runtime, arch, classes, image_size, ema, trust_pickle, progress: See `evaluate`.
+        data_root, runtime, progress, **options: See `evaluate`.
 
     Returns:
         The classes of each image with probabilities, or with shares of its pixels; and the images that cannot be read.
@@ -548,31 +552,28 @@ def predict(
         result = compress.predict("embedded/fashion_wrn16_2", "embedded/photos", top_k=1)
         print([(one.image, one.classes[0].name, one.classes[0].probability) for one in result.predictions])
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.prediction import predict
 
     return predict(**arguments)
 
 
 def inspect(
-    checkpoint: ModelLike, *, arch: str | None = None, unlabeled: DataLike | None = None, samples: int | None = None,
+    checkpoint: ModelLike, *, unlabeled: DataLike | None = None, samples: int | None = None,
     reference: DataLike | None = None, patch_sizes: Sequence[int] = (), features: ModelLike | None = None,
-    data_root: Path | None = None, image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False,
+    data_root: Path | None = None, progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> InspectionResult:  # fmt: skip
     """Describe a checkpoint, and how far unlabeled data is from its domain.
 
     Args:
         checkpoint: A module, name, directory or file.
-        arch: Architecture, if it is not recognized.
         unlabeled: Images to predict.
         samples: Number of images to predict; default 2000, fewer for segmentation.
         reference: Images to compare `unlabeled` with, for example in-domain ones.
         patch_sizes: Also compare patches of these sizes, in pixels.
         features: Model that computes the features of the comparison; None: the checkpoint.
         data_root: Directory of data sets that are known by name.
-        image_size: Input (height, width) in pixels, if the checkpoint does not contain it.
-        ema: Load the averaged weights if the file contains both.
-        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
+        progress, **options: See `evaluate`.
 
     Returns:
         Format, architecture, card and values; with `unlabeled` the predictions for it.
@@ -587,29 +588,23 @@ def inspect(
         result = compress.inspect("embedded/fashion_wrn16_2", unlabeled="embedded/photos", samples=100)
         print(result.architecture, result.unlabeled.recommendation)
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.inspection import inspect
 
     return inspect(**arguments)
 
 
 def profile(
-    model: ModelLike, *, image_size: Size | None = None, depth: int | None = None, sizes: Sequence[Size] = (),
-    arch: str | None = None, classes: int | None = None, ema: bool = False, trust_pickle: bool = False,
-    record: Path | None = None,
+    model: ModelLike, *, depth: int | None = None, sizes: Sequence[Size] = (), record: Path | None = None,
+    progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> ModelProfile | OnnxProfile:  # fmt: skip
     """Count MACs, FLOPs, parameters and memory of one image.
 
     Args:
         model: A module, directory, checkpoint, ONNX file, or the name of an architecture.
-        image_size: Input (height, width) in pixels; None: the model's own.
         depth: Depth of the table of layers; default 1.
         sizes: Other input sizes to count.
-        arch: Architecture of a state dict that is not recognized.
-        classes: Number of classes of an architecture.
-        ema: Load the averaged weights if the file contains both.
-        trust_pickle: Load a full pickle or TorchScript file. Both can run any code.
-        record: Directory whose records.jsonl the result is added to.
+        record, progress, **options: See `evaluate`; `classes` may be any for an architecture without weights.
 
     Returns:
         A `ModelProfile`, or an `OnnxProfile` for an ONNX file.
@@ -623,18 +618,17 @@ def profile(
         cost = compress.profile("wrn16_1", sizes=[(64, 64)])
         print(cost.macs, cost.params, cost.sizes[0].macs)
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.profiling import profile
 
     return profile(**arguments)
 
 
 def export(
-    model: ModelLike, output: str | Path | None = None, *, formats: Sequence[Format] = ("onnx",),
+    model: ModelLike, output_path: str | Path | None = None, *, formats: Sequence[Format] = ("onnx",),
     precisions: Sequence[Precision] = ("fp32",), images: DataLike | None = None, data_root: Path | None = None,
     tolerance: float | None = None, min_agreement: float | None = None, batch: tuple[int, int, int] | None = None,
-    static_batch: bool = False, image_size: Size | Literal["dynamic"] | None = None,
-    sizes: tuple[Size, Size, Size] | None = None, preprocess: bool = False,
+    static_batch: bool = False, sizes: tuple[Size, Size, Size] | None = None, preprocess: bool = False,
     postprocess: Literal["none", "softmax", "argmax", "topk"] = "none", calibration: str | None = None,
     calibration_images: int = 256, calibrator: Literal["auto", "minmax", "percentile", "entropy"] = "auto",
     quantizer: Literal["onnxruntime", "modelopt"] = "onnxruntime", target: Int8Target | None = None,
@@ -642,9 +636,8 @@ def export(
     workspace: int | None = None, timing_cache: Path | None = None, version_compatible: bool = False,
     hardware_compatible: Literal["ampere+", "same-capability"] | None = None,
     compute_capabilities: Sequence[str] = (), opset: int = 18,
-    exporter: Literal["auto", "dynamo", "torchscript"] = "auto", arch: str | None = None, classes: int | None = None,
-    ema: bool = False, trust_pickle: bool = False, allow_code: bool = False, record: Path | None = None,
-    progress: Progress = ignore,
+    exporter: Literal["auto", "dynamo", "torchscript"] = "auto", allow_code: bool = False, record: Path | None = None,
+    progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> ExportSummary:  # fmt: skip
     """Export a model in every requested format and precision.
 
@@ -653,7 +646,7 @@ def export(
 
     Args:
         model: A module, directory, checkpoint or name.
-        output: A file, or a directory for several files; None: beside the model.
+        output_path: A file, or a directory for several files; None: beside the model.
         formats: "onnx", "openvino", "tensorrt" and "tensorrt-rtx".
         precisions: "fp32", "fp16", "bf16" and "int8".
         images: Real images to compare outputs on; None: embedded ones.
@@ -662,7 +655,6 @@ def export(
         min_agreement: Least share of equal predictions below fp32, in [0, 1]; None: by precision.
         batch: Minimum, optimal and maximum batch size; equal numbers fix it.
         static_batch: Same as `batch=(1, 1, 1)`.
-        image_size: Input (height, width) in pixels, or "dynamic" for any size.
         sizes: Minimum, optimal and maximum (height, width) of an engine with dynamic size.
         preprocess: Accept uint8 images [n, h, w, 3] of any size; crop, resize and normalize in the graph.
         postprocess: "softmax" returns probabilities, "argmax" labels, "topk" the top five.
@@ -682,7 +674,7 @@ def export(
         opset: ONNX opset version, >= 18.
         exporter: PyTorch's ONNX exporter.
         allow_code: Import code that the recipe of a run names, whose generator makes the calibration images.
-        arch, classes, ema, trust_pickle, record, progress: See `evaluate`.
+        record, progress, **options: See `evaluate`; `image_size="dynamic"` leaves height and width open.
 
     Returns:
         The saved files and the rejected ones.
@@ -697,7 +689,7 @@ def export(
         result = compress.export("embedded/fashion_wrn16_2", "teacher.onnx")
         print(result.artifacts[0].parity.max_abs, result.artifacts[0].bytes)
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.exporting import export
 
     return export(**arguments)
@@ -708,9 +700,8 @@ def benchmark(
     provider: Literal["cpu", "cuda", "tensorrt", "openvino"] | None = None, threads: int | None = None,
     batch_sizes: Sequence[int] | None = None, duration: float | None = None, scenarios: Sequence[str] | None = None,
     mlperf: bool = False, target_qps: float | None = None, latency_bound_ms: float | None = None,
-    target: str | None = None, require_budget: bool = False, arch: str | None = None, classes: int | None = None,
-    image_size: Size | None = None, ema: bool = False, trust_pickle: bool = False, record: Path | None = None,
-    progress: Progress = ignore,
+    target: str | None = None, require_budget: bool = False, record: Path | None = None, progress: Progress = ignore,
+    **options: Unpack[ModelOptions],
 ) -> BenchmarkResult:  # fmt: skip
     """Measure latency and throughput of models, interleaved, so that their ratios hold on a busy machine.
 
@@ -728,7 +719,7 @@ def benchmark(
         latency_bound_ms: Latency bound of the server scenario.
         target: Another machine ("ssh://HOST") or a target file; its settings replace arguments that are None.
         require_budget: Raise unless the target has a latency budget.
-        arch, classes, image_size, ema, trust_pickle, record, progress: See `evaluate`.
+        record, progress, **options: See `evaluate`.
 
     Returns:
         One row per model, runtime and batch size, and the ratios between rows.
@@ -743,7 +734,7 @@ def benchmark(
         result = compress.benchmark(["embedded/fashion_wrn16_2", "wrn16_1"], duration=0.1, threads=1)
         print([(row.name, row.runtime, row.latency_ms_p50) for row in result.results])
     """
-    arguments = dict(locals())
+    arguments = merge_model_options(locals())
     from compress.benchmarking import benchmark
 
     return benchmark(**arguments)

@@ -12,6 +12,7 @@ from compress.measure import append_measurement
 from compress.predictor import batched_predict, identity, load_predictor, spec_name
 
 if TYPE_CHECKING:
+    from compress.data.class_mapping import LabelOrder
     from compress.models.card import ModelCard
     from exporters.runtimes import Runtime
     from exporters.runtimes.base import Runner
@@ -35,7 +36,7 @@ class EvaluationResult:
 
 def evaluate(
     model: Any, data: Any, *, data_root: Path | None, max_unreadable: float, runtime: Runtime | None,
-    record: Path | None, progress: Callable[[str], None], **overrides: Any,
+    label_order: LabelOrder | None = None, record: Path | None, progress: Callable[[str], None], **overrides: Any,
 ) -> EvaluationResult:  # fmt: skip
     """Score a model; see `compress.evaluate`."""
     from compress.engine.accelerator import create_accelerator
@@ -44,12 +45,14 @@ def evaluate(
 
     predictor = load_predictor(model, runtime=runtime, progress=progress, **overrides)
     card = predictor.card
-    if predictor.preprocesses and card.task == "segmentation":
+    if predictor.preprocesses and card.predicts_maps:
         raise UsageError(
             f"{predictor.spec}: found a file that crops images, so its maps do not match the masks; evaluate the same "
             "model exported without --preprocess."
         )
-    source = DataConfig(validation=register_data(data), root=data_root, max_unreadable=max_unreadable)
+    source = DataConfig(
+        validation=register_data(data), root=data_root, max_unreadable=max_unreadable, label_order=label_order
+    )
     images = load_validation_images(source, card, input_size=predictor.input_size, progress=progress)
     metrics = create_scorer(images, card, create_accelerator("cpu", "32"))(predictor.predict)
     name = spec_name(data)

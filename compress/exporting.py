@@ -16,6 +16,7 @@ from compress.measure import (
     default_image_source,
     load_comparison_images,
 )
+from compress.model_options import split_model_options
 from compress.predictor import load_predictor, spec_name
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ class ExportSummary:
 
 
 def export(
-    model: Any, output: str | Path | None, *, formats: Sequence[Any], precisions: Sequence[Any], arch: str | None,
-    classes: int | None, image_size: Any, ema: bool, trust_pickle: bool, allow_code: bool, record: Path | None,
-    progress: Callable[[str], None], **options: Any,
+    model: Any, output_path: str | Path | None, *, formats: Sequence[Any], precisions: Sequence[Any], allow_code: bool,
+    record: Path | None, progress: Callable[[str], None], **options: Any,
 ) -> ExportSummary:  # fmt: skip
     """Export a model; see `compress.export`."""
     from compress.data.calibration import open_calibration_images
@@ -68,14 +68,15 @@ def export(
     if options["quantizer"] == "modelopt":
         validate_modelopt(formats, options)
     spec = spec_name(model)
-    path = resolve_output_path(spec, Path(output) if output is not None else None, formats, precisions)
-    predictor = load_predictor(
-        model, arch=arch, classes=classes, image_size=None if image_size == DYNAMIC else image_size, ema=ema,
-        trust_pickle=trust_pickle, progress=progress,
-    )  # fmt: skip
+    path = resolve_output_path(spec, None if output_path is None else Path(output_path), formats, precisions)
+    overrides, options = split_model_options(options)
+    dynamic_size = overrides.get("image_size") == DYNAMIC
+    if dynamic_size:
+        del overrides["image_size"]
+    predictor = load_predictor(model, progress=progress, **overrides)
     card = predictor.card
     images = options["images"] if options["images"] is not None else default_image_source(card)
-    reference = create_reference_model(predictor.network, card, images, options, dynamic_size=image_size == DYNAMIC)
+    reference = create_reference_model(predictor.network, card, images, options, dynamic_size=dynamic_size)
     with contextlib.ExitStack() as stack:
         calibration = None
         if "int8" in precisions:
@@ -83,7 +84,8 @@ def export(
                 open_calibration_images(
                     options["calibration"], spec, card, options["calibration_images"], root=options["data_root"],
                     generate=partial(
-                        iter_generator_samples, allow_code=allow_code, trust_pickle=trust_pickle, progress=progress
+                        iter_generator_samples, allow_code=allow_code,
+                        trust_pickle=overrides.get("trust_pickle", False), progress=progress,
                     ),
                 )
             )  # fmt: skip

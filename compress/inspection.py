@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ class InspectionResult(Inspection):
 
 
 def inspect(
-    checkpoint: Any, *, arch: str | None, unlabeled: Any, samples: int | None, reference: Any,
-    patch_sizes: Sequence[int], features: Any, data_root: Path | None, image_size: tuple[int, int] | None, ema: bool,
-    trust_pickle: bool,
+    checkpoint: Any, *, unlabeled: Any, samples: int | None, reference: Any, patch_sizes: Sequence[int], features: Any,
+    data_root: Path | None, progress: Callable[[str], None], arch: str | None = None, **options: Any,
 ) -> InspectionResult:  # fmt: skip
     """Describe a checkpoint; see `compress.inspect`."""
-    overrides = ModelOverrides(architecture=arch, image_size=image_size, ema=ema, trust_pickle=trust_pickle)
+    overrides = ModelOverrides(architecture=arch, **options)
     if unlabeled is None and (reference or patch_sizes or features):
         raise UsageError("--reference, --patch-sizes, --features: need images to compare; give --ood too.")
     result = InspectionResult(**vars(inspect_model(checkpoint, overrides)))

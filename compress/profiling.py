@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError, UsageError
 from compress.measure import append_measurement
-from compress.predictor import Predictor, load_predictor
+from compress.predictor import Predictor, Progress, load_predictor
 from profiles.flops.layers import Layer
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class OnnxProfile:
 
 
 def profile(
-    model: Any, *, image_size: Size | None, depth: int | None, sizes: Sequence[Size], record: Path | None,
-    **overrides: Any,
+    model: Any, *, depth: int | None, sizes: Sequence[Size], record: Path | None, progress: Progress,
+    image_size: Size | None = None, **overrides: Any,
 ) -> ModelProfile | OnnxProfile:  # fmt: skip
     """Count one image; see `compress.profile`."""
     from exporters.runtimes import SUFFIXES
@@ -110,7 +110,7 @@ def profile(
             f"{model}: found a compiled file, whose arithmetic is unknown; expected a PyTorch model, or the ONNX file "
             "that it was built from."
         )
-    predictor = load_predictor(model, untrained=True, image_size=image_size, **overrides)
+    predictor = load_predictor(model, untrained=True, progress=progress, image_size=image_size, **overrides)
     return profile_network(predictor, 1 if depth is None else depth, sizes, record)
 
 

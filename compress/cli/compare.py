@@ -19,6 +19,7 @@ from compress.cli.output import command_line, emit, print_status
 @click.option("--data", "--labeled", "labeled", metavar="DATA", help="Labeled images, for the supervised upper bound.")
 @click.option("--val", "--validation", "validation", metavar="DATA", required=True,
               help="Labeled images to measure on; never trained on.")  # fmt: skip
+@options.label_order
 @options.data_root
 @click.option("--methods", default="all", show_default=True, metavar="NAME[,NAME…]", help="See `compress methods`.")
 @options.time_limit

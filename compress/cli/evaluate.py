@@ -15,6 +15,7 @@ from compress.cli.output import emit, print_status
 @click.argument("model")
 @click.option("--data", "--val", "data", required=True, metavar="DATA",
               help="Labeled images: one directory per class, images/ and masks/, or a name.")  # fmt: skip
+@options.label_order
 @options.data_root
 @click.option("--max-unreadable", type=options.Number(0, 1), default=0.01, show_default=True,
               help="Maximum share of unreadable images.")  # fmt: skip

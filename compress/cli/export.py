@@ -28,7 +28,7 @@ export_options = options.add_options(
                  help="onnx, openvino, tensorrt, tensorrt-rtx.  [default: onnx]"),
     click.option("--precision", "precisions", cls=Joined, default=["fp32"], type=CommaList(api.PRECISIONS),
                  metavar="NAME[,…]", help="fp32, fp16, bf16, int8.  [default: fp32]"),
-    click.option("--out", "output", type=PATH, metavar="FILE|DIR",
+    click.option("--out", "output_path", type=PATH, metavar="FILE|DIR",
                  help="A file; for several files a directory.  [default: beside the model]"),
     click.option("--images", metavar="DATA",
                  help="Real images to compare outputs on: a directory or a name.  [default: embedded images]"),
@@ -84,7 +84,7 @@ export_options = options.add_options(
 def export(model: str, as_json: bool, **settings: Any) -> int:
     """Export MODEL in every requested format and precision.
 
-    Each file includes normalization and is saved only after its outputs match PyTorch. With --input-size dynamic the
+    Each file includes normalization and is saved only after its outputs match PyTorch. With --image-size dynamic the
     files accept images of any height and width, if the network does. Exit code 1 if a file is rejected, because its
     outputs differ too much or because int8 is slower than fp32.
 

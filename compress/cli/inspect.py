@@ -8,12 +8,11 @@ import click
 
 from compress import api
 from compress.cli import options, tables
-from compress.cli.output import emit
+from compress.cli.output import emit, print_status
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--arch", "--teacher-arch", "arch", metavar="NAME", help="Architecture, if it is not recognized.")
 @click.option("--ood", "--unlabeled", "unlabeled", metavar="DATA", help="Unlabeled images to predict.")
 @click.option("--ood-samples", "samples", type=options.COUNT,
               help="Number of images to predict.  [default: 2000, fewer for segmentation]")  # fmt: skip
@@ -22,9 +21,7 @@ from compress.cli.output import emit
               help="Compare patches of these sizes, in pixels.")  # fmt: skip
 @click.option("--features", metavar="MODEL", help="Model that computes the features.  [default: the checkpoint]")
 @options.data_root
-@click.option("--image-size", type=options.Size(), metavar="HxW", help="Input size, if the checkpoint has none.")
-@click.option("--ema", is_flag=True, help="Load the averaged weights if the file contains both.")
-@click.option("--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code.")
+@options.model_options()
 @options.common_options
 def inspect(checkpoint: str, as_json: bool, **settings: Any) -> None:
     """Describe CHECKPOINT: format, architecture, classes, input and values; with --ood, its predictions for that data.
@@ -37,4 +34,4 @@ def inspect(checkpoint: str, as_json: bool, **settings: Any) -> None:
       compress inspect embedded/fashion_wrn16_2 --ood embedded/photos --ood-samples 200 \\
           --reference embedded/fashion --patch-sizes 8,18
     """
-    emit(api.inspect(checkpoint, **settings), as_json, tables.inspection)
+    emit(api.inspect(checkpoint, **settings, progress=print_status), as_json, tables.inspection)

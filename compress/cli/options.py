@@ -93,6 +93,56 @@ class CommaList(click.ParamType):
         return tuple(dict.fromkeys(converted))
 
 
+class Numbers(click.ParamType):
+    """`a,b,c` -> (a, b, c), finite numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(Number().convert(part, param, ctx) for part in value.split(","))
+
+
+class ClassNames(click.ParamType):
+    """A text file with a name per line, or `a,b,c` -> ["a", "b", "c"]."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        if not isinstance(value, str):
+            return list(value)
+        path = Path(value).expanduser()
+        if path.is_file():
+            try:
+                names = path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                self.fail(f"{value}: cannot be read ({error})", param, ctx)
+        elif "," in value:
+            names = value.split(",")
+        else:
+            self.fail(
+                f"{value}: found no such file, expected one with a name per line, or names and commas", param, ctx
+            )
+        names = [name.strip() for name in names]
+        while names and not names[-1]:
+            names.pop()
+        for number, name in enumerate(names, 1):
+            if not name or name in names[: number - 1]:
+                problem = "found no name" if not name else f"found {name!r} again"
+                self.fail(f"{value}: name {number}: {problem}, expected another name for every class", param, ctx)
+        return names
+
+
+class NameOrIndex(click.ParamType):
+    """A name, or an index from 0 on as a number."""
+
+    name = "name or index"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        return int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,4}", value) else value
+
+
 class MinOptMax(click.ParamType):
     """`V` or `MIN:OPT:MAX` -> three values of `item`, in ascending order."""
 
@@ -160,6 +210,10 @@ def add_options(*options: Decorator) -> Callable[[Command], Command]:
 
 
 data_root = click.option("--data-root", type=PATH, help="Directory of data sets that are known by name.")
+label_order = click.option(
+    "--label-order", type=click.Choice(["number", "text"]),
+    help="Order of numbered class folders in the training of a model without class names: 2, 10 or 10, 2.",
+)  # fmt: skip
 validation = click.option(
     "--val", "--validation", "validation", metavar="DATA", help="Labeled images to measure on; never trained on."
 )
@@ -203,6 +257,7 @@ batch_size = click.option(
 training_options = add_options(
     click.option("--student", metavar="NAME", help="Architecture to train; see `compress models`."),
     validation,
+    label_order,
     data_root,
     click.option("--out", "output_dir", type=PATH, help="Run directory.  [default: runs/METHOD-STUDENT]"),
     click.option("--steps", type=COUNT, help="Number of training steps.  [default: 10000]"),
@@ -214,37 +269,43 @@ training_options = add_options(
     click.option("--dry-run", is_flag=True, help="Check all settings, estimate the cost, and exit."),
 )
 
-trust_pickle = click.option(
-    "--trust-pickle", is_flag=True, help="Load a full pickle or TorchScript file. Both can run any code."
-)
-
-#: which teacher, and what its file does not contain
-teacher_options = add_options(
-    click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
-    click.option("--teacher-arch", metavar="NAME", help="Architecture of a state dict that is not recognized."),
-    click.option("--classes", type=CLASSES, help="Number of classes; must match the teacher's."),
-    trust_pickle,
-)
-
 
 def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
-    """Options for what a model's file does not contain; `dynamic` allows `--input-size dynamic`."""
+    """Options for what a model's file does not contain; `dynamic` allows `--image-size dynamic`."""
     return add_options(
         click.option(
             "--arch", "--teacher-arch", "arch", metavar="NAME", help="Architecture of an unrecognized state dict."
         ),
-        click.option("--classes", type=CLASSES, help="Number of classes."),
+        click.option("--classes", type=CLASSES, help="Number of classes; must match the model's."),
         click.option(
-            "--input-size", "--image-size", "image_size", type=Size(dynamic=dynamic),
+            "--image-size", "--input-size", "image_size", type=Size(dynamic=dynamic),
             metavar="HxW|dynamic" if dynamic else "HxW", help="Input size in pixels.",
         ),
-        click.option("--ema", is_flag=True, help="Load the averaged weights if the file contains both."),
+        click.option("--resize", type=COUNT, metavar="N", help="Short side in pixels before the center crop."),
+        click.option("--mean", type=Numbers(), metavar="R,G,B", help="Normalization mean of values in [0, 1]."),
+        click.option("--std", type=Numbers(), metavar="R,G,B", help="Normalization standard deviation, the same."),
+        click.option(
+            "--grayscale", is_flag=True, default=None, help="The model reads one channel, made from RGB images."
+        ),
+        click.option(
+            "--class-names", type=ClassNames(), metavar="FILE|A,B,…",
+            help="Names of the classes in the order of the model's outputs: a file with one per line, or a list.",
+        ),
+        click.option("--output", type=NameOrIndex(), metavar="NAME|INDEX",
+                     help="Output with the logits, of a model with several."),
+        click.option("--ema", is_flag=True, help="Load the averaged weights of a file that contains both."),
         click.option(
             "--trust-pickle", "--trust-engine", "trust_pickle", is_flag=True,
             help="Load a full pickle, TorchScript file or version-compatible engine. They can run any code.",
         ),
     )  # fmt: skip
 
+
+#: which teacher, and what its file does not contain
+teacher_options = add_options(
+    click.option("--teacher", metavar="MODEL", help="Trained model: a directory, checkpoint, program or name."),
+    model_options(),
+)
 
 record_option = click.option(
     "--record", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",

@@ -8,7 +8,7 @@ import click
 
 from compress import api
 from compress.cli import cost_tables, options
-from compress.cli.output import emit
+from compress.cli.output import emit, print_status
 
 
 @click.command()
@@ -29,4 +29,4 @@ def profile(model: str, as_json: bool, **settings: Any) -> None:
       compress profile wrn40_2 --classes 100 --depth 2
       compress profile torchvision/resnet50 --sizes 128x128,256x256,512x512
     """
-    emit(api.profile(model, **settings), as_json, cost_tables.profile)
+    emit(api.profile(model, **settings, progress=print_status), as_json, cost_tables.profile)

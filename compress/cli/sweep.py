@@ -14,7 +14,7 @@ from compress.cli.output import command_line, emit, print_status
 
 @click.command()
 @click.argument("recipe", required=False, type=options.PATH)
-@click.option("--teacher", metavar="MODEL", help="Trained model, as for `compress distill`.")
+@options.teacher_options
 @click.option("--ood", "--unlabeled", "unlabeled", metavar="DATA", help="Unlabeled images, for methods that use them.")
 @options.validation
 @options.data_root
@@ -33,7 +33,6 @@ from compress.cli.output import command_line, emit, print_status
               help="A setting of one method (mosaic.bn=10) or of all runs (data.views=1).")  # fmt: skip
 @click.option("--prune", type=click.Choice(["none", "median", "asha"]), help="Stop runs that are worse than others.")
 @options.limit_options
-@options.trust_pickle
 @options.allow_code
 @options.worker_options
 @click.option("--out", "output_dir", type=options.PATH, default=Path("runs/sweep"), show_default=True,

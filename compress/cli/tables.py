@@ -250,13 +250,11 @@ def inspection(result: api.InspectionResult) -> str:
     if card is not None:
         names = card.class_names or []
         listed = f" ({', '.join(names[:10])}{', …' if len(names) > 10 else ''})" if names else ""
-        assumed = card.provenance.get("assumed") or []
-        note = f" (assumed: {', '.join(assumed)})" if assumed else ""
         color = "grayscale" if card.grayscale else "color"
         pairs += [
             ("task", card.task),
             ("classes", f"{card.classes}{listed}"),
-            ("input", f"{color} images of {format_size(card.image_size)}{note}"),
+            ("input", f"{color} images of {format_size(card.image_size)}"),
             ("normalization", f"mean {format_channels(card.mean)}, std {format_channels(card.std)}"),
         ]
     if result.params is not None:
@@ -271,7 +269,7 @@ def inspection(result: api.InspectionResult) -> str:
         pairs.append(("averaged weights", "stored beside the plain ones; load them with --ema"))
     if card is not None:
         pairs += [(f"metrics.{key}", f"{value:.4f}") for key, value in card.metrics.items()]
-        pairs += [(key, shorten(value)) for key, value in card.provenance.items() if key != "assumed"]
+        pairs += [(key, shorten(value)) for key, value in card.provenance.items() if key != "field_sources"]
     pairs += [(key, shorten(value)) for key, value in result.metadata.items()]
     pairs += [("sha256", result.sha256)] if result.sha256 else []
     pairs += [("problem", result.problem)] if result.problem else []

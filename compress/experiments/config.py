@@ -18,7 +18,7 @@ from compress.errors import UsageError, suggest_nearest
 from compress.methods import METHODS, find_method
 from compress.models.registry import infer_task
 from compress.training.config import DataConfig, StudentConfig, TaskConfig, TeacherConfig, TrainConfig
-from compress.training.recipes import find_recipe, nest_keys
+from compress.training.recipes import KEYS, TEACHER_KEYS, find_recipe, nest_keys
 from compress.training.trust import require_consent
 
 #: number of seeds, not a seed
@@ -29,9 +29,10 @@ C = TypeVar("C", bound="ExperimentConfig")
 
 #: argument of `compress.sweep` and `compress.compare` -> recipe key
 ARGUMENT_KEYS = {
-    "teacher": "teachers.0.model", "teacher_arch": "teachers.0.architecture",
-    "trust_pickle": "teachers.0.trust_pickle", "classes": "task.classes", "unlabeled": "data.unlabeled",
-    "labeled": "data.labeled", "validation": "data.validation", "data_root": "data.root",
+    **{name: f"teachers.0.{key}" for name, key in TEACHER_KEYS.items()},
+    **{name: KEYS[name] for name in ("classes", "image_size", "resize", "grayscale")}, "unlabeled": "data.unlabeled",
+    "labeled": "data.labeled", "validation": "data.validation", "label_order": "data.label_order",
+    "data_root": "data.root",
     "time_limit": "training.time_limit", "steps": "training.steps", "batch_size": "training.batch_size",
     "precision": "training.precision", "device": "training.device", "prune": "pruning.kind",
     "max_latency": "limits.latency_ms", "max_gflop": "limits.gflop", "max_size": "limits.size",

@@ -21,8 +21,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CARD_FORMAT = 2
 #: a mean or a standard deviation beyond it makes all images equal
 MAX_STATISTIC = 1e6
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "multilabel_classification", "segmentation", "binary_segmentation")
+#: task with a softmax over classes -> the one with a sigmoid per logit. A single logit always belongs to the latter,
+#: because a softmax over one class is 1 for every image.
+SIGMOID_TASKS = {"classification": "multilabel_classification", "segmentation": "binary_segmentation"}
 MAX_TEXT, MAX_PROVENANCE, MAX_DEPTH = 1_000, 1_000_000, 16
+#: where a field of a card comes from, see `ModelCard.provenance`; other texts are allowed, such as "timm's args"
+ASSUMED, FROM_FILE, FROM_OPTION, PUBLISHED = "assumed", "the file", "option", "published weights"
+#: fields of a card that have a source
+FIELDS_WITH_SOURCE = ("image_size", "resize", "mean", "std", "grayscale", "class_names")
+SOURCES_KEY = "field_sources"
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
@@ -30,18 +38,27 @@ class ModelCard:
     """What a model is and expects. Images are float RGB in [0, 1], NCHW; the network normalizes them itself."""
 
     architecture: str  #: built-in name, torchvision/…, timm/…, smp/…, package.module:factory, module:…, or "exported"
-    classes: int  #: number of classes, the width of the last layer
+    classes: int  #: number of classes or labels: the logits per image or pixel
     image_size: tuple[int, int]  #: (height, width) in pixels
-    task: str = "classification"  #: or "segmentation": one class per pixel
+    #: "classification" or "segmentation": one class per image or pixel; "multilabel_classification": a decision for
+    #: every label; "binary_segmentation": one decision per pixel. A single logit makes the first two the last two.
+    task: str = "classification"
     mean: tuple[float, ...] = IMAGENET_MEAN  #: per channel, of values in [0, 1]; one entry if `grayscale`
     std: tuple[float, ...] = IMAGENET_STD  #: per channel, of values in [0, 1]; one entry if `grayscale`
     grayscale: bool = False  #: the network converts RGB to luma (ITU-R 601) before it normalizes
     resize: int | None = None  #: short side in pixels before the center crop; None: the larger side of image_size
     class_names: list[str] | None = None  #: a name for every class, in the order of the logits
     metrics: dict[str, float] = field(default_factory=dict)  #: metrics on the validation set, in [0, 1]
-    provenance: dict[str, Any] = field(default_factory=dict)  #: teacher's hash, recipe, versions, assumptions
+    #: teacher's hash, recipe, versions; "field_sources" maps a field to where it comes from: "assumed", "the file",
+    #: "option", "published weights" or another text. Set it by `with_sources`; a field without one is the file's.
+    provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None  #: hash of model.safetensors, or of the file that the model was loaded from
     format: int = CARD_FORMAT  #: version of this format
+    threshold: float = 0.5  #: probability above which a label or a pixel is positive; for sigmoid tasks only
+
+    def __post_init__(self) -> None:
+        if self.classes == 1:
+            self.task = SIGMOID_TASKS.get(self.task, self.task)
 
     def as_dict(self) -> dict[str, Any]:
         """The card as JSON types."""
@@ -52,9 +69,44 @@ class ModelCard:
         """Channels that the body reads: 1 for a grayscale model, else 3."""
         return 1 if self.grayscale else 3
 
+    @property
+    def predicts_maps(self) -> bool:
+        """Whether there is a prediction for every pixel."""
+        return base_task(self.task) == "segmentation"
+
+    @property
+    def decides_by_threshold(self) -> bool:
+        """Whether every logit is a decision of its own: a sigmoid and a threshold, no softmax."""
+        return self.task in SIGMOID_TASKS.values()
+
+    @property
+    def decision_threshold(self) -> float | None:
+        """The threshold; None for a task that takes the class of the largest logit."""
+        return self.threshold if self.decides_by_threshold else None
+
+    @property
+    def decision_names(self) -> list[str]:
+        """Names of what a label map can hold: the classes, or background and foreground for one logit per pixel."""
+        names = self.class_names or [str(i) for i in range(self.classes)]
+        if self.task != "binary_segmentation":
+            return names
+        return ["background", self.class_names[0] if self.class_names else "foreground"]
+
     def example_input(self, n: int = 1) -> Tensor:
         """Random images float32 [n, 3, h, w] in [0, 1] of the size that the model reads; the same at every call."""
         return torch.rand(n, 3, *self.image_size, generator=torch.Generator().manual_seed(0))
+
+
+def base_task(task: str) -> str:
+    """Return the task with the same shape of outputs and one class each: "classification" or "segmentation"."""
+    return next((base for base, sigmoid in SIGMOID_TASKS.items() if sigmoid == task), task)
+
+
+def with_sources(provenance: dict[str, Any], source: str, *names: str) -> dict[str, Any]:
+    """Return the provenance with `source` as the source of the fields `names` of the card."""
+    if not names:
+        return provenance
+    return provenance | {SOURCES_KEY: provenance.get(SOURCES_KEY, {}) | dict.fromkeys(names, source)}
 
 
 def parse_card(content: dict[str, Any], source: Path) -> ModelCard:
@@ -90,6 +142,9 @@ def check_card(card: ModelCard, source: str) -> None:
         f"resize: found {card.resize}, expected 1 to {MAX_IMAGE_SIDE} pixels": card.resize is None
         or 1 <= card.resize <= MAX_IMAGE_SIDE,
         f"task: found {card.task[:80]!r}, expected {' or '.join(TASKS)}": card.task in TASKS,
+        f"task: found {card.task[:80]!r} with {card.classes} classes, expected one; one class per pixel is "
+        "segmentation": card.task != "binary_segmentation" or card.classes == 1,
+        f"threshold: found {card.threshold}, expected a number between 0 and 1": 0 < card.threshold < 1,
         f"format: found {card.format}, expected 1 to {CARD_FORMAT}": 1 <= card.format <= CARD_FORMAT,
         f"mean and std: found {list(card.mean)[:4]} and {list(card.std)[:4]}, expected {card.channels} finite numbers "
         "each, std above 0": len(card.mean) == len(card.std) == card.channels

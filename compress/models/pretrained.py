@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NoReturn
 
 from torch import nn
 
 from compress.errors import CompressError, UsageError, first_line, suggest_nearest
-from compress.models.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
+from compress.models.card import (
+    FIELDS_WITH_SOURCE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PUBLISHED,
+    ModelCard,
+    with_sources,
+)
 from compress.models.families import deeplab
 from compress.models.network import Normalize
 from compress.models.registry import MODELS, build_on_meta, import_timm, infer_task, list_torchvision_classifiers
@@ -67,7 +75,7 @@ def timm_preprocessing(name: str) -> DefaultPreprocessing:
     if cfg is None:
         return DefaultPreprocessing(LARGE)
     _, height, width = cfg.input_size
-    resize = round(min(height, width) / (cfg.crop_pct or 1))
+    resize = math.floor(min(height, width) / (cfg.crop_pct or 1))
     return DefaultPreprocessing((height, width), tuple(cfg.mean), tuple(cfg.std), resize)
 
 
@@ -141,5 +149,5 @@ def pretrained_card(architecture: str, classes: int, names: list[str] | None, so
         std=usual.std,
         resize=usual.resize,
         class_names=names,
-        provenance={"source": source},
+        provenance=with_sources({"source": source}, PUBLISHED, *FIELDS_WITH_SOURCE),
     )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compress.config import setting
 from compress.config.quantities import Classes, Count, Pixels
+from compress.data.class_mapping import LabelOrder
 from compress.engine.config import TrainingSchedule
 
 Size = tuple[Pixels, Pixels]
@@ -19,11 +20,18 @@ Size = tuple[Pixels, Pixels]
 class TaskConfig:
     """Task of the student. Taken from the teacher if there is one."""
 
-    name: str = setting("classification", "Task; taken from the teacher or the labeled data.")
+    name: str | None = setting(
+        None,
+        "classification, multilabel_classification, segmentation or binary_segmentation; null: by the teacher or the "
+        "labeled data.",
+    )
     classes: Classes | None = setting(None, "Number of classes; null: that of the teacher or the labeled data.")
     image_size: Size | None = setting(None, "Input size (height, width) in pixels; null: the teacher's, or 32x32.")
     grayscale: bool | None = setting(None, "Convert images to grayscale first; null: as the teacher does.")
     resize: Pixels | None = setting(None, "Short side in pixels before cropping; null: the teacher's.")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = setting(
+        None, "Probability above which a label or pixel is positive, for tasks with decisions; null: the teacher's."
+    )
 
 
 @dataclass
@@ -34,7 +42,10 @@ class TeacherConfig:
     architecture: str | None = setting(None, "Architecture of a bare state dict; null: recognized.")
     mean: tuple[float, ...] | None = setting(None, "Normalization mean per channel, of values in [0, 1].")
     std: tuple[float, ...] | None = setting(None, "Normalization standard deviation per channel.")
+    class_names: list[str] | None = setting(None, "A name for every class, in the order of the logits.")
     grayscale: bool | None = setting(None, "The model reads grayscale images.")
+    ema: bool = setting(False, "Load the averaged weights of a file that contains both.")
+    output: str | int | None = setting(None, "Name or index of the output with the logits, of a model with several.")
     trust_pickle: bool = setting(False, "Load a full pickle, which can run code.")
     fold_batchnorm: bool = setting(
         False, "Fold BatchNorm into the preceding convolutions: same outputs, less compute; not with method.bn."
@@ -60,7 +71,10 @@ class DataConfig:
     views: Count | None = setting(None, "Cached crops per unlabeled image; null: 1, or more if there are few images.")
     subset: Count | None = setting(None, "Number of images to keep, those of highest teacher entropy; null: all.")
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.01, "Fraction of unreadable images above which the run stops."
+        0.01, "Fraction of unreadable images above which the run stops; unless it is 0, one image is allowed."
+    )
+    label_order: LabelOrder | None = setting(
+        None, "Order of numbered class folders that the teacher was trained with: number (2, 10) or text (10, 2)."
     )
     cache_dir: Path | None = setting(None, "Directory of decoded images; null: the user's cache directory.")
 

@@ -17,9 +17,13 @@ KEYS = {
     "student": "student.model",
     "classes": "task.classes",
     "image_size": "task.image_size",
+    "resize": "task.resize",
+    "task": "task.name",
+    "threshold": "task.threshold",
     "unlabeled": "data.unlabeled",
     "labeled": "data.labeled",
     "validation": "data.validation",
+    "label_order": "data.label_order",
     "unlabeled_subset": "data.subset",
     "grayscale": "task.grayscale",
     "data_root": "data.root",
@@ -34,7 +38,9 @@ KEYS = {
     "seed": "training.seed",
 }
 #: argument -> key of the first teacher
-TEACHER_KEYS = {"teacher": "model", "teacher_arch": "architecture", "trust_pickle": "trust_pickle"}
+TEACHER_KEYS = {"teacher": "model", "arch": "architecture"} | {
+    name: name for name in ("mean", "std", "class_names", "ema", "output", "trust_pickle")
+}
 LENGTHS = ("steps", "epochs", "time_limit")
 
 
@@ -60,7 +66,7 @@ def build_document(
 ) -> Document:
     """Return the settings of a recipe, arguments over it and `settings` over both, not yet checked.
 
-    Arguments that are None, and a teacher's that are false, keep the value of the recipe.
+    Arguments that are None or False keep the value of the recipe.
     """
     from compress import config
 
@@ -73,12 +79,17 @@ def build_document(
     if any(f"training.{length}" in given for length in LENGTHS):
         given = {**{f"training.{length}": None for length in LENGTHS}, **given}
     document = document.merge(nest_keys(given), source="")
-    teacher = {key: arguments[name] for name, key in TEACHER_KEYS.items() if arguments.get(name)}
+    teacher = {key: arguments[name] for name, key in TEACHER_KEYS.items() if is_given(arguments.get(name))}
     if teacher:
         document = document.merge({"teachers": {"0": teacher} if document.get("teachers") else [teacher]}, source="")
     if isinstance(settings, Mapping):
         return document.merge(nest_keys(settings), source="settings")
     return document.merge(config.parse_overrides(settings, known=list_setting_paths()), source="--set")
+
+
+def is_given(value: object) -> bool:
+    """Whether an argument for the teacher is neither None nor False, the value of a flag that was not set."""
+    return value is not None and value is not False
 
 
 def list_setting_paths() -> list[str]:
