@@ -38,7 +38,7 @@ from compress.files import (
     write_text,
 )
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 #: the description of a cache, with the hashes of its other files; its largest size in bytes
 INDEX_FILE, MAX_INDEX = "index.json", 1 << 28
 #: names of the images that were left out, with reasons
@@ -64,6 +64,7 @@ class ImageCache:
     fingerprint: str  #: hash of the pixels and of the rows in use
     rows: np.ndarray | None = None  #: the rows in use; None: all
     masks: np.ndarray | None = None  #: uint8 [n, h, w], memory-mapped: class per pixel, 255 where ignored
+    has_class_numbers: bool = False  #: every class name begins with the number of its class
 
     def __len__(self) -> int:
         return len(self.pixels) if self.rows is None else len(self.rows)
@@ -126,16 +127,18 @@ def build_cache(
             full image.
         seed: Seed of the random crops.
         grayscale: Remove the color, for networks that do not see it.
-        max_unreadable: Share of unreadable images above which it fails. They are left out and listed in
-            `quarantine.jsonl`.
+        max_unreadable: Share of unreadable images above which it fails; unless it is 0, one image is allowed. They are
+            left out and listed in `quarantine.jsonl`.
         workers: Threads; None: one per core.
         limit: Decode only so many images, evenly spaced.
         full_image: Crop nothing: the short side becomes `resize`, and the rest of `image_size` is padded.
-        progress: Called with a sentence before decoding.
+        progress: Called with a sentence before decoding, and on what was chosen and left out of the images.
 
     Raises:
         CompressError: Too many images are unreadable, or the disk is full.
     """
+    for note in images.notes:
+        progress(note)
     images = images if limit is None else images.subsample(limit)
     view = View(image_size, resize, views, seed if views > 1 else 0, grayscale, full_image)
     facts = [CACHE_FORMAT, images.fingerprint(), *astuple(view)]
@@ -180,7 +183,7 @@ def open_cache(
     labels = None if images.labels is None else images.labels[sources]
     return ImageCache(
         images.name, pixels, labels, images.class_names, np.array(sources), unreadable, key,
-        masks=masks[0] if masks else None,
+        masks=masks[0] if masks else None, has_class_numbers=images.has_class_numbers,
     )  # fmt: skip
 
 
@@ -227,7 +230,8 @@ def verify_file(path: Path, expected: str) -> None:
 
 def check_unreadable_share(cached: ImageCache, total: int, max_unreadable: float, path: Path) -> None:
     count = len(cached.unreadable)
-    if count <= max_unreadable * total and count < total:
+    allowed = max(max_unreadable * total, 1 if max_unreadable else 0)
+    if count <= allowed and count < total:
         return
     name, reason = cached.unreadable[0] if cached.unreadable else ("", "there are no images")
     if count == total:

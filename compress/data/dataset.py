@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from compress.errors import CompressError, UsageError
 from compress.files import RASTER_FORMATS, require_regular_file, sanitize
@@ -28,6 +29,16 @@ MAX_PIXELS = 89_478_485
 READABLE_FORMATS = {*RASTER_FORMATS, "MPO"}
 #: EXIF key; values of 5 and above are rotated by 90 degrees
 EXIF_ORIENTATION = 0x0112
+#: endings of pictures that are not read: other formats, and raw files of cameras
+UNREAD_ENDINGS = frozenset((
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".wdp", ".eps", ".ps", ".svg", ".exr", ".hdr", ".fit", ".fits", ".icns",
+    ".cur", ".wmf", ".emf", ".xcf", ".xpm", ".xbm", ".dcm", ".raw", ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr",
+    ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2",
+    ".srf", ".srw", ".x3f",
+))  # fmt: skip
+#: TIFF tags of the range of values
+TIFF_TAGS = {"bits": 258, "integer min": 280, "integer max": 281, "min": 340, "max": 341}
+MAX_8_BITS, MAX_12_BITS, MAX_16_BITS = 255, 4095, 65535
 #: class of ignored pixels in a mask
 IGNORE_INDEX = 255
 #: what Pillow's decoders raise for damaged files
@@ -60,6 +71,8 @@ class ImageSet:
     labels: np.ndarray | None = None  #: int64 [n]
     class_names: list[str] | None = None  #: a name for every class
     open_mask: Callable[[int], Image.Image | Path | np.ndarray] | None = None  #: classes: one channel or [h, w]
+    has_class_numbers: bool = False  #: every name begins with the number of its class, as in the pool of a run
+    notes: tuple[str, ...] = ()  #: sentences on what was chosen and left out
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,7 +94,7 @@ class ImageSet:
         open_image, open_mask, identity = self.open_image, self.open_mask, f"{self.identity} {limit}"
         return ImageSet(
             self.name, names, lambda i: open_image(int(chosen[i])), identity, labels, self.class_names,
-            None if open_mask is None else lambda i: open_mask(int(chosen[i])),
+            None if open_mask is None else lambda i: open_mask(int(chosen[i])), self.has_class_numbers, self.notes,
         )  # fmt: skip
 
     def fingerprint(self) -> str:
@@ -187,6 +200,16 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in READABLE_FORMATS)
 
 
+def count_endings(counts: Mapping[str, int]) -> str:
+    """List files by ending, the most frequent first, as `3 files (2 .heic, 1 without an ending)`."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count} {'.' + ending.lstrip('.') if ending else 'without an ending'}" for ending, count in ranked[:8]]
+    rest = sum(count for _, count in ranked[8:])
+    total = sum(counts.values())
+    listed = ", ".join([*parts, f"{rest} others"] if rest else parts)
+    return f"{total} file{'s' if total > 1 else ''} ({listed})"
+
+
 @contextlib.contextmanager
 def open_image_file(source: Path | IO[bytes], formats: tuple[str, ...] = RASTER_FORMATS) -> Iterator[ImageFile]:
     """Open an image without decoding it. Raises UnreadableImageError or one of READ_ERRORS."""
@@ -244,10 +267,19 @@ silence_warnings = WarningSilencer()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert gray, palette, CMYK and 16-bit images to upright RGB; transparency becomes white."""
+    """Convert gray, palette, CMYK and 16-bit images to upright RGB; transparency becomes white.
+
+    Raises UnreadableImageError for values whose range is unknown; see `to_uint8`.
+    """
+    declared = declared_range(image)
+    has_high_bytes = bool(image.tile) and ";16" in str(image.tile[0][3]) if isinstance(image, ImageFile) else False
     image = apply_exif_orientation(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(to_uint8(np.asarray(image))).convert("RGB")
+        return Image.fromarray(to_uint8(np.asarray(image), declared)).convert("RGB")
+    if has_high_bytes and image.mode in ("RGB", "RGBA"):  # Pillow keeps the upper 8 of 16 bits per color
+        top = int(np.asarray(image)[..., :3].max())
+        if 0 < top <= MAX_12_BITS >> 8:
+            raise range_error(f"16-bit colors below {(top + 1) << 8}")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -272,10 +304,52 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if is_rotated else (image.width, image.height)
 
 
-def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Convert to uint8: 16 bits to their high byte, floats in [0, 1] times 255, wider ranges by their maximum."""
-    top = np.nan_to_num(values, posinf=0, neginf=0).max(initial=0)
-    if values.dtype.kind in "iu" and (values.dtype.itemsize == 2 or 255 < top <= 65535):
-        return (np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
-    scale = 255.0 if values.dtype.kind == "f" and top <= 1 else min(1.0, 255.0 / top if top else 1.0)
-    return np.clip(np.nan_to_num(values * scale, posinf=255, neginf=0), 0, 255).astype(np.uint8)
+def declared_range(image: Image.Image) -> tuple[float, float] | None:
+    """(black, white) of a grayscale file of more than 8 bits, as its format or its TIFF tags declare; else None."""
+    if image.format in ("PPM", "JPEG2000") and image.mode.startswith("I"):
+        return 0.0, 65535.0  # Pillow scales what these files declare to 16 bits
+    if not isinstance(image, TiffImageFile):
+        return None
+    tags = {name: np.atleast_1d(image.tag_v2[tag]) for name, tag in TIFF_TAGS.items() if tag in image.tag_v2}
+    bits = int(tags["bits"][0]) if "bits" in tags else 16
+    highs = [tags[name][0] for name in ("max", "integer max") if name in tags] or (
+        [2**bits - 1] if 8 < bits < 16 else []
+    )
+    low = next((tags[name][0] for name in ("min", "integer min") if name in tags), 0)
+    return (float(low), float(highs[0])) if highs and highs[0] > low else None
+
+
+def to_uint8(values: np.ndarray, declared: tuple[float, float] | None = None) -> np.ndarray:
+    """Convert gray values to uint8 by their declared range, else 16 bits to their high byte and [0, 1] times 255.
+
+    Args:
+        values: Gray values [h, w].
+        declared: (black, white).
+
+    Raises:
+        UnreadableImageError: The range is unknown: floats outside [0, 1]; integers that are negative or above 65535;
+            16-bit integers that do not exceed 12 bits, as cameras store them.
+    """
+    if declared is not None:
+        low, high = declared
+        scaled = (values.astype(np.float64) - low) / (high - low)
+        return (np.clip(np.nan_to_num(scaled), 0, 1) * 255).astype(np.uint8)
+    low, top = (values.min(initial=0), values.max(initial=0))
+    if values.dtype.kind == "f":
+        if not (low >= 0 and top <= 1):  # also for NaN
+            raise range_error(f"floats from {low:.3g} to {top:.3g}")
+        return (values * 255).astype(np.uint8)
+    if low < 0 or top > MAX_16_BITS:
+        raise range_error(f"integers from {low} to {top}")
+    if values.dtype.itemsize > 2 and top <= MAX_8_BITS:
+        return values.astype(np.uint8)
+    if 0 < top <= MAX_12_BITS:
+        raise range_error(f"16-bit values up to {top}")
+    return (values.astype(np.uint32) >> 8).astype(np.uint8)
+
+
+def range_error(found: str) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"found {found}, but the file does not declare which value is white; convert it to 8 bits, or write a TIFF "
+        "with the tag MaxSampleValue"
+    )

@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from compress.data.class_mapping import sort_class_names
 from compress.data.dataset import (
     IGNORE_INDEX,
     READ_ERRORS,
+    UNREAD_ENDINGS,
     ImageSet,
     UnreadableImageError,
+    count_endings,
     open_image_file,
     oriented_size,
     readable_extensions,
@@ -26,13 +30,27 @@ from compress.data.dataset import (
 )
 from compress.errors import CompressError, UsageError
 from compress.files import require_regular_file
+from compress.own_files import OWN_IMAGE, POOL, is_report, is_run_dir
+
+#: names of subdirectories with parts of a data set, in lower case
+SPLITS = ("train", "val", "valid", "validation", "test")
+#: endings of files that are no pictures, whatever they begin with
+OTHER_ENDINGS = frozenset((
+    ".avi", ".cls", ".csv", ".gz", ".html", ".json", ".jsonl", ".mat", ".md", ".mp4", ".npy", ".npz", ".pkl", ".pt",
+    ".pth", ".py", ".tar", ".tsv", ".txt", ".xml", ".yaml", ".yml", ".zip",
+))  # fmt: skip
+#: first bytes of JPEG, PNG, GIF, TIFF, WebP, and of HEIF and AVIF
+PICTURE_HEADER = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\x00|MM\x00\*|RIFF....WEBP|....ftyp(hei|mif1|avi[fs])", re.DOTALL
+)
 
 
 def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) -> ImageSet:
     """Open the images below a directory, in natural order.
 
     Args:
-        folder: The directory. If it contains `train` and `val` (or `test`), the one for `split` is used.
+        folder: The directory. If it contains `train`, perhaps other SPLITS, and no other images, the one for `split` is
+            used. Images that runs wrote below it are left out.
         split: "train" or "val".
         labeled: Use the subdirectories at the top as classes.
 
@@ -40,15 +58,55 @@ def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) ->
         UsageError: There are no images.
         CompressError: A subdirectory cannot be listed.
     """
-    folder = split_dir(folder, split)
+    if labeled:
+        require_validation_split(folder, split)
+    folder, notes = choose_split(folder, split)
+    files = list_files(folder)
     known = readable_extensions()
-    files = [path for path in list_files(folder) if path.suffix.lower() in known]
-    paths = sorted(files, key=lambda path: natural_sort_key(path.relative_to(folder)))
+    images = [path for path in files if path.suffix.lower() in known]
+    paths = [path for path in images if not is_written_by_any_run(folder, path)]
+    paths.sort(key=lambda path: natural_sort_key(path.relative_to(folder)))
+    if len(paths) < len(images):
+        notes.append(f"{folder}: left out {len(images) - len(paths)} images that runs of this package wrote")
+    unread = count_unread_pictures(path for path in files if path.suffix.lower() not in known)
+    if unread:
+        notes.append(f"{folder}: {count_endings(unread)} look like pictures and are not read")
     if not paths:
-        raise UsageError(f"{folder}: found no images at any depth, expected files such as .jpg or .png.")
+        reason = "".join(f"; {note.removeprefix(f'{folder}: ')}" for note in notes)
+        raise UsageError(f"{folder}: found no images at any depth{reason}, expected files such as .jpg or .png.")
     labels, names = label_by_folder(folder, paths) if labeled else (None, None)
     items = [str(path) for path in paths]
-    return ImageSet(str(folder), items, lambda i: paths[i], hash_file_stats(folder, paths), labels, names)
+    return ImageSet(
+        str(folder), items, lambda i: paths[i], hash_file_stats(folder, paths), labels, names,
+        has_class_numbers=os.path.basename(os.path.abspath(folder)) == POOL, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def is_written_by_any_run(folder: Path, path: Path) -> bool:
+    """Whether a run wrote the image `path` below `folder`; the folder itself may be one of a run, such as its pool."""
+    parts = path.relative_to(folder).parts
+    for i in range(max(0, len(parts) - 3), len(parts)):
+        if OWN_IMAGE.fullmatch("/".join(parts[i:])) and is_known_run(folder.joinpath(*parts[:i])):
+            return True
+    return path.name == "compare.png" and is_report(path.with_suffix(".json"))
+
+
+def count_unread_pictures(files: Iterable[Path]) -> Counter[str]:
+    """Count by ending the files that look like pictures: those of other formats, and pictures with other endings."""
+    counts = Counter[str]()
+    for path in files:
+        ending = path.suffix.lower()
+        if ending in UNREAD_ENDINGS or (ending not in OTHER_ENDINGS and begins_like_picture(path)):
+            counts[ending] += 1
+    return counts
+
+
+def begins_like_picture(path: Path) -> bool:
+    try:
+        with open(require_regular_file(path), "rb") as file:
+            return PICTURE_HEADER.match(file.read(16)) is not None
+    except (OSError, UsageError):
+        return False
 
 
 def hash_file_stats(folder: Path, paths: list[Path]) -> str:
@@ -64,16 +122,67 @@ def hash_file_stats(folder: Path, paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def split_dir(folder: Path, split: str) -> Path:
-    if not (folder / "train").is_dir():
-        return folder
+def choose_split(folder: Path, split: str) -> tuple[Path, list[str]]:
+    """Return the subdirectory for `split`, or `folder` if it has none, and a sentence about the choice."""
+    is_known_run.cache_clear()
+    splits, other = find_splits(folder)
+    if other is not None:
+        return folder, [f"{folder}: train is no split but a folder like others, because {other} is beside it"]
     names = ["train"] if split == "train" else [split, "val", "valid", "validation", "test"]
-    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+    chosen = next((splits[name] for name in names if name in splits), None)
+    if chosen is None:
+        return folder, []
+    return chosen, [
+        f"{folder}: {chosen.name} is read, of the splits {', '.join(path.name for path in splits.values())}"
+    ]
+
+
+def find_splits(folder: Path) -> tuple[dict[str, Path], str | None]:
+    """Return the splits of a directory by name, and what lies beside `train` so that it is no split; else None.
+
+    Only images count: directories without any, and files of other kinds, may lie beside splits.
+    """
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return {}, None  # reported when the directory is listed
+    directories = {path.name.casefold(): path for path in entries if path.is_dir()}
+    splits = {name: path for name, path in directories.items() if name in SPLITS}
+    if "train" not in splits:
+        return {}, None
+    for path in entries:
+        if path in splits.values():
+            continue
+        images = (one for one in iter_files(path) if one.suffix.lower() in readable_extensions())
+        if any(not is_written_by_any_run(folder, one) for one in images):
+            return {}, path.name
+    return splits, None
+
+
+def require_validation_split(folder: Path, split: str) -> None:
+    """Raise UsageError if there are splits, but none to validate on, instead of evaluating on training images."""
+    if split != "train" and list(find_splits(folder)[0]) == ["train"]:
+        raise UsageError(
+            f"{folder}: found train, but nothing to validate on; expected val beside it, or give other data, such as "
+            f"{folder / 'train'} itself."
+        )
 
 
 def list_files(folder: Path) -> list[Path]:
     """All files below a directory except hidden ones. Links are followed, each directory once."""
-    paths: list[Path] = []
+    return list(iter_files(folder))
+
+
+@cache
+def is_known_run(directory: Path) -> bool:
+    return is_run_dir(directory) or (directory / POOL).is_dir()
+
+
+def iter_files(folder: Path) -> Iterator[Path]:
+    """Yield what `list_files` returns; a file yields itself."""
+    if not os.path.isdir(folder):
+        yield folder
+        return
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=raise_unlistable):
         real = os.path.realpath(here)
@@ -82,8 +191,7 @@ def list_files(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(here) / name for name in files if not name.startswith(".")]
-    return paths
+        yield from (Path(here) / name for name in files if not name.startswith("."))
 
 
 def raise_unlistable(error: OSError) -> None:
@@ -151,18 +259,17 @@ def open_mask_folder(folder: Path, *, split: str, labeled: bool) -> ImageSet:
         check_mask_header(Path(item), path)
     identity = f"{images.identity} {hash_file_stats(below, paths)}"
     return replace(
-        images, identity=identity, class_names=read_class_names(folder), open_mask=lambda i: read_index_mask(paths[i])
-    )
+        images, identity=identity, class_names=read_class_names(folder), open_mask=lambda i: read_index_mask(paths[i]),
+        notes=(*choose_split(folder, split)[1], *choose_split(home / "images", split)[1], *images.notes),
+    )  # fmt: skip
 
 
 def require_split_dir(folder: Path, split: str, *, labeled: bool) -> Path:
     """The subdirectory for `split`. Raises UsageError instead of evaluating on training images."""
-    chosen = split_dir(folder, split)
-    if chosen != folder or not (folder / "train").is_dir():
-        return chosen
     if labeled:
-        raise UsageError(f"{folder}: found train, but nothing to validate on; expected val, or give --val other data.")
-    return folder / "train"
+        require_validation_split(folder, split)
+    chosen = choose_split(folder, split)[0]
+    return folder / "train" if chosen == folder and list(find_splits(folder)[0]) == ["train"] else chosen
 
 
 def match_masks(top: Path, images: list[Path], below: Path) -> list[Path]:

@@ -9,13 +9,23 @@ import math
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from compress.data.dataset import DECODE_ERRORS, ImageSet, UnreadableImageError, readable_extensions, to_labels
+from compress.data.dataset import (
+    DECODE_ERRORS,
+    UNREAD_ENDINGS,
+    ImageSet,
+    UnreadableImageError,
+    count_endings,
+    readable_extensions,
+    to_labels,
+)
 from compress.errors import CompressError, UsageError
 from compress.files import require_regular_file, sanitize
 
+#: files with the class number of a sample, the first that exists
 LABELS = (".cls", ".txt")
 BLOCK = tarfile.BLOCKSIZE
 #: shards of one data set, and braces in its text; more are an error in the range
@@ -34,6 +44,8 @@ def open_shards(spec: str) -> ImageSet:
     Args:
         spec: A file, a glob, or a brace range `{000..099}`. Labels come from `.cls` files with an integer.
 
+    A sample has one image, the main one: with the shortest ending (`.jpg` before `.seg.png`), and a JPEG before others.
+
     Raises:
         UsageError: Files are missing, more than MAX_SHARDS, or contain no images.
         CompressError: A file is damaged or compressed, or a label is no class number.
@@ -41,18 +53,39 @@ def open_shards(spec: str) -> ImageSet:
     paths = resolve_shards(spec)
     images: list[tuple[Path, tarfile.TarInfo]] = []
     labels: list[int | None] = []
+    others, unread = Counter[str](), Counter[str]()
     for path in paths:
         for members in group_samples(path):
-            image = next((m for m in members if Path(m.name).suffix.lower() in readable_extensions()), None)
-            if image is None:
+            endings = [member_ending(member) for member in members]
+            unread.update(ending for ending in endings if f".{ending.rpartition('.')[2]}" in UNREAD_ENDINGS)
+            pictures = [m for m in members if Path(m.name).suffix.lower() in readable_extensions()]
+            if not pictures:
                 continue
+            image = min(pictures, key=image_rank)
+            others.update(member_ending(member) for member in pictures if member is not image)
             images.append((path, image))
             labels.append(read_label(path, members))
+    notes = [f"{spec}: {count_endings(unread)} look like pictures and are not read"] if unread else []
     if not images:
-        raise UsageError(f"{spec}: found no images in these shards; check the files.")
-    identity = " ".join(f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in paths)
+        raise UsageError(f"{spec}: found no images in these shards; {notes[0] if notes else 'check the files'}.")
+    if others:
+        notes.append(f"{spec}: took one picture of each sample, and left {count_endings(others)}")
+    identity = " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in paths)
     names = [f"{path}:{member.name}" for path, member in images]
-    return ImageSet(spec, names, lambda i: open_member(*images[i]), identity, to_labels(labels, spec))
+    return ImageSet(
+        spec, names, lambda i: open_member(*images[i]), identity, to_labels(labels, spec), notes=tuple(notes)
+    )
+
+
+def member_ending(member: tarfile.TarInfo) -> str:
+    """The name of a member after the first dot, which is its key in the sample."""
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def image_rank(member: tarfile.TarInfo) -> tuple[int, int]:
+    """Sorts the main picture of a sample first; the order in the shard decides between equal ones."""
+    ending = member_ending(member)
+    return ending.count("."), 0 if ending in ("jpg", "jpeg") else 1
 
 
 def resolve_shards(spec: str) -> list[Path]:
@@ -149,7 +182,8 @@ def group_samples(path: Path) -> list[list[tarfile.TarInfo]]:
 
 def read_label(path: Path, members: list[tarfile.TarInfo]) -> int | None:
     """The integer beside an image, if there is one."""
-    member = next((m for m in members if Path(m.name).suffix in LABELS and is_plain(m)), None)
+    files = {Path(m.name).suffix: m for m in reversed(members) if is_plain(m)}
+    member = next((files[ending] for ending in LABELS if ending in files), None)
     if member is None or member.size > MAX_LABEL:
         return None
     match = re.fullmatch(rb"\s*([0-9]+)\s*", read_range(path, member.offset_data, member.size))

@@ -167,7 +167,8 @@ def build_artifacts(spec: ExportSpec, progress: Progress) -> None:
         if entry["not_run"] is None:
             entry["metrics"] = evaluate(
                 str(spec.directory / entry["file"]), spec.data.validation, data_root=spec.data.root,
-                max_unreadable=spec.data.max_unreadable, runtime=None, record=None, progress=progress,
+                max_unreadable=spec.data.max_unreadable, label_order=spec.data.label_order, runtime=None,
+                record=None, progress=progress,
             ).metrics  # fmt: skip
         append_file_record(spec, entry)
         entry["is_measured"] = True

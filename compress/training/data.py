@@ -119,7 +119,7 @@ def load_training_images(
     )  # fmt: skip
     if cache.labels is None or cache.class_names is None:
         return cache
-    return map_labels(cache, card.classes, card.class_names, spec=spec, progress=progress)
+    return map_labels(cache, card.classes, card.class_names, order=data.label_order, spec=spec, progress=progress)
 
 
 def views_per_image(data: DataConfig, images: ImageSet) -> int:
@@ -147,7 +147,7 @@ def load_validation_images(
         max_unreadable=data.max_unreadable, full_image=view.full_image, progress=progress,
     )  # fmt: skip
     if not is_segmentation:
-        return map_labels(cache, card.classes, card.class_names, spec=spec, progress=progress)
+        return map_labels(cache, card.classes, card.class_names, order=data.label_order, spec=spec, progress=progress)
     count = cache.count_classes()
     if count != card.classes if cache.class_names else count > card.classes:
         raise UsageError(f"{spec}: found {count} classes, expected the model's {card.classes}.")

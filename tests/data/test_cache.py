@@ -188,11 +188,18 @@ def test_labels_skip_unreadable_images(tmp_path):
 
 
 def test_too_many_unreadable_images_fail(tmp_path, image_dir):
-    broken(image_dir, "1b.png")
+    broken(image_dir, "1b.png", "5b.png")
     for _ in range(2):  # decoded now, then from the cache
         with pytest.raises(CompressError, match=r"1b\.png.*quarantine\.jsonl"):
             cache_of(image_dir, tmp_path / "a")
-    assert len(cache_of(image_dir, tmp_path / "a", max_unreadable=0.12)) == 8
+    assert len(cache_of(image_dir, tmp_path / "a", max_unreadable=0.21)) == 8
+
+
+def test_one_unreadable_image_is_allowed_in_a_small_folder(tmp_path, image_dir):
+    broken(image_dir, "1b.png")
+    assert len(cache_of(image_dir, tmp_path / "a")) == 8
+    with pytest.raises(CompressError, match=r"1b\.png"):
+        cache_of(image_dir, tmp_path / "a", max_unreadable=0.0)
 
 
 def test_no_readable_images_fail(tmp_path):

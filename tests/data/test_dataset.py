@@ -80,23 +80,35 @@ def test_sixteen_bit_image_keeps_high_byte(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "declared", "expected"),
     [
-        ([0.0, 0.5, 1.0], [0, 127, 255]),
-        ([0.0, 128.0, 255.0], [0, 128, 255]),
-        ([0.0, 500.0, 1000.0], [0, 127, 255]),
-        ([np.nan, np.inf, 1.0], [0, 255, 255]),
-        ([-5.0, 0.0, 1.0], [0, 0, 255]),
+        ([0.0, 0.5, 1.0], None, [0, 127, 255]),
+        ([-5.0, 0.0, 5.0], (-5, 5), [0, 127, 255]),
+        ([0.0, 500.0, 2000.0], (0, 1000), [0, 127, 255]),
+        ([np.nan, np.inf, 1.0], (0, 1), [0, 255, 255]),
     ],
 )
-def test_float_image_fills_byte_range(values, expected):
-    assert to_uint8(np.array(values, dtype=np.float32)).tolist() == expected
+def test_float_image_fills_byte_range(values, declared, expected):
+    assert to_uint8(np.array(values, dtype=np.float32), declared).tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0.0, 128.0, 255.0], [np.nan, 1.0], [np.inf, 1.0], [-0.1, 1.0]])
+def test_float_image_of_unknown_range_is_unreadable(values):
+    with pytest.raises(UnreadableImageError):
+        to_uint8(np.array(values, dtype=np.float32))
 
 
 def test_integer_image_uses_its_depth():
     assert to_uint8(np.array([0, 7, 255], dtype=np.int32)).tolist() == [0, 7, 255]
     assert to_uint8(np.array([0, 256, 65535], dtype=np.int32)).tolist() == [0, 1, 255]
-    assert to_uint8(np.array([0, 100, 255], dtype=np.uint16)).tolist() == [0, 0, 0]
+    assert to_uint8(np.array([0, 0], dtype=np.uint16)).tolist() == [0, 0]
+    assert to_uint8(np.array([0, 2048, 4095], dtype=np.uint16), (0, 4095)).tolist() == [0, 127, 255]
+
+
+@pytest.mark.parametrize("values", [[0, 100, 255], [0, 4095]])
+def test_12_bits_in_16_are_unreadable_if_undeclared(values):
+    with pytest.raises(UnreadableImageError):
+        to_uint8(np.array(values, dtype=np.uint16))
 
 
 def test_cmyk_image_becomes_rgb(tmp_path):
