@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporters.errors import ExportError
 from exporters.onnx_validation import model_metadata, read_model
-from exporters.runtimes.openvino import METADATA, OPENVINO_ERRORS, error_reason, import_openvino
+from exporters.runtimes.openvino import METADATA, OPENVINO_ERRORS, error_reason, import_openvino, shared_core
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def convert_to_openvino(source: Path, path: Path) -> OpenVINOConversion:
     openvino = import_openvino()
     metadata = model_metadata(read_model(source))
     try:
-        graph = openvino.Core().read_model(str(source))
+        graph = shared_core(openvino).read_model(str(source))
         for name, value in metadata.items():
             graph.set_rt_info(value, [METADATA, name])
         openvino.save_model(graph, str(path), compress_to_fp16=False)

@@ -7,6 +7,7 @@ network really uses is read back.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -58,7 +59,7 @@ class OpenVINORunner(Runner):
     def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__("cpu", threads)
         self.path = path
-        core = import_openvino().Core()
+        core = shared_core(import_openvino())
         graph = read_graph(core, path)
         self.metadata = read_metadata(graph)
         threads = default_threads() if threads is None else threads
@@ -110,6 +111,16 @@ class OpenVINORunner(Runner):
 def import_openvino() -> Any:
     """Import the optional package."""
     return import_package("openvino", "OpenVINO", "openvino")
+
+
+@functools.cache
+def shared_core(openvino: Any) -> Any:
+    """OpenVINO's entry point, one for the whole process.
+
+    Its CPU plugin replaces the stack on which signals are handled. When the last of several plugins is destroyed, the
+    thread keeps a stack that is freed, and the next signal, such as Ctrl-C, is a segmentation fault (OpenVINO 2026.4).
+    """
+    return openvino.Core()
 
 
 def read_graph(core: Any, path: Path) -> Any:

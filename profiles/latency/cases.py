@@ -343,9 +343,9 @@ def preload_library(model: nn.Module | Path, runtime: Runtime | None) -> None:
     if not isinstance(model, Path):
         return
     if runtime == "openvino" or model.suffix.lower() == ".xml":
-        from exporters.runtimes.openvino import import_openvino
+        from exporters.runtimes.openvino import import_openvino, shared_core
 
-        import_openvino().Core()
+        shared_core(import_openvino())
     elif runtime in TENSORRT_RUNTIMES:
         from exporters.tensorrt.libraries import import_library
 

@@ -228,15 +228,6 @@ def test_target_requirements_are_checked_there(machine: Machine, net: Path, line
     assert datum in text
 
 
-@pytest.fixture
-def default_sigint() -> Iterator[None]:
-    """Restore Ctrl-C for children if a shell has started the tests in the background, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("default_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_client_stops_the_other_machine(machine: Machine, net: Path, number: int) -> None:
     command = [sys.executable, "-m", "compress", "bench", str(net), "--duration", "5m", "--target", machine.url()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -333,3 +334,22 @@ def test_closed_runner_releases_model(file: Path) -> None:
     with load(file, threads=1) as runner:
         runner(images(1))
     assert not {"compiled", "request"} & vars(runner).keys()
+
+
+def test_signals_arrive_after_runners_are_closed(file: Path) -> None:
+    """OpenVINO's plugins leave a freed signal stack behind if they are destroyed in this order."""
+    code = f"""
+import gc, signal
+from pathlib import Path
+from exporters.runtimes.openvino import OpenVINORunner
+path = Path({str(file)!r})
+first, second = OpenVINORunner(path), OpenVINORunner(path)
+for runner in (first, second):
+    runner.close()
+del first, second, runner
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("arrived"))
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
