@@ -134,7 +134,7 @@ def export_artifact(
         ExportError: The file cannot be built. What was at `path` is unchanged in both cases.
     """
     settings = settings or ExportSettings()
-    with temporary_output(path) as draft, tempfile.TemporaryDirectory() as directory:
+    with temporary_output(path) as draft, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         graph = draft if format == "onnx" else Path(directory) / f"{path.stem}.onnx"
         try:
             result = build_artifact(reference, base, graph, draft, format, precision, settings)
@@ -160,7 +160,7 @@ def build_artifact(
 ) -> ExportResult:
     """Write and verify `draft`. `graph` is the ONNX file that it is compiled from, or the draft itself."""
     tolerance, unverified = settings.tolerances[precision], None
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         details, runnable = convert_precision(reference, base, graph, format, precision, settings, Path(directory))
         if format == "openvino":
             details["openvino"] = asdict(convert_to_openvino(graph, draft))

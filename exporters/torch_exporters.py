@@ -104,7 +104,7 @@ def export_torchscript(network: nn.Module, images: Tensor, opset: int, signature
     """Export through the tracer."""
     axes = signature.axes
     batch_axis = {axis: name for axis, name in axes.items() if axis == 0}
-    with silence_exporters(), mute_stdout(), tempfile.TemporaryDirectory() as directory:
+    with silence_exporters(), mute_stdout(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         path = Path(directory) / "traced.onnx"
         if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
             traced = torch.jit.trace(network, images, check_trace=False)  # the exporter does not trace script modules

@@ -44,19 +44,22 @@ class Runs:
         path = folder / "error"
         return path.read_text() if path.exists() else ""
 
-    def finish(self, counts: Counts, part: str, folder: Path, what: str, n: int = 1) -> None:
-        """Resume to the end and compare with the undisturbed run; count `n` disturbances."""
+    def finish(self, counts: Counts, part: str, folder: Path, what: str, n: int = 1, *, logs: bool = True) -> None:
+        """Resume to the end and compare with the undisturbed run; count `n` disturbances.
+
+        Without `logs`, preview images may be missing, as after a full disk.
+        """
         from test_kills import assert_equals_undisturbed, read_results
 
         code = self.run(folder)
         if code:
             kind = "internal" if code == INTERNAL else "other"
             counts.add(part, kind, f"{what}: not resumed, exit code {code}: {self.error_of(folder)}", n)
-        elif read_results(folder) != read_results(self.whole):
+        elif read_results(folder, logs=logs) != read_results(self.whole, logs=logs):
             counts.add(part, "silent", f"{what}: another student", n)
         else:
             try:
-                assert_equals_undisturbed(folder, self.whole)
+                assert_equals_undisturbed(folder, self.whole, logs=logs)
             except AssertionError as error:
                 counts.add(
                     part, "other", f"{what}: the same student, but {str(error) or 'another log or lost steps'}", n
@@ -202,7 +205,7 @@ def run_disk_errors(scale: Scale, counts: Counts) -> None:
                 elif code == 1 and str(folder) not in error.splitlines()[0]:
                     counts.add(name, "other", f"{order}: the error names no place: {error.splitlines()[0]}")
                 else:
-                    runs.finish(counts, name, folder, f"{order}, then resumed")
+                    runs.finish(counts, name, folder, f"{order}, then resumed", logs=False)
         run_disk_errors_elsewhere(scale, counts, rng)
 
 

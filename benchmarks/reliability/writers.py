@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from compress.files import write_text
+
 TEACHER = "embedded/fashion_wrn16_2"
 Writer = Callable[[Path], Path]
 
@@ -38,7 +40,7 @@ def write_records(folder: Path) -> Path:
     from profiles.records import Record, append_records, read_records
 
     append_records(folder, [Record("a", macs=1, at="then")])
-    (folder / "merged").write_text(str(read_records(folder)))
+    write_text(folder / "merged", str(read_records(folder)))
     return folder / "merged"
 
 
@@ -49,7 +51,7 @@ def write_report(folder: Path) -> Path:
     append_records(folder / "run", [Record("a", macs=1, params=2, at="then", metrics={"accuracy": 0.5})])
     result = compress.report(folder / "run", output_dir=folder)
     assert Path(result.html).stat().st_size > 1000
-    (folder / "summary").write_text(result.summary)
+    write_text(folder / "summary", result.summary)
     return folder / "summary"
 
 
@@ -59,7 +61,7 @@ def write_cache(folder: Path) -> Path:
 
     images = save_noise(folder.parent / "noise", 12)
     cache = build_cache(open_images(str(images)), image_size=(16, 16), folder=folder, workers=1)
-    (folder / "digest").write_text(hashlib.sha256(np.ascontiguousarray(cache.pixels).tobytes()).hexdigest())
+    write_text(folder / "digest", hashlib.sha256(np.ascontiguousarray(cache.pixels).tobytes()).hexdigest())
     return folder / "digest"
 
 

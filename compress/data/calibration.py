@@ -85,7 +85,7 @@ def open_calibration_images(
         data, name = str(run / POOL), f"{SYNTHETIC}: pool of {run.name}"
     else:
         name = str(data) if is_path else type(data).__name__
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         yield dataset_images(data, name, card, count, Path(folder), root)
 
 

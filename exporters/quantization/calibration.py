@@ -89,7 +89,7 @@ def collect_ranges(
 ) -> Calibration:
     """Make one pass over the images."""
     images = 0
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         with translate_errors(model):
             calibrator = CALIBRATORS[method](model, Path(directory) / "augmented.onnx", tensors)
         if extremes is not None:

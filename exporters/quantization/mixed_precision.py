@@ -123,7 +123,7 @@ class LayerSearch:
 
     def meets_budget(self, count: int) -> bool:
         """Score a file with the first `count` layers in fp32, and copy it to the path if the score is sufficient."""
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             path = Path(directory) / self.path.name
             result = self.session.write(path, self.ranking[:count])
             kept = tuple(name for name in self.session.layers if name in result.kept_fp32)
@@ -140,7 +140,7 @@ class LayerSearch:
         """Rank layers by the error that they cause alone; the layers of a group have one rank."""
         groups = np.array_split(np.array(self.session.layers), min(len(self.session.layers), MAX_GROUPS))
         ranked: list[tuple[float, list[str]]] = []
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             path = Path(directory) / self.path.name
             for group in groups:
                 names = [str(name) for name in group]

@@ -64,7 +64,7 @@ def calibrated_session(
     reason = unsupported_reason(target, calibrator)
     if reason is not None:
         raise ExportError(f"{reason}.")
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         session = ModelOptSession(source, Path(directory), target, batches)
         calibrations: dict[CalibrationMethod, Calibration] = {
             method: Calibration(method, {}, session.images) for method in METHODS

@@ -259,7 +259,7 @@ def calibrated_session(
     source: Path, batches: BatchFunction, *, target: Target, calibrator: Calibrator, keep: Collection[str] = ()
 ) -> Iterator[QuantizationSession]:
     """Yield a session with ranges. "auto" takes the calibrator whose file is closest to fp32."""
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         session = QuantizationSession(source, Path(directory) / source.name, target)
         tensors = session.calibration_tensors()
         if calibrator != "auto":

@@ -106,7 +106,7 @@ def count_onnx_flops(
         OnnxCostError: The file has no single image input, does not accept `size`, or does not run.
     """
     equations = {node.name: einsum_equation(node) for node in model.graph.node if node.op_type == "Einsum"}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         session = open_profiling_session(path, Path(folder) / "profile")
         image_input = find_image_input(session)
         images = image_input.zero_images(size or image_input.fixed_size or otherwise)

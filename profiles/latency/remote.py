@@ -259,7 +259,7 @@ def find_imports(path: Path) -> Iterator[str]:
 def pack_worker() -> bytes:
     """Pack the worker's modules into an archive that Python runs."""
     target = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, path in sent_modules().items():
             file = Path(folder, *name.split("."))
             file = file / "__init__.py" if path.name == "__init__.py" else file.with_suffix(".py")

@@ -91,7 +91,7 @@ def run_scenario(
             f"{settings.scenario}: found no LoadGen, expected the package mlcommons-loadgen; install the extra "
             "`loadgen`, or use --scenario quick."
         )
-    with tempfile.TemporaryDirectory(prefix="loadgen-") as directory:
+    with tempfile.TemporaryDirectory(prefix="loadgen-", ignore_cleanup_errors=True) as directory:
         folder = Path(directory)
         order = {"spec": asdict(spec), "settings": asdict(settings), "folder": directory, "load_before": load_before}
         code = run_child(order, folder, timeout_s)

@@ -25,6 +25,7 @@ from compress import api
 from compress.errors import CompressError, UsageError
 from compress.files import add_hash
 from compress.models.card import ModelCard
+from compress.models.checkpoints import read_checkpoint
 from compress.models.inspection import inspect_model
 from compress.models.loading import load_model
 from compress.models.network import Network
@@ -536,12 +537,14 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         header({"a": {**TENSOR, "data_offsets": [8, 0]}}) + bytes(8),
         header({"__metadata__": {"a": 1}, "a": TENSOR}) + bytes(8),
         struct.pack("<Q", 50_000) + b"[" * 50_000,
+        header({"a": TENSOR, "A": TENSOR | {"data_offsets": [0, 8]}}).replace(b'"A"', b'"a"') + bytes(8),
+        header({str(i): {**TENSOR, "shape": [0], "data_offsets": [0, 0]} for i in range(9)}),
     ],
 )
 def test_damaged_safetensors(tmp_path, content):
     (tmp_path / "t.safetensors").write_bytes(content)
     with pytest.raises(CompressError):
-        load_model(tmp_path / "t.safetensors")
+        read_checkpoint(tmp_path / "t.safetensors")
 
 
 def flag_bits(archive: bytes, position: int, value: int) -> bytes:
