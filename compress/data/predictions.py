@@ -24,7 +24,7 @@ PIXELS_PER_BATCH = 2**21
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Counts over all pixels of all images, for a teacher that predicts maps."""
+    """Counts over all pixels, or over the decisions on all labels, of all images."""
 
     entropy: np.ndarray  #: in BINS bins over [0, ln C]
     confidence: np.ndarray  #: in BINS bins over [0, 1]
@@ -33,7 +33,7 @@ class PixelCounts:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry per image; for maps, the mean over the pixels and the most frequent class."""
+    """One entry per image; for several decisions, the mean over them and the most frequent class."""
 
     entropy: np.ndarray  #: nats, in [0, ln C]
     confidence: np.ndarray  #: largest probability, in [1/C, 1]
@@ -100,7 +100,7 @@ def predict(
 
     Args:
         cached: The images.
-        logits: Images in [0, 1] -> logits [n, c] or [n, c, h, w].
+        logits: Images in [0, 1] -> logits [n, c], or [n, c, ...] with several decisions per image.
         batch_size: Images per forward pass; None: as many as PIXELS_PER_BATCH allows, at most 256.
 
     Raises:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from compress.tasks.binary_segmentation import BinarySegmentation
 from compress.tasks.classification import Classification
+from compress.tasks.multilabel_classification import MultilabelClassification
 from compress.tasks.segmentation import Segmentation
 
 
@@ -19,10 +21,25 @@ class ModelDescription(Protocol):
     @property
     def channels(self) -> int: ...
 
+    @property
+    def decision_threshold(self) -> float | None: ...
 
-def task_for_card(card: ModelDescription) -> Classification | Segmentation:
+
+Task = Classification | MultilabelClassification | Segmentation | BinarySegmentation
+
+
+def task_for_card(card: ModelDescription) -> Task:
     """Return the task of the model with this card."""
-    return TASKS[card.task](card.classes, card.image_size, card.channels, card.class_names)
+    task = TASKS[card.task]
+    common = (card.classes, card.image_size, card.channels, card.class_names)
+    if card.decision_threshold is None:
+        return task(*common)
+    return task(*common, card.decision_threshold)
 
 
-TASKS = {"classification": Classification, "segmentation": Segmentation}
+TASKS = {
+    "classification": Classification,
+    "multilabel_classification": MultilabelClassification,
+    "segmentation": Segmentation,
+    "binary_segmentation": BinarySegmentation,
+}

@@ -135,6 +135,7 @@ def test_visualize_shows_predictions_beside_images():
 def test_task_for_card_selects_class():
     class Card:
         task, classes, image_size, class_names, channels = "segmentation", 2, (8, 8), ["ground", "thing"], 3
+        decision_threshold = None
 
     task = task_for_card(Card())
     assert isinstance(task, Segmentation)
