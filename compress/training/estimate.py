@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ TIMED_STEPS = 2
 DRY_RUN_STEPS = 1000  #: length of the dry run; only a few of its steps are executed
 TIMED_ITERATIONS = (1, 3)  #: iterations of the syntheses that are executed
 MAX_TIMED_FLOPS = 1e12  #: FLOPs of a timed step on a CPU, about ten seconds; a heavier batch is shrunk
+MIN_STUDENT_STEPS = 1000  #: a student of fewer steps has learned little with any method
 MIN_TIMED_IMAGES = 4  #: smallest shrunk batch: losses over a batch and batch statistics need some images
 
 
@@ -63,6 +64,7 @@ class EstimateResult:
     steps: int  #: iterations of the run, or as many as fit into the time limit
     syntheses: int  #: syntheses of the run
     seconds: float  #: time of all steps, without decoding, evaluation and setup
+    warnings: list[str] = field(default_factory=list)  #: what makes the run fail or learn little, and the remedy
 
 
 class RandomImages:
@@ -157,6 +159,8 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
     average = StepSeconds(weighted_mean((each.step for each in seconds), weights), seconds[-1].synthesis)
     image_count = next(iter(images.values()), 0)
     steps, student_steps, syntheses = count_iterations(config.training, setup.method, image_count, average)
+    seconds_of_run = student_steps * average.step + syntheses * average.synthesis
+    warning = warn_of_few_steps(config.training.time_limit, student_steps, seconds_of_run)
     return EstimateResult(
         method=config.method["name"], student=setup.card.architecture, device=str(accelerator.device),
         precision=accelerator.precision, image_size=setup.card.image_size, batch_size=batch_size_of(setup),
@@ -167,7 +171,8 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
         is_teacher_counted=not any(is_black_box(net) for net, _ in setup.teachers),
         state_bytes=costs[-1].state_bytes, activation_bytes=max(each.activation_bytes for each in costs),
         seconds_per_step=average.step, timed_images=batch_size_of(lighter), seconds_per_synthesis=average.synthesis,
-        steps=steps, syntheses=syntheses, seconds=student_steps * average.step + syntheses * average.synthesis,
+        steps=steps, syntheses=syntheses, seconds=seconds_of_run,
+        warnings=[] if warning is None else [warning],
     )  # fmt: skip
 
 
@@ -228,6 +233,32 @@ def count_iterations(
         synthesizes, trains = method.actions_at(done)
         done, trained, syntheses = done + 1, trained + trains, syntheses + synthesizes
     return done, trained, syntheses
+
+
+def warn_of_few_steps(limit: float | None, student_steps: int, seconds: float) -> str | None:
+    """Return a sentence if the time limit is too short, with one that is long enough.
+
+    Args:
+        limit: the time limit in seconds, if there is one.
+        student_steps: steps of the student in this time.
+        seconds: time of these steps and of all syntheses.
+    """
+    if limit is None or student_steps >= MIN_STUDENT_STEPS:
+        return None
+    advice = "a longer --time-limit"
+    if student_steps:
+        advice = f"--time-limit {format_time(seconds / student_steps * MIN_STUDENT_STEPS)}"
+    return (
+        f"training.time_limit: found {format_time(limit)}, which suffices for {student_steps} steps of the student, "
+        f"expected {MIN_STUDENT_STEPS} or more; give {advice}, a smaller student or a smaller batch."
+    )
+
+
+def format_time(seconds: float) -> str:
+    """Return a duration as the value of an option, in whole seconds, minutes or tenths of hours, rounded up."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)}s"
+    return f"{math.ceil(seconds / 60)}m" if seconds < 7200 else f"{math.ceil(seconds / 360) / 10:g}h"
 
 
 def count_images(config: TrainConfig, kind: str) -> int:

@@ -90,7 +90,7 @@ def run_training(
 
     check_processes(devices, restarts)
     progress = progress if is_first_process() else ignore
-    setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
+    setup, run_dir = resolve_setup(config, method, output_dir, devices=devices, resume=resume, progress=progress)
     fit_memory(setup, run_dir, devices=devices, resume=resume, progress=progress)
     summary = train_in_dir(setup, run_dir, devices=devices, restarts=restarts, resume=resume, progress=progress)
     if summary is None:
@@ -111,8 +111,13 @@ def estimate_training(
     from compress.training.resolution import resolve_setup
 
     setup, run_dir = resolve_setup(config, method, output_dir, resume=resume, progress=progress)
-    fit_memory(setup, run_dir, devices=1, resume=resume, progress=progress)
-    return estimate_cost(setup)
+    warnings: list[str] = []
+    fit_memory(setup, run_dir, devices=1, resume=resume, progress=progress, warn=warnings.append)
+    result = estimate_cost(setup)
+    warnings += result.warnings
+    for warning in warnings:
+        progress(f"Warning: {warning}")
+    return replace(result, warnings=warnings)
 
 
 def check_processes(devices: int, restarts: int) -> None:

@@ -20,9 +20,10 @@ from compress.engine.synthesis import is_synthesizer
 from compress.engine.trainable import eval_mode
 from compress.errors import CompressError, is_out_of_memory
 from compress.models.onnx_teacher import is_black_box
+from compress.own_files import RECIPE
 from compress.resources import address_space_limit, available_memory, memory_limit
 from compress.training.estimate import batch_size_of, build_dry_run, bytes_of, count_images
-from compress.training.setup import RECIPE, TrainingSetup
+from compress.training.setup import TrainingSetup
 from profiles.latency.tensor_memory import LiveTensorTracker
 
 AUTO = "auto"
@@ -61,9 +62,12 @@ class StepMemory(NamedTuple):
 
 
 def fit_memory(
-    setup: TrainingSetup, run_dir: Path, *, devices: int, resume: bool | None, progress: Progress
+    setup: TrainingSetup, run_dir: Path, *, devices: int, resume: bool | None, progress: Progress,
+    warn: Progress | None = None,
 ) -> None:  # fmt: skip
     """Resolve `training.micro_batch: auto` in the setup, and check that the run fits into memory.
+
+    `warn` receives warnings; None: `progress` does.
 
     Raises:
         CompressError: the estimate exceeds the memory of the machine or the container.
@@ -87,10 +91,13 @@ def fit_memory(
         micro_batch = choose_micro_batch(setup, accelerator, memory, progress)
     elif need.total(images) > memory.available:
         fitting = need.fitting(memory.available)
-        message = insufficient_memory(need.total(images), memory.available, fitting, batch_size_of(setup))
+        message = insufficient_memory(need.total(images), memory.available, fitting, setup)
         if need.total(images) > memory.limit:
             raise CompressError(message)
-        progress(f"Warning: {message}")
+        if warn is None:
+            progress(f"Warning: {message}")
+        else:
+            warn(message)
     if is_auto:
         micro_batch = probe_step(setup, accelerator, micro_batch, memory, need, progress)
         # Processes that torchrun started measure at different moments.
@@ -178,7 +185,7 @@ def choose_micro_batch(
     sizes = [size for size in halves if size >= MIN_MICRO_BATCH]
     if not sizes:
         need = estimate_step(setup, accelerator, None).total(images)
-        raise CompressError(insufficient_memory(need, memory.available, 0, batch_size_of(setup)))
+        raise CompressError(insufficient_memory(need, memory.available, 0, setup))
     # The whole batch of images and outputs stays in memory; only activations of networks shrink. Two measured points.
     points = [(size, estimate_step(setup, accelerator, size).total(images)) for size in sizes[:2]]
     (size, high), (small, low) = points[0], points[-1]
@@ -192,7 +199,7 @@ def choose_micro_batch(
             )
             return micro_batch
     smaller = StepMemory(0.0, (low - slope * (small - sizes[-1])) / images).fitting(memory.available)
-    raise CompressError(insufficient_memory(low, memory.available, smaller, batch_size_of(setup)))
+    raise CompressError(insufficient_memory(low, memory.available, smaller, setup))
 
 
 def probe_step(
@@ -227,9 +234,7 @@ def probe_step(
             if smaller < MIN_MICRO_BATCH:
                 fitting = need.fitting(memory.available)
                 total = need.total(images_of_step(setup))
-                raise CompressError(
-                    insufficient_memory(total, memory.available, fitting, batch_size_of(setup))
-                ) from error
+                raise CompressError(insufficient_memory(total, memory.available, fitting, setup)) from error
             progress(f"A step of micro-batches of {micro_batch or 'all'} images ran out of memory; trying {smaller}.")
             micro_batch = smaller
         gc.collect()
@@ -258,7 +263,7 @@ def explain_out_of_memory(setup: TrainingSetup) -> Iterator[None]:
                 need = estimate_step(setup, accelerator, None)
                 images = images_of_step(setup)
                 fitting = min(need.fitting(memory.available), 2 ** max(0, (images - 1).bit_length() - 1))
-                message = insufficient_memory(need.total(images), memory.available, fitting, batch_size_of(setup))
+                message = insufficient_memory(need.total(images), memory.available, fitting, setup)
         except Exception:  # the estimate needs memory too
             message = None
         raise CompressError(
@@ -267,15 +272,20 @@ def explain_out_of_memory(setup: TrainingSetup) -> Iterator[None]:
         ) from error
 
 
-def insufficient_memory(need: float, available: float, fitting: int, batch_size: int) -> str:
-    """Return the sentence about a batch that does not fit."""
+def insufficient_memory(need: float, available: float, fitting: int, setup: TrainingSetup) -> str:
+    """Return the sentence about a batch that does not fit: that of the student, or a larger synthesized one."""
+    batch_size = images_of_step(setup)
+    key, option = "training.batch_size", "--batch-size "
+    if batch_size > batch_size_of(setup):
+        key = "method.images_per_synthesis"
+        option = f"--set {key}="
     if fitting:
         fitting = min(fitting, max(1, batch_size // 2))
-        remedy = f"--batch-size {fitting} would fit, --batch-size auto learns from parts of the batch"
+        remedy = f"{option}{fitting} would fit, --batch-size auto learns from parts of the batch"
     else:
         remedy = "no batch would fit; choose a smaller model or image size"
     return (
-        f"training.batch_size: found {batch_size}, which needs about {format_gb(need)} GB of memory, expected at most "
+        f"{key}: found {batch_size}, which needs about {format_gb(need)} GB of memory, expected at most "
         f"{format_gb(available)} GB; {remedy}."
     )
 

@@ -11,25 +11,39 @@ from compress.config import load_yaml
 from compress.data.predictions import predict, select_highest_entropy
 from compress.engine.method import Method
 from compress.methods.mosaic import MosaicKD
+from compress.own_files import RECIPE
 from compress.predictor import announce_architecture
 from compress.training.config import TrainConfig
 from compress.training.data import load_training_images
-from compress.training.setup import RECIPE, TrainingSetup, prepare_training
+from compress.training.probing import check_networks
+from compress.training.setup import TrainingSetup, prepare_training
 
 AUTO = "auto"
 Progress = Callable[[str], None]
 
 
 def resolve_setup(
-    config: TrainConfig, method: Method, output_dir: Path | None, *, resume: bool | None, progress: Progress
-) -> tuple[TrainingSetup, Path]:
-    """Load the networks and resolve settings that depend on the data; also return the run directory."""
+    config: TrainConfig, method: Method, output_dir: Path | None, *, devices: int = 1, resume: bool | None,
+    progress: Progress,
+) -> tuple[TrainingSetup, Path]:  # fmt: skip
+    """Load the networks, try them, and resolve settings that depend on the data; also return the run directory.
+
+    Raises:
+        UsageError: a network does not read the image size or the batch (see `check_networks`).
+    """
     batch_size = config.training.batch_size
+    synthesized = config.method.get("images_per_synthesis")
     setup = prepare_training(config, method)
+    check_networks(setup, devices=devices)
     if batch_size is None and config.training.batch_size != method.batch_size:
         progress(
             f"Assumed: batch size {config.training.batch_size} (the method's {method.batch_size} is for small images). "
             "If wrong: --batch-size."
+        )
+    if config.method.get("images_per_synthesis") != synthesized:
+        progress(
+            f"Assumed: {config.method['images_per_synthesis']} images per synthesis (the method's {synthesized} is for "
+            "small images). If wrong: --set method.images_per_synthesis=N."
         )
     for teacher, (_, card) in zip(config.teachers, setup.teachers, strict=True):
         announce_architecture(teacher.model, card, progress)

@@ -19,6 +19,7 @@ from compress.engine.hooks import batchnorm_layers
 from compress.engine.logging import ProgressDisplay
 from compress.engine.method import Method
 from compress.engine.run import Run
+from compress.engine.synthesis import is_synthesizer
 from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError, suggest_nearest
 from compress.files import sha256
@@ -52,6 +53,8 @@ from compress.training.trust import require_consent
 DEFAULT_STEPS = 10_000
 #: pixels of a batch of default size: 256 images of 64x64; about 4 GB with MosaicKD and a ResNet-18
 PIXELS_PER_BATCH = 256 * 64 * 64
+#: attribute of a method whose images_per_synthesis was not given, so that it may be made to fit the image size
+DEFAULT_SYNTHESIS = "has_default_synthesis"
 #: task -> student for images up to 64 pixels, and for larger ones
 DEFAULT_STUDENTS = {
     "classification": ("wrn16_1", "torchvision/mobilenet_v2"),
@@ -97,6 +100,8 @@ def load_config(
     except UsageError as error:
         raise document.error("method.name", str(error)) from error
     method = validate(method_class, document, path="method", ignore=("name",))
+    if is_synthesizer(method) and document.get("method.images_per_synthesis") is None:
+        setattr(method, DEFAULT_SYNTHESIS, True)
     config.method = {"name": name, **asdict(method)}
     validate_config(config, method)
     return config, method
@@ -246,6 +251,9 @@ def add_student(
     }
     batch_size = config.training.batch_size or default_batch_size(method.batch_size, like.image_size)
     config.training.batch_size = batch_size
+    if is_synthesizer(method) and getattr(method, DEFAULT_SYNTHESIS, False):
+        method.images_per_synthesis = default_batch_size(method.images_per_synthesis, like.image_size)
+        config.method["images_per_synthesis"] = method.images_per_synthesis
     return TrainingSetup(config, method, student, card, teachers)
 
 

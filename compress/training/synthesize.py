@@ -53,11 +53,13 @@ def synthesize(
         return sample_generator(Path(run), count, output_dir, arguments, progress)
     from compress.training.launch import check_processes, train_in_dir
     from compress.training.memory import fit_memory
+    from compress.training.probing import check_teachers
 
     check_processes(devices, restarts)
     setup = prepare_synthesis(count, settings, arguments, allow_code=allow_code)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
+    check_teachers(setup)
     fit_memory(setup, run_dir, devices=devices, resume=resume, progress=progress)
     stats = train_in_dir(
         setup, run_dir, devices=devices, restarts=restarts, resume=resume, image_count=count, progress=progress
@@ -124,12 +126,11 @@ def prepare_synthesis(
         setattr(method, name, value)
     config.method |= asdict(method)
     config.student, config.data.validation = StudentConfig(), None
-    images = method.images_per_synthesis
-    config.training = replace(
-        config.training, steps=math.ceil(count / images), batch_size=images, evaluate_every=None, save_every=None,
-        ema_decay=0.0,
-    )  # fmt: skip
-    return prepare_training(config, method)
+    config.training = replace(config.training, evaluate_every=None, save_every=None, ema_decay=0.0)
+    setup = prepare_training(config, method)
+    images = method.images_per_synthesis  # as fits the image size of the teacher
+    config.training.steps, config.training.batch_size = math.ceil(count / images), images
+    return setup
 
 
 def describe_pool(
