@@ -9,34 +9,49 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError, first_line
-from compress.models.card import ModelCard, check_image_size
+from compress.models.card import ASSUMED, SIGMOID_TASKS, ModelCard, check_image_size, with_sources
 from compress.models.checkpoints import check_tensors
+from compress.models.outputs import (
+    LastOperator,
+    NamedOutput,
+    OutputAdapter,
+    OutputRule,
+    adapt_outputs,
+    as_rows,
+    choose_rule,
+    find_adapter,
+    rule_from_provenance,
+    select_output,
+    verify_rule,
+)
 from compress.models.overrides import ModelOverrides
 from compress.models.program_archive import read_program
 from compress.models.registry import TASK_BY_OUTPUT_DIMS
-from compress.models.segmentation import extract_logits
 from compress.models.state_dicts import require_finite
 from compress.units import MAX_CLASSES
 
 EXPORTED = "exported"
 #: a program must run with both batch sizes
 PROBE_BATCH_SIZES = (1, 3)
+#: images far outside [0, 1], for which logits leave [0, 1] too
+EXTREME_FACTORS = (1e3, -1e3)
+#: largest difference of the output for an image alone and in a batch, relative to the largest output; dynamic int8
+#: quantization differs by some percent
+BATCH_TOLERANCE = 0.05
 
 
 class ExportedProgramModel(nn.Module):
-    """A program as a network: images [n, c, h, w] -> logits [n, classes] or [n, classes, h, w].
-
-    It has no training mode.
-    """
+    """A program as a network: images [n, c, h, w] -> its output. It has no training mode."""
 
     def __init__(self, program: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -55,8 +70,26 @@ class ExportedProgramModel(nn.Module):
         except AssertionError as error:
             raise NotImplementedError("TorchScript holds real tensors") from error
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
-        return extract_logits(self.program(x), x)
+    def forward(self, x: Float[Tensor, "n c h w"]) -> object:
+        return self.program(x)
+
+
+class ScriptModel(ExportedProgramModel):
+    """A TorchScript file as a network."""
+
+    program: torch.jit.ScriptModule
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(read_script(path))
+        self.path = path
+
+    def remove_activation(self, rule: OutputRule) -> None:
+        """Load the file again without the activation of one output: a graph that has run does not change."""
+        program = read_script(self.path)
+        graph = simplify_graph(program.graph)
+        value, node, position = output_values(graph)[rule.index or 0]
+        node.replaceInput(position, next(iter(value.node().inputs())))
+        self.program = program
 
 
 @dataclass(frozen=True)
@@ -92,7 +125,8 @@ def load_exported_program(
         ) from error
     check_tensors({**exported.state_dict, **tensors_in(exported.constants)}, path, allow_empty=True)
     model, signature = ExportedProgramModel(module), read_signature(path, exported)
-    return model, card or infer_card(model, str(path), overrides, signature)
+    adapt_outputs(model, str(path))
+    return model, finish_card(model, str(path), overrides, signature, card)
 
 
 @contextlib.contextmanager
@@ -130,6 +164,14 @@ def load_torchscript(
     path: Path, overrides: ModelOverrides, *, card: ModelCard | None = None
 ) -> tuple[ExportedProgramModel, ModelCard]:
     """Load a TorchScript file, which the user must trust: it can run any operator. See `load_exported_program`."""
+    model = ScriptModel(path)
+    adapter = adapt_outputs(model, str(path))
+    adapter.operators, adapter.cut = script_operators(model.program), model.remove_activation
+    return model, finish_card(model, str(path), overrides, InputSignature(), card)
+
+
+def read_script(path: Path) -> torch.jit.ScriptModule:
+    """Load a TorchScript file in eval mode, with frozen parameters."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces TorchScript's deprecation at every load
@@ -139,8 +181,52 @@ def load_torchscript(
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)  # else a copy of the module has parameters that are no leaves
-    model = ExportedProgramModel(module)
-    return model, card or infer_card(model, str(path), overrides)
+    return module
+
+
+def simplify_graph(graph: Any) -> Any:
+    """Inline the methods of a TorchScript graph and remove branches that are never taken."""
+    torch._C._jit_pass_inline(graph)
+    torch._C._jit_pass_constant_propagation(graph)
+    torch._C._jit_pass_peephole(graph)
+    torch._C._jit_pass_dce(graph)
+    return graph
+
+
+def output_values(graph: Any) -> list[tuple[Any, Any, int]]:
+    """Every output of a TorchScript graph: its value, the node that returns it, and its position among the inputs."""
+    returned = next(iter(graph.outputs()))
+    node = returned.node()
+    if node.kind() not in ("prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"):
+        return [(returned, graph.return_node(), 0)]
+    step = 2 if node.kind() == "prim::DictConstruct" else 1  # its inputs are names and values in turn
+    return [(value, node, at) for at, value in enumerate(node.inputs()) if (at + 1) % step == 0]
+
+
+def script_operators(program: torch.jit.ScriptModule) -> dict[int, LastOperator]:
+    """The activations that compute the outputs of a TorchScript program, by index."""
+    operators = {}
+    graph = simplify_graph(program.inlined_graph)  # its values end with it
+    for index, (value, _, _) in enumerate(output_values(graph)):
+        node = value.node()
+        if node.kind() == "aten::sigmoid":
+            operators[index] = LastOperator("sigmoid")
+        elif node.kind() == "aten::softmax":
+            operators[index] = LastOperator("softmax", list(node.inputs())[1].toIValue())
+    return operators
+
+
+def finish_card(
+    model: nn.Module, source: str, overrides: ModelOverrides, signature: InputSignature, card: ModelCard | None,
+    *, gradients: bool = True,
+) -> ModelCard:  # fmt: skip
+    """Make `model` return logits as its known card says, or run it and infer the card."""
+    if card is None:
+        return infer_card(model, source, overrides, signature, gradients=gradients)
+    adapter = find_adapter(model)
+    assert adapter is not None
+    adapter.apply(rule_from_provenance(card.provenance))
+    return card
 
 
 def infer_card(
@@ -154,7 +240,7 @@ def infer_card(
     """The card of a network of which only the outputs are known. Its normalization is the identity.
 
     Args:
-        model: The network.
+        model: The network. It is adapted, so that it returns logits.
         source: Name or path, for errors.
         overrides: Facts from the user; `image_size` is required if the signature has none.
         signature: Facts from the file.
@@ -175,49 +261,124 @@ def infer_card(
     if signature.channels not in (None, channels):
         raise UsageError(f"{source}: found {signature.channels} input channels, expected {channels}.")
     require_finite(model, source)
-    classes, task = probe_output(model, source, size, channels, gradients=gradients)
-    return ModelCard(EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grayscale=grayscale)
+    classes, task, rule = probe_output(model, source, size, channels, overrides, gradients=gradients)
+    return ModelCard(
+        EXPORTED, classes, size, task, mean=(0.0,) * channels, std=(1.0,) * channels, grayscale=grayscale,
+        provenance=with_sources(rule.as_provenance(), ASSUMED, "mean", "std"),
+    )  # fmt: skip
 
 
 def probe_output(
-    model: nn.Module, source: str, image_size: tuple[int, int], channels: int = 3, *, gradients: bool = True
-) -> tuple[int, str]:
-    """Class count and task of an unknown network, from its outputs for small batches.
+    model: nn.Module, source: str, image_size: tuple[int, int], channels: int, overrides: ModelOverrides,
+    *, gradients: bool = True,
+) -> tuple[int, str, OutputRule]:  # fmt: skip
+    """Run an unknown network on small batches, and make it return logits.
 
-    Raises CompressError unless it accepts any batch size, its output is [n, classes] or [n, classes, h, w], and, if
-    `gradients` are required, gradients reach the images.
+    Returns:
+        Class count, task, and how the logits are made.
+
+    Raises:
+        CompressError: It does not accept any batch size; its answer to an image is random or depends on the batch; its
+            output cannot become [n, classes] or [n, classes, h, w]; or no gradients reach the images if `gradients`.
+        UsageError: Several outputs can be the logits.
     """
-    for batch in PROBE_BATCH_SIZES:
-        shape = [batch, channels, *image_size]
-        try:
-            x = torch.rand(*shape, requires_grad=True)
-            output = model(x)
-        except CompressError:
-            raise
-        except Exception as error:  # programs and modules of the user raise errors of every kind
-            raise CompressError(
-                f"{source}: fails on images {shape} ({probe_error_reason(error)}); {batch_size_advice(batch)}"
-            ) from error
-        if not is_plausible_output(output, x):
-            raise CompressError(
-                f"{source}: found output {list(output.shape)} of {output.dtype} for images {shape}, expected floating "
-                f"[{batch}, classes], or [{batch}, classes, height, width] for segmentation."
-            )
-        if bool(output.isnan().any()):
-            raise CompressError(
-                f"{source}: its output for random images has NaN, so the model is damaged; use another."
-            )
-    if not gradients:
-        return output.shape[1], TASK_BY_OUTPUT_DIMS[output.dim()]
+    adapter = find_adapter(model) or adapt_outputs(model, source)
+    names = overrides.class_names
+    known_classes = overrides.classes or (len(names) if names else None)
+    images = probe_images(channels, image_size)
+    batches = [images[:size] for size in (*PROBE_BATCH_SIZES, PROBE_BATCH_SIZES[-1])]
+    with torch.no_grad():
+        ordinary = [run_probed(model, adapter.observe, x, source) for x in batches]
+        extreme = [observe_extreme(model, adapter, factor * (images - 0.5)) for factor in EXTREME_FACTORS]
+    rule = choose_rule(source, overrides.output, known_classes, ordinary, [one for one in extreme if one])
+    outputs = [select_output(one, rule.index, known_classes, source) for one in ordinary]
+    require_repeatable(outputs, source)
+    adapter.classes = known_classes
+    adapter.apply(rule)
+    x = images[: PROBE_BATCH_SIZES[-1]].clone().requires_grad_(True)
+    logits = run_probed(model, lambda network, x: network(x), x, source)
+    if not is_plausible_output(logits, x):
+        raise CompressError(
+            f"{source}: found output {list(logits.shape)} of {logits.dtype} for images {list(x.shape)}, expected "
+            f"floating [{len(x)}, classes], or [{len(x)}, classes, height, width] for segmentation."
+        )
+    if bool(logits.isnan().any()):
+        raise CompressError(f"{source}: its output for random images has NaN, so the model is damaged; use another.")
+    verify_rule(rule, as_rows(outputs[-1], x), logits, source)
+    if gradients:
+        require_gradients(logits, x, source)
+    return logits.shape[1], infer_output_task(logits, rule, source), rule
+
+
+def probe_images(channels: int, image_size: tuple[int, int]) -> Tensor:
+    """Different images in [0, 1]: noise, and dark, bright and graded noise."""
+    noise = torch.rand(PROBE_BATCH_SIZES[-1], channels, *image_size, generator=torch.Generator().manual_seed(0))
+    ramp = torch.linspace(0, 1, image_size[1]).expand_as(noise[0])
+    contrasts = [(1.0, torch.zeros_like(ramp)), (0.1, torch.full_like(ramp, 0.1)), (0.3, 0.7 * ramp)]
+    return torch.stack([factor * one + base for one, (factor, base) in zip(noise, contrasts, strict=True)])
+
+
+def run_probed(model: nn.Module, call: Callable[[nn.Module, Tensor], Any], x: Tensor, source: str) -> Any:
+    """Call an unknown network. Raises CompressError with advice if it fails on this batch."""
     try:
-        (gradient,) = torch.autograd.grad(output.sum(), x, allow_unused=True) if output.requires_grad else (None,)
+        return call(model, x)
+    except CompressError:
+        raise
+    except Exception as error:  # programs and modules of the user raise errors of every kind
+        raise CompressError(
+            f"{source}: fails on images {list(x.shape)} ({probe_error_reason(error)}); {batch_size_advice(len(x))}"
+        ) from error
+
+
+def observe_extreme(model: nn.Module, adapter: OutputAdapter, x: Tensor) -> list[NamedOutput]:
+    """The outputs for images outside [0, 1]; none if the network fails on them."""
+    try:
+        return adapter.observe(model, x)
+    except Exception:  # such images occur in this test only
+        return []
+
+
+def require_repeatable(outputs: Sequence[Tensor], source: str) -> None:
+    """Refuse networks in training mode: Dropout makes answers random, BatchNorm makes them depend on the batch.
+
+    Args:
+        outputs: For one image, for a batch that begins with it, and for this batch again.
+        source: Name or path, for errors.
+    """
+    alone, first, second = (output.detach().float() for output in outputs)
+    scale = first[first.isfinite()].abs().max() if bool(first.isfinite().any()) else torch.tensor(0.0)
+    for one, other, tolerance in ((first, second, 1e-3), (alone[:1], first[:1], BATCH_TOLERANCE)):
+        difference = (one - other).abs() if one.shape == other.shape else torch.tensor([torch.inf])
+        if bool((difference[~difference.isnan()] > tolerance * scale + 1e-6).any()):
+            when = "in two calls" if tolerance == 1e-3 else "alone and in a batch"
+            raise CompressError(
+                f"{source}: gives one image different outputs {when}, as in training mode (Dropout, BatchNorm); call "
+                "eval() before it is traced or saved."
+            )
+
+
+def require_gradients(logits: Tensor, x: Tensor, source: str) -> None:
+    try:
+        (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     except Exception as error:  # as above
         raise CompressError(
             f"{source}: no gradient reaches the images ({first_line(error)}); export it again."
         ) from error
     if gradient is None:
         raise CompressError(f"{source}: no gradient reaches the images; export it without no_grad.")
-    return output.shape[1], TASK_BY_OUTPUT_DIMS[output.dim()]
+
+
+def infer_output_task(logits: Tensor, rule: OutputRule, source: str) -> str:
+    """The task of a network with these logits. Raises CompressError for several decisions per pixel."""
+    task, classes = TASK_BY_OUTPUT_DIMS[logits.dim()], logits.shape[1]
+    if rule.activation != "sigmoid" and classes > 1:
+        return task
+    if task == "segmentation" and classes > 1:
+        raise CompressError(
+            f"{source}: ends in a sigmoid over {classes} classes per pixel, expected one class per pixel; return the "
+            "maps before the sigmoid if only one class applies."
+        )
+    return SIGMOID_TASKS[task]
 
 
 def is_plausible_output(output: Tensor, images: Tensor) -> bool:

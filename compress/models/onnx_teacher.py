@@ -6,31 +6,49 @@ unchanged unless the user gives a mean and a standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UsageError, first_line
 from compress.files import sha256
-from compress.models.card import ModelCard
-from compress.models.exported_programs import InputSignature, infer_card, probe_output
+from compress.models.card import ModelCard, base_task
+from compress.models.exported_programs import InputSignature, finish_card, probe_output
 from compress.models.metadata import CARD_KEY, card_from_metadata
+from compress.models.network import Network
+from compress.models.outputs import (
+    BOX_NAMES,
+    OUTPUT_KEY,
+    LastOperator,
+    OutputRule,
+    ToLogits,
+    adapt_outputs,
+    detector_message,
+    find_adapter,
+    list_outputs,
+    select_output,
+)
 from compress.models.overrides import ModelOverrides
-from compress.models.segmentation import extract_logits
-from exporters.onnx_validation import read_model
+from exporters.onnx_source import OnnxSource, require_float32
+from exporters.onnx_validation import model_opset, read_model
 
 #: accepted types of images and logits
 FLOAT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+#: operators that only detectors have
+BOX_OPERATORS = {"NonMaxSuppression", "RoiAlign", "EfficientNMS_TRT", "BatchedNMS_TRT", "NMSRotated"}
+#: name of a tensor in an edited graph
+BEFORE_ACTIVATION = "compress.before_activation"
 
 
 class OnnxTeacher(nn.Module):
-    """An ONNX file as a network: images [n, c, h, w] -> logits, without gradients and without a training mode.
+    """An ONNX file as a network: images [n, c, h, w] -> its outputs, without gradients and without a training mode.
 
     ONNX Runtime computes on the CPU, wherever the images are. A file with a fixed batch size gets batches of that size,
     the last one padded. The module is immutable, so copies share it.
@@ -38,25 +56,28 @@ class OnnxTeacher(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        read_model(path)  # refuses what ONNX Runtime would read from anywhere, and damaged weights
-        self.path, self.session, self.training = path, create_session(path), False
+        self.path, self.training = path, False
+        self.graph = read_model(path)  # refuses what ONNX Runtime would read from anywhere, and damaged weights
+        reject_detector(path, self.graph)
+        self.session = create_session(path, str(path))
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in FLOAT_TYPES:
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in FLOAT_TYPES:
             tensors = [f"{one.name} {one.type} {one.shape}" for one in (*inputs, *outputs)]
             raise CompressError(
-                f"{path}: found {'; '.join(tensors)}, expected one float input [n, channels, height, width] and one "
-                "output of logits."
+                f"{path}: found {'; '.join(tensors)}, expected one float input [n, channels, height, width]."
             )
-        if outputs[0].type not in FLOAT_TYPES:
+        if not any(one.type in FLOAT_TYPES for one in outputs):
             raise CompressError(
                 f"{path}: found labels ({outputs[0].type}), expected logits; export the model without argmax."
             )
         self.input_name, self.dtype = inputs[0].name, FLOAT_TYPES[inputs[0].type]
+        self.output_names = [one.name for one in outputs]
         sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
         self.fixed_batch_size, channels, height, width = sides
         self.signature = InputSignature(channels, None if height is None or width is None else (height, width))
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.outputs_probabilities = False  #: it ends in a softmax; the logarithm makes logits of its output
+        adapter = adapt_outputs(self, str(path))
+        adapter.operators, adapter.cut = graph_operators(self.graph), self.remove_activation
 
     @property
     def normalizes_input(self) -> bool:
@@ -70,11 +91,34 @@ class OnnxTeacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> dict[str, Any]:
         images = np.ascontiguousarray(x.detach().float().cpu().numpy(), dtype=self.dtype)
-        outputs = np.concatenate([self.run_batch(part) for part in self.split_batches(images)])
-        logits = extract_logits(torch.from_numpy(outputs)[: len(x)].float().to(x.device), x)
-        return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if self.outputs_probabilities else logits
+        columns = zip(*[self.run_batch(part) for part in self.split_batches(images)], strict=True)
+        return {name: join_batches(parts, x) for name, parts in zip(self.output_names, columns, strict=True)}
+
+    def remove_activation(self, rule: OutputRule) -> None:
+        """Open the graph again without the activation of one output."""
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self.graph)
+        output = graph.graph.output[rule.index or 0]
+        node = producer(graph, output.name)
+        assert node is not None
+        graph.graph.node.append(onnx.helper.make_node("Identity", [node.input[0]], [BEFORE_ACTIVATION]))
+        output.name = BEFORE_ACTIVATION
+        used = {name for other in graph.graph.node for name in other.input} | {one.name for one in graph.graph.output}
+        if not used & set(node.output):
+            graph.graph.node.remove(node)
+        self.graph, self.session = graph, create_session(self.path, graph.SerializeToString())
+
+    def selected_graph(self, rule: OutputRule) -> onnx.ModelProto:
+        """The graph with the output of a rule alone, and with all weights."""
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self.graph)
+        output = graph.graph.output[rule.index or 0]
+        del graph.graph.output[:]
+        graph.graph.output.append(output)
+        onnx.load_external_data_for_model(graph, str(self.path.parent))
+        return graph
 
     def split_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """All images at once, or batches of the fixed size."""
@@ -83,9 +127,9 @@ class OnnxTeacher(nn.Module):
             part = images[start : start + size]
             yield np.concatenate([part, np.repeat(part[:1], size - len(part), 0)])
 
-    def run_batch(self, images: np.ndarray) -> np.ndarray:
+    def run_batch(self, images: np.ndarray) -> list[Any]:
         try:
-            return self.session.run(None, {self.input_name: images})[0]
+            return self.session.run(None, {self.input_name: images})
         except Exception as error:  # the errors of ONNX Runtime have no other common base
             raise CompressError(
                 f"{self.path}: does not run on images {list(images.shape)} ({session_error_reason(error)}); give the "
@@ -108,22 +152,87 @@ def load_onnx_teacher(
         UsageError: The facts do not fit the file.
     """
     teacher = OnnxTeacher(path)
-    card = card or describe_teacher(teacher, overrides)
-    teacher.outputs_probabilities = detect_probabilities(teacher, card)
+    if card is None and CARD_KEY in teacher.metadata:
+        card = describe_teacher(teacher, overrides)
+    else:
+        card = finish_card(teacher, str(path), overrides, teacher.signature, card, gradients=False)
     return teacher, replace(card, sha256=sha256(path))
 
 
 def describe_teacher(teacher: OnnxTeacher, overrides: ModelOverrides) -> ModelCard:
-    """The card in the file, compared with its outputs, else what its signature and the user say."""
+    """The card in a file of our own export, compared with its outputs."""
     path = teacher.path
     card = card_from_metadata(teacher.metadata, path)
-    if card is None:
-        return infer_card(teacher, str(path), overrides, teacher.signature, gradients=False)
+    assert card is not None
     reject_overrides(path, overrides, teacher.signature)
     size = overrides.image_size or card.image_size
-    if probe_output(teacher, str(path), size, 3, gradients=False) != (card.classes, card.task):
+    classes, task, rule = probe_output(teacher, str(path), size, 3, overrides, gradients=False)
+    if (classes, base_task(task)) != (card.classes, base_task(card.task)):
         raise CompressError(f"{path}: its card and its outputs belong to different models; export it again.")
-    return card
+    provenance = {key: value for key, value in card.provenance.items() if key != OUTPUT_KEY}
+    return replace(card, provenance={**provenance, **rule.as_provenance()})
+
+
+def create_onnx_source(network: Network) -> OnnxSource:
+    """The graph of a network that `load_model` made of an ONNX file, for an export.
+
+    Raises:
+        ExportError: The graph is not in fp32.
+    """
+    teacher, normalize = network.body, network.normalize
+    adapter = find_adapter(network)
+    assert isinstance(teacher, OnnxTeacher)
+    assert adapter is not None
+    rule = adapter.rule
+
+    def run_graph(value: Tensor) -> Tensor:
+        return select_output(list_outputs(adapter.forward(value)), rule.index, None, adapter.source)
+
+    example = network.card.example_input()
+    after = ToLogits(rule, run_graph(normalize(example)), network(example))
+    is_plain = not normalize.grayscale and bool((normalize.mean == 0).all()) and bool((normalize.std == 1).all())
+    graph = teacher.selected_graph(rule)
+    require_float32(graph)
+    return OnnxSource(graph, run_graph, None if is_plain else normalize, None if after.is_identity else after)
+
+
+def join_batches(parts: Sequence[Any], x: Tensor) -> Any:
+    """One output for all images `x`, without padding, as a tensor where they are; another type as it is."""
+    if not all(isinstance(part, np.ndarray) and part.ndim > 0 for part in parts):
+        return parts[0]
+    output = torch.from_numpy(np.concatenate(parts)[: len(x)])
+    return (output.float() if output.is_floating_point() else output).to(x.device)
+
+
+def producer(model: onnx.ModelProto, name: str) -> onnx.NodeProto | None:
+    """The node that computes a tensor, before nodes that pass it on."""
+    by_output = {output: node for node in model.graph.node for output in node.output}
+    node = by_output.get(name)
+    while node is not None and node.op_type == "Identity":
+        node = by_output.get(node.input[0])
+    return node
+
+
+def graph_operators(model: onnx.ModelProto) -> dict[int, LastOperator]:
+    """The activations that compute the outputs of a graph, by index."""
+    operators = {}
+    for index, output in enumerate(model.graph.output):
+        node = producer(model, output.name)
+        if node is not None and node.op_type == "Sigmoid":
+            operators[index] = LastOperator("sigmoid")
+        elif node is not None and node.op_type == "Softmax":
+            default = -1 if model_opset(model) >= 13 else 1
+            axis = next((one.i for one in node.attribute if one.name == "axis"), default)
+            operators[index] = LastOperator("softmax", axis)
+    return operators
+
+
+def reject_detector(path: Path, model: onnx.ModelProto) -> None:
+    """Raise CompressError for a graph that predicts boxes: by its operators, or the names of its outputs."""
+    operators = {node.op_type for node in model.graph.node}
+    names = {output.name.lower() for output in model.graph.output}
+    if operators & BOX_OPERATORS or names & BOX_NAMES:
+        raise CompressError(detector_message(str(path)))
 
 
 def reject_overrides(path: Path, overrides: ModelOverrides, signature: InputSignature) -> None:
@@ -135,28 +244,26 @@ def reject_overrides(path: Path, overrides: ModelOverrides, signature: InputSign
         raise UsageError(f"{path}: found images of {height}x{width}, expected {overrides.image_size}.")
 
 
-def detect_probabilities(teacher: OnnxTeacher, card: ModelCard) -> bool:
-    """Whether the outputs for noise are distributions over the classes, so that the file ends in a softmax."""
-    channels = 3 if teacher.normalizes_input else card.channels
-    output = teacher(torch.rand(3, channels, *card.image_size, generator=torch.Generator().manual_seed(0)))
-    sums = output.sum(1)
-    return bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
 def is_black_box(net: nn.Module) -> bool:
     """Whether `net` has neither gradients nor layers, only outputs."""
     return any(isinstance(module, OnnxTeacher) for module in net.modules())
 
 
-def create_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU, with as many threads as PyTorch has."""
+def create_session(path: Path, model: str | bytes) -> Any:
+    """An ONNX Runtime session on the CPU, with as many threads as PyTorch has.
+
+    Args:
+        path: The file, for errors, and for weights beside it.
+        model: The file or its edited content.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise CompressError(
             f"{path}: cannot be loaded as ONNX ({session_error_reason(error)}); the file is damaged or of another "

@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from compress.errors import UsageError, suggest_nearest
 from compress.models import families
-from compress.models.card import ModelCard
+from compress.models.card import ModelCard, base_task
 from compress.models.network import Network
+from compress.models.outputs import adapt_outputs, find_adapter
 from compress.models.segmentation import (
     build_smp_segmenter,
     build_torchvision_segmenter,
     list_torchvision_segmenters,
-    logits_hook,
 )
 from compress.plugins import import_object
 
@@ -79,7 +79,7 @@ def build_model(architecture: str, *, classes: int, channels: int = 3) -> nn.Mod
     if prefix == "smp" and name:
         return build_smp_segmenter(name, classes, channels)
     if architecture.startswith(MODULE_PREFIX):
-        return copy_registered_module(architecture)
+        return copy_registered_module(architecture, classes)
     if is_user_code(architecture):
         return build_user_model(architecture, classes, channels)
     known = [*MODELS, *(f"torchvision/{n}" for n in [*list_torchvision_classifiers(), *list_torchvision_segmenters()])]
@@ -102,13 +102,14 @@ def build_model_like(architecture: str, *, like: ModelCard) -> tuple[Network, Mo
         UsageError: The architecture is for another task, or a registered module has another class count.
     """
     task = infer_task(architecture)
-    if task != like.task:
+    if task != base_task(like.task):
         raise UsageError(
             f"{architecture}: a network for {task}, expected one for {like.task}, as the teacher (or the data) is; "
             "see `compress models`."
         )
     card = replace(like, architecture=architecture, metrics={}, provenance={}, sha256=None)
     network = build_network(card)
+    require_logits(network, card)
     if architecture.startswith(MODULE_PREFIX):
         with torch.no_grad():
             classes = network.eval()(card.example_input()).shape[1]
@@ -116,6 +117,21 @@ def build_model_like(architecture: str, *, like: ModelCard) -> tuple[Network, Mo
             raise UsageError(f"{architecture}: found {classes} classes, expected {card.classes}; adapt the module.")
         network.train()
     return network, card
+
+
+def require_logits(network: Network, card: ModelCard) -> None:
+    """Refuse a student of the user that ends in a softmax or sigmoid: the losses expect logits."""
+    adapter = find_adapter(network)
+    if adapter is None:
+        return
+    with torch.no_grad():
+        outputs = adapter.observe(network.eval(), card.example_input())
+    network.train()
+    ends = [one.operator.kind for one in outputs if one.operator is not None]
+    if ends:
+        raise UsageError(
+            f"{card.architecture}: ends in a {ends[0]}, expected logits; return the input of the {ends[0]}."
+        )
 
 
 def register_module(module: nn.Module) -> str:
@@ -146,8 +162,12 @@ def register_module(module: nn.Module) -> str:
 
 
 def hash_module(module: nn.Module) -> str:
-    """SHA-256 of the structure and of all tensors of a module."""
+    """SHA-256 of the structure, the settings (numbers and texts) and all tensors of a module."""
     digest = hashlib.sha256(f"{type(module).__qualname__} {module!r}".encode())
+    for name, part in module.named_modules():
+        settings = {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+        settings.pop("training", None)
+        digest.update(f"{name} {sorted(settings.items())}".encode())
     for name, value in module.state_dict().items():
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -155,7 +175,7 @@ def hash_module(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def copy_registered_module(spec: str) -> nn.Module:
+def copy_registered_module(spec: str, classes: int) -> nn.Module:
     """Copy the module that was registered as `spec`. Raises UsageError in another process."""
     if spec not in _REGISTERED:
         raise UsageError(
@@ -163,7 +183,7 @@ def copy_registered_module(spec: str) -> nn.Module:
             "same module, or name it as package.module:factory."
         )
     module = copy.deepcopy(_REGISTERED[spec])
-    module.register_forward_hook(logits_hook)
+    adapt_outputs(module, type(module).__name__, classes)
     return module
 
 
@@ -284,7 +304,7 @@ def build_user_model(path: str, classes: int, channels: int) -> nn.Module:
     model = factory(**{name: count for name, count in counts.items() if name in parameters})
     if not isinstance(model, nn.Module):
         raise UsageError(f"{path}: found {type(model).__name__}, expected a factory that returns a torch.nn.Module.")
-    model.register_forward_hook(logits_hook)
+    adapt_outputs(model, path, classes)
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
     return nn.Sequential(RepeatGrayscale(), model) if (channels, first) == (1, 3) else model
 

@@ -312,7 +312,9 @@ def test_trusted_segmenter_is_a_teacher(tmp_path, lraspp):
         torch.testing.assert_close(model(x), lraspp(x)["out"])
 
 
-@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v2", "torchvision/lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("deeplabv3_mobilenet_v2", marks=pytest.mark.slow), "torchvision/lraspp_mobilenet_v3_large"]
+)
 def test_segmenter_exports_any_size(name):
     model, side = build_model(name, classes=3).eval(), {"min": 32, "max": 999}
     n, h, w = torch.export.Dim("n"), torch.export.Dim("h", **side), torch.export.Dim("w", **side)
@@ -341,5 +343,5 @@ def test_other_output_shape_is_refused(tmp_path):
     torch.export.save(
         torch.export.export(module, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: dim},)), tmp_path / "t.pt2"
     )
-    with pytest.raises(CompressError, match=r"\[1, 4, 36\]"):
+    with pytest.raises(CompressError, match=r"\[3, 4, 36\]"):
         load_model(str(tmp_path / "t.pt2"))
