@@ -38,7 +38,7 @@ from compress.files import (
     write_text,
 )
 
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 #: the description of a cache, with the hashes of its other files; its largest size in bytes
 INDEX_FILE, MAX_INDEX = "index.json", 1 << 28
 #: names of the images that were left out, with reasons

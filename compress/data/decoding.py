@@ -23,6 +23,8 @@ from compress.resources import usable_cores
 PIECE_BYTES, PIECE_VIEWS = 8 << 20, 256
 #: pieces per worker that may wait to be written
 PREFETCH = 2
+#: of a quotient that is a whole number of pixels
+ROUNDING = 1e-6
 #: index of an image, and which of its views
 Piece = tuple[int, range]
 #: uint8 [views, h, w, 3], and masks [views, h, w] or None
@@ -185,10 +187,18 @@ def write_header(file: IO[bytes], shape: tuple[int, ...]) -> int:
 
 
 def center_box(size: tuple[int, int], wanted: tuple[int, int], resize: int | None) -> Box:
-    """The center after the short side became `resize`. Images that are too small are enlarged, not distorted."""
+    """The center after the short side became `resize`. Images that are too small are enlarged, not distorted.
+
+    Like torchvision's CenterCrop, it begins at a whole pixel of the resized image, so that an image that has its size
+    already is not resampled.
+    """
     (source_width, source_height), (height, width) = size, wanted
     scale = min(min(size) / (resize or max(wanted)), source_width / width, source_height / height)
-    return (source_width - width * scale) / 2, (source_height - height * scale) / 2, scale
+    left, top = (
+        round((int(source / scale + ROUNDING) - target) / 2) * scale
+        for source, target in ((source_width, width), (source_height, height))
+    )
+    return left, top, scale
 
 
 def random_box(size: tuple[int, int], wanted: tuple[int, int], seed: tuple[int, ...]) -> Box:

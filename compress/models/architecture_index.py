@@ -170,6 +170,14 @@ def recognize_architecture(state: Mapping[str, Tensor]) -> Match:
 
     Raises CompressError, naming the nearest known architectures, if none has these names and shapes.
     """
+    match = find_match(state)
+    if match is None:
+        raise CompressError(unknown_architecture_message(tensor_shapes(state), load_index()))
+    return match
+
+
+def find_match(state: Mapping[str, Tensor]) -> Match | None:
+    """The architecture of `state`; None if no known one has these names and shapes."""
     shapes = tensor_shapes(state)
     index = load_index()
     names = hash_names(shapes)
@@ -180,7 +188,7 @@ def recognize_architecture(state: Mapping[str, Tensor]) -> Match:
             if free is not None:
                 sizes[print_.name] = free
     if not sizes:
-        raise CompressError(unknown_architecture_message(shapes, index))
+        return None
     candidates, equivalents = merge_equivalents(list(sizes), index.equivalents)
     classes, channels = sizes[candidates[0]]
     return Match(tuple(candidates), classes, channels, tuple(equivalents))

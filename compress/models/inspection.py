@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError
 from compress.files import sha256
-from compress.models.architecture_index import recognize_architecture
 from compress.models.card import ModelCard
-from compress.models.checkpoints import CheckpointWeights, read_checkpoint
+from compress.models.checkpoints import CheckpointWeights, read_checkpoint, split_part
 from compress.models.exported_programs import EXPORTED
 from compress.models.file_safety import detect_file_kind
+from compress.models.hugging_face import find_folder
 from compress.models.loading import load_unchecked, resolve_model_path
 from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides, apply_overrides
 from compress.models.pretrained import PRETRAINED_PREFIXES
 from compress.models.registry import MODULE_PREFIX, is_user_code, register_module
-from compress.models.state_dicts import build_from_checkpoint, drop_unknown_keys, match_recognized
+from compress.models.state_dicts import AmbiguousArchitectureError, build_from_checkpoint, match_recognized
 
 FORMAT_NAMES = {
     "onnx": "ONNX",
@@ -32,6 +32,7 @@ FORMAT_NAMES = {
     "script": "TorchScript",
     "safetensors": "safetensors",
     "torch": "torch file",
+    "folder": "weights with config.json",
 }
 #: tensors with NaN or infinity that are named
 MAX_LISTED = 20
@@ -72,10 +73,13 @@ def inspect_model(spec: str | Path | nn.Module, overrides: ModelOverrides) -> In
     if path is None or path.is_dir():
         kind = "module" if spec.startswith(MODULE_PREFIX) else "published weights"
         return inspect_loaded_model(spec, kind if is_name else "model directory", overrides)
+    chosen, (path, part) = path, split_part(path)
+    if part is None and find_folder(path) is not None:
+        return inspect_loaded_model(spec, FORMAT_NAMES["folder"], overrides)
     kind = detect_file_kind(path)
     if kind != "weights":
         return inspect_loaded_model(spec, FORMAT_NAMES[kind], overrides)
-    weights = read_checkpoint(path, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
+    weights = read_checkpoint(chosen, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
     result = Inspection(
         spec,
         FORMAT_NAMES.get(weights.container, weights.container),
@@ -107,9 +111,9 @@ def match_architecture(result: Inspection, path: Path, weights: CheckpointWeight
     """Find the architecture of the weights and check that they fit."""
     if overrides.architecture is None:
         try:
-            result.same_as = match_recognized(path, drop_unknown_keys(weights)).equivalents
-        except UsageError:
-            result.candidates = recognize_architecture(drop_unknown_keys(weights).state).candidates
+            result.same_as = match_recognized(path, weights)[1].equivalents
+        except AmbiguousArchitectureError as error:
+            result.candidates = error.candidates
         except CompressError:
             pass  # reported in full below
     try:

@@ -11,11 +11,19 @@ from torch import nn
 
 from compress.errors import CompressError, UsageError, suggest_nearest
 from compress.files import require_regular_file, sha256
-from compress.models.architecture_index import recognize_architecture
-from compress.models.card import ModelCard, check_card
-from compress.models.checkpoints import read_checkpoint
-from compress.models.exported_programs import infer_card, load_exported_program, load_torchscript
+from compress.models.architecture_index import find_match
+from compress.models.card import ASSUMED, IMAGENET_MEAN, IMAGENET_STD, ModelCard, check_card, with_sources
+from compress.models.checkpoints import PART_MARK, read_checkpoint, split_part
+from compress.models.exported_programs import EXPORTED, infer_card, load_exported_program, load_torchscript
 from compress.models.file_safety import detect_file_kind
+from compress.models.hugging_face import (
+    find_folder,
+    is_hugging_face_config,
+    is_timm_config,
+    load_hugging_face,
+    load_timm_folder,
+    read_config,
+)
 from compress.models.network import Network
 from compress.models.onnx_teacher import OnnxTeacher, load_onnx_teacher
 from compress.models.overrides import ModelOverrides, apply_overrides
@@ -24,7 +32,7 @@ from compress.models.probe import ProgramLoader, load_with_limits
 from compress.models.registry import DEFAULT_CLASSES, MODULE_PREFIX, build_model, is_user_code, register_module
 from compress.models.segmentation import logits_hook
 from compress.models.serialization import is_model_directory, load_model_directory
-from compress.models.state_dicts import assumed_fields, build_from_checkpoint, require_finite
+from compress.models.state_dicts import INPUT_FIELDS, build_from_checkpoint, require_finite
 
 #: where a run directory contains its models; the first that exists is loaded
 RUN_SUBDIRS = ("best", "student", "last")
@@ -38,16 +46,17 @@ def load_model(spec: str | Path | nn.Module, overrides: ModelOverrides | None = 
     """Load a model in eval mode on the CPU.
 
     Args:
-        spec: `embedded/NAME`, a model directory, a run directory, a .pt/.pth/.safetensors file, a `torch.export`
-            program (.pt2), a TorchScript file, an .onnx file (outputs only, no gradients), `torchvision/NAME` or
-            `timm/NAME` (published weights), `package.module:factory`, or a module. A module is copied. If its
+        spec: `embedded/NAME`, a model directory, a run directory, a .pt/.pth/.safetensors file (`FILE#NAME` for one of
+            several networks in it), a `torch.export` program (.pt2), a TorchScript file, an .onnx file (outputs only,
+            no gradients), `torchvision/NAME` or `timm/NAME` (published weights), `package.module:factory`, or a module.
+            A module is copied. If its
             tensors are those of a known architecture, its image size and normalization are assumed to be the usual
             ones; else it needs `image_size`, and images in [0, 1] go in unchanged.
         overrides: Facts that the model does not contain, or that are wrong in it.
 
     Returns:
         A network from RGB images [n, 3, h, w] in [0, 1] to logits [n, classes], or [n, classes, h, w] for segmentation,
-        and its card. `card.provenance["assumed"]` lists the fields that are assumptions.
+        and its card. `card.provenance["field_sources"]` tells where its fields come from.
 
     Raises:
         UsageError: The request cannot be right: no such file or name, or another class count.
@@ -94,7 +103,7 @@ def card_for_wrapper(body: nn.Module, card: ModelCard) -> ModelCard:
 
 
 def resolve_model_path(spec: str) -> Path:
-    """The file or directory that `spec` names. Raises UsageError if it does not exist."""
+    """The file or directory that `spec` names, or `FILE#NAME`. Raises UsageError if it does not exist."""
     if spec.startswith("embedded/"):
         name, known = spec.removeprefix("embedded/"), list_embedded_models()
         if name not in known:
@@ -102,10 +111,14 @@ def resolve_model_path(spec: str) -> Path:
                 f"{spec}: no such embedded model{suggest_nearest(name, known)}; known: {', '.join(known) or 'none'}."
             )
         return embedded_dir() / name
-    path = Path(os.path.expanduser(spec))
+    chosen = Path(os.path.expanduser(spec))
+    path, part = split_part(chosen)
     if not os.path.lexists(path):  # unlike the methods of Path, no error for a name that is too long
         raise UsageError(f"{spec}: no such file or directory; `compress models` lists the models with a name.")
-    return path if os.path.isdir(path) else require_regular_file(path)
+    if os.path.isdir(path):
+        return path
+    require_regular_file(path)
+    return path if part is None else chosen
 
 
 def embedded_dir() -> Path:
@@ -118,7 +131,12 @@ def list_embedded_models() -> list[str]:
 
 
 def load_directory(directory: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
-    """Load a model directory, or the best model of a run directory."""
+    """Load a model directory, the best model of a run directory, or a folder of transformers or timm."""
+    config = read_config(directory)
+    if is_hugging_face_config(config):
+        return load_with_limits(load_hugging_face, directory, overrides)
+    if is_timm_config(config):
+        return load_timm_folder(directory, overrides)
     candidates = (directory, *(directory / name for name in RUN_SUBDIRS))
     existing = next((path for path in candidates if is_model_directory(path)), None)
     if existing is None:
@@ -140,25 +158,38 @@ def load_registered_module(spec: str, overrides: ModelOverrides) -> tuple[nn.Mod
     model = build_model(spec, classes=DEFAULT_CLASSES).eval()
     if isinstance(model, Network):
         return model.body, model.card
-    digest = spec.removeprefix(MODULE_PREFIX)
-    try:
-        match = recognize_architecture(model.state_dict())
-    except CompressError:
-        card = infer_card(model, spec, overrides)
-        provenance = {"assumed": [name for name in assumed_fields(overrides) if name != "image_size"]}
-        return model, replace(card, architecture=spec, provenance=provenance, sha256=digest)
+    return model, replace(infer_module_card(model, spec, overrides), sha256=spec.removeprefix(MODULE_PREFIX))
+
+
+def infer_module_card(model: nn.Module, spec: str, overrides: ModelOverrides) -> ModelCard:
+    """The card of a module of the user; the usual input is assumed if its tensors are those of a known architecture."""
+    match = find_match(model.state_dict())
+    if match is None:
+        return replace(infer_card(model, spec, overrides), architecture=spec)
     usual = default_preprocessing(match.candidates[0], grayscale=match.channels == 1)
     size = overrides.image_size or usual.image_size
     card = infer_card(model, spec, replace(overrides, image_size=size, grayscale=match.channels == 1))
-    return model, replace(
-        card, architecture=spec, mean=usual.mean, std=usual.std, resize=usual.resize,
-        provenance={"assumed": assumed_fields(overrides)}, sha256=digest,
+    mean, std = usual.mean, usual.std
+    if getattr(model, "transform_input", False):  # torchvision's Inception and GoogLeNet, which change it themselves
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return replace(
+        card, architecture=spec, mean=mean, std=std, resize=usual.resize,
+        provenance=with_sources(card.provenance, ASSUMED, *INPUT_FIELDS),
     )  # fmt: skip
 
 
 def load_file(path: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCard]:
-    """Load a file: an exported program, weights of some architecture, or a module from a trusted pickle."""
+    """Load a file: an exported program, weights of some architecture, or a module from a trusted pickle.
+
+    `path` may be `FILE#NAME`, one of several networks in a file of weights.
+    """
+    chosen, (path, part) = path, split_part(path)
+    folder = find_folder(path) if part is None else None
+    if folder is not None:
+        return load_directory(folder, overrides)
     kind = detect_file_kind(path)
+    if kind != "weights" and part is not None:
+        raise UsageError(f"{chosen}: only files of weights have several networks; leave out {PART_MARK}{part}.")
     if kind == "script" and not overrides.trust_pickle:
         raise CompressError(
             f"{path}: TorchScript can write any file when it runs; export it with torch.export (.pt2), or load it "
@@ -167,9 +198,11 @@ def load_file(path: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCa
     if kind != "weights":
         body, card = load_with_limits(PROGRAM_LOADERS[kind], path, overrides)
         return body, replace(card, sha256=sha256(path))
-    weights = read_checkpoint(path, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
+    weights = read_checkpoint(chosen, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
     if weights.module is None or overrides.architecture is not None:
         return build_from_checkpoint(path, weights, overrides)
+    names = weights.class_names
     weights.module.register_forward_hook(logits_hook)
-    card = infer_card(weights.module, str(path), overrides)
-    return weights.module, replace(card, sha256=sha256(path), class_names=weights.class_names)
+    card = infer_module_card(weights.module, str(path), overrides)
+    names = names if len(names or []) == card.classes else None
+    return weights.module, replace(card, architecture=EXPORTED, sha256=sha256(path), class_names=names)

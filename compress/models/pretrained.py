@@ -23,6 +23,8 @@ from compress.models.registry import MODELS, build_on_meta, import_timm, infer_t
 from compress.models.segmentation import TorchvisionSegmenter, list_torchvision_segmenters
 
 PRETRAINED_PREFIXES = ("torchvision/", "timm/", "smp/")
+#: networks of torchvision that, with published weights, change the normalization to mean and std 0.5 themselves
+TRANSFORM_INPUT = ("googlenet", "inception_v3")
 SMALL, MEDIUM, LARGE = (32, 32), (64, 64), (224, 224)
 
 
@@ -66,6 +68,8 @@ def torchvision_preprocessing(name: str) -> DefaultPreprocessing:
     preset = weights.transforms()
     resize = preset.resize_size[0]
     crop = preset.crop_size[0] if hasattr(preset, "crop_size") else resize  # segmentation presets do not crop
+    if name in TRANSFORM_INPUT:
+        return DefaultPreprocessing((crop, crop), (0.5,) * 3, (0.5,) * 3, resize)
     return DefaultPreprocessing((crop, crop), tuple(preset.mean), tuple(preset.std), resize)
 
 
@@ -104,6 +108,8 @@ def load_torchvision_pretrained(name: str) -> tuple[nn.Module, ModelCard]:
         raise download_error(f"torchvision/{name}", error, advice) from error
     if name in list_torchvision_segmenters():
         model = TorchvisionSegmenter(model)
+    if name in TRANSFORM_INPUT:
+        model.transform_input = False  # our normalization does it
     names = list(weights.meta["categories"])
     return model, pretrained_card(f"torchvision/{name}", len(names), names, str(weights))
 

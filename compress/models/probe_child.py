@@ -15,6 +15,7 @@ from typing import Any
 
 from compress.errors import CompressError
 from compress.models.file_safety import detect_file_kind
+from compress.models.hugging_face import load_hugging_face
 from compress.models.loading import PROGRAM_LOADERS
 from compress.models.overrides import ModelOverrides
 from compress.resources import available_memory, usable_cores
@@ -34,7 +35,8 @@ def main() -> None:
     limit_process(request["limit"])
     answer: dict[str, Any]
     try:
-        _, card = PROGRAM_LOADERS[detect_file_kind(path)](path, overrides)
+        load = load_hugging_face if path.is_dir() else PROGRAM_LOADERS[detect_file_kind(path)]
+        _, card = load(path, overrides)
         answer = {"card": card.as_dict()}
     except CompressError as error:
         answer = {"error": str(error), "exit_code": error.exit_code}

@@ -223,7 +223,8 @@ def test_trusted_module_is_a_teacher(tmp_path):
 def test_assumptions_are_in_the_card(tmp_path):
     torch.save(build_model("wrn16_1", classes=10).state_dict(), tmp_path / "w.pth")
     _, card = load_model(str(tmp_path / "w.pth"), ModelOverrides(image_size=(32, 32)))
-    assert card.provenance == {"source": "w.pth", "assumed": ["mean", "std"]}
+    sources = {"image_size": "option", "resize": "option", "mean": "assumed", "std": "assumed"}
+    assert card.provenance == {"source": "w.pth", "field_sources": sources}
     json.dumps(card.as_dict())
 
 

@@ -12,6 +12,9 @@ from compress.models.registry import MODELS, build_model, build_network, infer_t
 #: parameters in millions, BatchNorm layers, BatchNorm channels
 TABLE = {
     "wrn40_2": (2.255, 37, 2704),
+    "wrn40_4": (8.972, 37, 5392),
+    "wrn28_10": (36.537, 25, 8976),
+    "wrn28_2": (1.479, 25, 1808),
     "wrn40_1": (0.570, 37, 1360),
     "wrn16_2": (0.703, 13, 912),
     "wrn16_1": (0.181, 13, 464),

@@ -38,7 +38,7 @@ def test_inspect_wrapped_checkpoint(tmp_path):
     assert (result.architecture, result.card.classes) == ("wrn16_2", 7)
     assert (list(result.wrapping), result.has_ema) == (["state_dict", "module."], True)
     assert result.metadata == {"epoch": 12}
-    assert result.card.provenance["assumed"] == ["image_size", "mean", "std"]
+    assert result.card.provenance["field_sources"] == dict.fromkeys(["image_size", "resize", "mean", "std"], "assumed")
 
 
 def test_inspect_names_lookalikes(tmp_path):

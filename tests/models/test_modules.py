@@ -26,7 +26,12 @@ def test_module_is_a_teacher() -> None:
     network, card = load_model(module, ModelOverrides(image_size=(16, 16)))
     x = card.example_input(3)
     assert (card.classes, card.task, card.image_size) == (5, "classification", (16, 16))
-    assert card.provenance["assumed"] == ["mean", "std"]
+    assert card.provenance["field_sources"] == {
+        "mean": "assumed",
+        "std": "assumed",
+        "image_size": "option",
+        "resize": "option",
+    }
     assert torch.equal(network(x), module(x))
     next(network.parameters()).data.zero_()
     assert not torch.equal(network(x), module(x)), "the module itself is not changed"
@@ -37,14 +42,14 @@ def test_module_normalization_from_overrides() -> None:
     network, card = load_model(module, ModelOverrides(image_size=(16, 16), mean=[0.5], std=[0.25]))
     x = card.example_input(2)
     torch.testing.assert_close(network(x), module((x - 0.5) / 0.25))
-    assert card.provenance["assumed"] == []
+    assert set(card.provenance["field_sources"].values()) == {"option"}
 
 
 def test_module_of_known_architecture_has_its_preprocessing() -> None:
     module = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
     network, card = load_model(module)
     assert (card.classes, card.image_size, card.mean) == (7, (224, 224), (0.485, 0.456, 0.406))
-    assert card.provenance["assumed"] == ["image_size", "mean", "std"]
+    assert card.provenance["field_sources"] == dict.fromkeys(["image_size", "resize", "mean", "std"], "assumed")
     with torch.no_grad():
         torch.testing.assert_close(network(card.example_input()), module(network.normalize(card.example_input())))
 

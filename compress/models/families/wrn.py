@@ -61,5 +61,5 @@ def build_wrn(depth: int, width: int, classes: int, channels: int) -> WideResNet
 
 
 #: (depth, width): those of the paper, and two shallow ones for small devices
-SIZES = ((10, 1), (10, 2), (16, 1), (16, 2), (40, 1), (40, 2))
+SIZES = ((10, 1), (10, 2), (16, 1), (16, 2), (28, 2), (28, 10), (40, 1), (40, 2), (40, 4))
 MODELS = {f"wrn{depth}_{width}": partial(build_wrn, depth, width) for depth, width in SIZES}
