@@ -167,7 +167,7 @@ def load_hugging_face(
     kind = find_model_class(path, read_config(path) or {})
     for file in find_weights(path):
         read_checkpoint(file)  # refuses damaged and unsafe files in a sentence
-    with silenced_transformers():
+    with isolated_transformers():
         inner = load_inner(path, kind)
         image_input = read_image_input(path, inner.config)
     model = HuggingFaceModel(inner.float(), is_bgr=image_input.is_bgr).eval()
@@ -183,6 +183,8 @@ def find_model_class(path: Path, config: Mapping[str, Any]) -> type[Any]:
             f"{path}: found a model of the class {name}, expected image classification or semantic segmentation "
             "(a class of transformers that ends in ForImageClassification or ForSemanticSegmentation)."
         )
+    if (path / "adapter_config.json").exists():
+        raise UsageError(f"{path}: found an adapter (PEFT); merge it into its base model, and save that.")
     if "quantization_config" in config:
         raise UsageError(f"{path}: the weights are quantized; give the float model instead.")
     kind = getattr(transformers, name, None) if name.isidentifier() else None
@@ -327,15 +329,21 @@ def read_normalization(processor: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def silenced_transformers() -> Iterator[None]:
-    """Hide the reports and progress bars of transformers; what matters becomes an error."""
+def isolated_transformers() -> Iterator[None]:
+    """Prevent downloads, and hide the reports and progress bars of transformers; what matters becomes an error."""
     logging = import_transformers().utils.logging
-    level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    from huggingface_hub import constants
+
+    level, shows_progress, is_offline = (
+        logging.get_verbosity(), logging.is_progress_bar_enabled(), constants.HF_HUB_OFFLINE
+    )  # fmt: skip
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE = is_offline
         logging.set_verbosity(level)
         if shows_progress:
             logging.enable_progress_bar()

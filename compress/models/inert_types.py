@@ -17,8 +17,8 @@ import torch
 
 #: data types of NumPy whose bytes are read as they are
 PLAIN_NUMPY_TYPE = re.compile(r"[biufcSU]\d{1,6}")
-#: limits of what is read beside the weights, because a small file can contain one list many times
-MAX_DEPTH, MAX_PARTS, MAX_TENSOR = 6, 10_000, 16
+#: limits of what is read beside the weights
+MAX_DEPTH, MAX_PARTS, MAX_TENSOR = 6, 100_000, 16
 #: keys under which training scripts store their options
 OPTION_KEYS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "opts", "params", "meta")
 PATH_NAMES = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
@@ -154,29 +154,48 @@ def list_stand_ins() -> list[Any]:
 def to_plain(value: Any) -> Any:
     """`value` as Python types: options of argparse, OmegaConf and Lightning become dictionaries.
 
-    What has no such form, and what is nested too deeply or too long, becomes None.
+    What has no such form, and what is nested too deeply or too long, is left out or becomes None.
     """
-    return plain_part(value, MAX_DEPTH, iter(range(MAX_PARTS)))
+    return PlainCopy().copy(value, MAX_DEPTH)
 
 
-def plain_part(value: Any, depth: int, budget: Iterator[int]) -> Any:
-    if depth == 0 or next(budget, None) is None:
-        return None
+class PlainCopy:
+    """Copies values up to a number of parts, because a small file can contain one list many times."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PARTS
+
+    def copy(self, value: Any, depth: int) -> Any:
+        self.left -= 1
+        value = unwrap_value(value)
+        if isinstance(value, Mapping | list | tuple):
+            return self.copy_parts(value, depth - 1) if depth > 0 else None
+        return value if isinstance(value, str | bool | int | float) else None
+
+    def copy_parts(self, value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], depth: int) -> Any:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        parts: dict[Any, Any] = {}
+        for key, part in pairs:
+            if self.left <= 0:
+                break
+            if isinstance(key, str | int):
+                parts[key] = self.copy(part, depth)
+        return parts if isinstance(value, Mapping) else list(parts.values())
+
+
+def unwrap_value(value: Any) -> Any:
+    """The dictionary, list, number or text that `value` stands for."""
     if isinstance(value, argparse.Namespace):
-        value = vars(value)
-    elif isinstance(value, NumpyArray):
+        return vars(value)
+    if isinstance(value, torch.Tensor):
+        return value.tolist() if value.numel() <= MAX_TENSOR and value.layout == torch.strided else None
+    if isinstance(value, NumpyArray):
         array = value.read()
-        value = array.tolist() if array is not None and array.size <= MAX_PARTS else None
-    elif isinstance(value, InertValue):
+        return array.tolist() if array is not None and array.size <= MAX_PARTS else None
+    if isinstance(value, InertValue):
         state = value.state if isinstance(value.state, Mapping) else {}
-        value = state.get("_content", state.get("_val", state))
-    elif isinstance(value, torch.Tensor):
-        value = value.tolist() if value.numel() <= MAX_TENSOR and value.layout == torch.strided else None
-    if isinstance(value, Mapping):
-        return {key: plain_part(part, depth - 1, budget) for key, part in value.items() if isinstance(key, str | int)}
-    if isinstance(value, list | tuple):
-        return [plain_part(part, depth - 1, budget) for part in value[:MAX_PARTS]]
-    return value if isinstance(value, str | bool | int | float) else None
+        return state.get("_content", state.get("_val", state))
+    return value
 
 
 def iter_options(content: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:

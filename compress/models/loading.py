@@ -14,7 +14,13 @@ from compress.files import require_regular_file, sha256
 from compress.models.architecture_index import find_match
 from compress.models.card import ASSUMED, IMAGENET_MEAN, IMAGENET_STD, ModelCard, check_card, with_sources
 from compress.models.checkpoints import PART_MARK, read_checkpoint, split_part
-from compress.models.exported_programs import EXPORTED, infer_card, load_exported_program, load_torchscript
+from compress.models.exported_programs import (
+    EXPORTED,
+    infer_card,
+    infer_output,
+    load_exported_program,
+    load_torchscript,
+)
 from compress.models.file_safety import detect_file_kind
 from compress.models.hugging_face import (
     find_folder,
@@ -30,7 +36,6 @@ from compress.models.overrides import ModelOverrides, apply_overrides
 from compress.models.pretrained import PRETRAINED_PREFIXES, default_preprocessing, load_pretrained
 from compress.models.probe import ProgramLoader, load_with_limits
 from compress.models.registry import DEFAULT_CLASSES, MODULE_PREFIX, build_model, is_user_code, register_module
-from compress.models.segmentation import logits_hook
 from compress.models.serialization import is_model_directory, load_model_directory
 from compress.models.state_dicts import INPUT_FIELDS, build_from_checkpoint, require_finite
 
@@ -200,9 +205,10 @@ def load_file(path: Path, overrides: ModelOverrides) -> tuple[nn.Module, ModelCa
         return body, replace(card, sha256=sha256(path))
     weights = read_checkpoint(chosen, trust_pickle=overrides.trust_pickle, ema=overrides.ema)
     if weights.module is None or overrides.architecture is not None:
-        return build_from_checkpoint(path, weights, overrides)
+        model, card = build_from_checkpoint(path, weights, overrides)
+        is_own = is_user_code(card.architecture)
+        return model, infer_output(model.eval(), card, str(path), overrides) if is_own else card
     names = weights.class_names
-    weights.module.register_forward_hook(logits_hook)
     card = infer_module_card(weights.module, str(path), overrides)
     names = names if len(names or []) == card.classes else None
     return weights.module, replace(card, architecture=EXPORTED, sha256=sha256(path), class_names=names)
