@@ -16,6 +16,7 @@ COLOR = re.compile(r"\x1b\[[0-9;]*m")
 OUT_OF_MEMORY = (
     "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
     "bad allocation", "failed to allocate memory", "unable to allocate", "could not create a memory",
+    "could not create a primitive",
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
-        text = str(error).lower()
+        text = str(error).lower().replace("a primitive descriptor", "")  # oneDNN: not supported
         if any(words in text for words in OUT_OF_MEMORY):
             return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)

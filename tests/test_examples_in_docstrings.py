@@ -13,7 +13,7 @@ from compress import api
 from compress.cli import COMMANDS
 
 #: examples that train or time something
-SLOW = ("benchmark", "compare", "distill", "export", "run_demo", "sweep", "synthesize", "train")
+SLOW = ("benchmark", "compare", "distill", "evaluate", "export", "run_demo", "sweep", "synthesize", "train")
 VERBS = [
     name
     for name in dir(compress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +22,8 @@ SECONDS = 180.0
 def run_hostile_weights(scale: Scale, counts: Counts) -> None:
     """Files that would run code, fill the memory or write files when they are loaded."""
     rng = random.Random(scale.seed)
-    with TemporaryDirectory(prefix="reliability-") as name:
+    with TemporaryDirectory(prefix="reliability-") as name, contextlib.chdir(name):
         here, tripwire = Path(name), Path(name) / "TRIPWIRE"
-        os.chdir(here)
         for part, what, write in pick(list_hostile_weights(tripwire), scale, rng):
             path = write(here / "files")
             if path is None:
@@ -61,9 +60,8 @@ def choose_commands(path: Path, rng: random.Random) -> list[list[object]]:
 def run_hostile_documents(scale: Scale, counts: Counts) -> None:
     """Hostile ONNX files and recipes are refused; names and numbers of a record are escaped in its report."""
     rng = random.Random(scale.seed)
-    with TemporaryDirectory(prefix="reliability-") as name:
+    with TemporaryDirectory(prefix="reliability-") as name, contextlib.chdir(name):
         here, tripwire = Path(name), Path(name) / "TRIPWIRE"
-        os.chdir(here)
         for part, what, write in pick(list_hostile_onnx(), scale, rng):
             path = write(here / "onnx")
             command = rng.choice([["inspect", path], ["eval", path, "--data", "embedded/fashion"], ["profile", path]])

@@ -228,7 +228,10 @@ def test_target_requirements_are_checked_there(machine: Machine, net: Path, line
     assert datum in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_interrupted_client_stops_the_other_machine(machine: Machine, net: Path, number: int) -> None:
     command = [sys.executable, "-m", "compress", "bench", str(net), "--duration", "5m", "--target", machine.url()]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -78,6 +78,7 @@ def test_scenarios_have_verdicts(file: Path) -> None:
     assert server["valid"] in (True, False)
 
 
+@pytest.mark.slow
 def test_network_runs_scenario_with_overrides() -> None:
     overrides = ["--input-size", "16x16", "--classes", 3]
     arguments = ["--runtimes", "torch", "--batch-size", 2, "--scenario", "MultiStream", *overrides, *BRIEF, "--json"]

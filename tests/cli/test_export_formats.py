@@ -46,6 +46,7 @@ def test_export_saves_every_combination(several) -> None:
     assert sizes["model.int8.onnx"] < 0.35 * sizes["model.onnx"]
 
 
+@pytest.mark.slow
 def test_int8_files_lose_under_one_point(several) -> None:
     out, _ = several
     right = read_result(run("eval", TEACHER, "--data", CLOTHES, "--json"))["metrics"]["accuracy"]
@@ -160,6 +161,7 @@ def test_wrong_export_option_is_named(tmp_path: Path, monkeypatch, words, datum)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_modelopt_quantizes_when_requested(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(

@@ -70,7 +70,8 @@ def test_eval_prints_runtime(xml: Path, clothes: Path) -> None:
     assert text.startswith(f"{xml} on 40 images of {clothes}, in openvino, fp32\n")
 
 
-@pytest.mark.parametrize("resize", [pytest.param(None, marks=pytest.mark.slow), 40])
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", [None, 40])
 def test_file_with_preprocessing_scores_equally(teacher, clothes: Path, tmp_path: Path, resize) -> None:
     """If the card resizes to 40 and crops 32, the file must get images of 40."""
     net, card = teacher
@@ -124,6 +125,7 @@ def test_third_party_file_with_overrides(plain: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bench_reports_skipped_runtimes(plain: Path, xml: Path) -> None:
     arguments = [
         "--runtimes",

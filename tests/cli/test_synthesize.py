@@ -194,7 +194,9 @@ def dry_run(tmp_path, *arguments: object, method: str = "fastdfkd", steps: tuple
     return read_result(run(*command, *small, *bank, *steps, *arguments, "--out", tmp_path / "x", "--dry-run", "--json"))
 
 
-@pytest.mark.parametrize("method", ["deepinversion", "cmi", "fastdfkd"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("deepinversion", "cmi")), "fastdfkd"]
+)
 def test_dry_run_counts_syntheses(tmp_path, monkeypatch, method) -> None:
     monkeypatch.chdir(tmp_path)
     found = dry_run(tmp_path, "--set", "method.student_steps=8", method=method)
@@ -231,6 +233,7 @@ def test_dry_run_flops_match_formula(tmp_path) -> None:
         assert found["flops_per_synthesis"] == pytest.approx(2 * 10 * iterations * 2 * (T + S), rel=0.05)
 
 
+@pytest.mark.slow
 def test_dry_run_fills_memory_bank(tmp_path) -> None:
     """The projection of what is remembered is most of the work, and none of it at the beginning of a run."""
     small, large = (

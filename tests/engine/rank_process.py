@@ -1,6 +1,7 @@
 """One of two processes that train with every method; writes its results for the test.
 
-Argument: the folder. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment, as torchrun sets them.
+Arguments: the folder and the precision. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment, as
+torchrun sets them.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
     accelerator = create_accelerator("cpu", "32")
-    results = {f"{n} {p}": compare_runs(root / n / p, n, p) for n in METHODS for p in ("32", "bf16")}
+    results = {name: compare_runs(root / name, name, sys.argv[2]) for name in METHODS}
     results["rollbacks"] = roll_back_together(root / "rollbacks")
     results["mean gradient"] = {"error": mean_gradient()}
     (root / f"rank{accelerator.rank}.json").write_text(json.dumps(results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -17,13 +18,26 @@ from compress.errors import CompressError
 from compress.methods import METHODS
 
 TESTS = Path(__file__).parents[1]
-CASES = [f"{name} {precision}" for name in METHODS for precision in ("32", "bf16")]
+#: (precision, method)
+CASES = [
+    *(("32", name) for name in METHODS),
+    *(pytest.param("bf16", name, marks=pytest.mark.slow) for name in METHODS),
+]
+each_case = pytest.mark.parametrize(("precision", "name"), CASES)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """(folder, results of each of two processes)."""
-    folder = tmp_path_factory.mktemp("pair")
+def pairs(tmp_path_factory):
+    """A function from a precision to (folder, results of each of two processes)."""
+    return functools.cache(lambda precision: train_pair(tmp_path_factory.mktemp("pair"), precision))
+
+
+@pytest.fixture
+def pair(request, pairs):
+    return pairs(request.node.callspec.params["precision"] if hasattr(request.node, "callspec") else "32")
+
+
+def train_pair(folder: Path, precision: str) -> tuple[Path, list[dict]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -31,7 +45,7 @@ def pair(tmp_path_factory):
     shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "engine" / "rank_process.py", folder],
+            [sys.executable, TESTS / "engine" / "rank_process.py", folder, precision],
             env=shared | {"RANK": str(rank), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stderr=subprocess.PIPE,
             text=True,
@@ -43,15 +57,15 @@ def pair(tmp_path_factory):
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_replicas_are_bit_identical(pair, case):
-    first, second = (results[case] for results in pair[1])
+@each_case
+def test_replicas_are_bit_identical(pair, precision, name):
+    first, second = (results[name] for results in pair[1])
     assert first["trainables"] == second["trainables"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_processes_draw_different_data(pair, case):
-    first, second = (results[case] for results in pair[1])
+@each_case
+def test_processes_draw_different_data(pair, precision, name):
+    first, second = (results[name] for results in pair[1])
     assert first["random"] != second["random"]
     for key in ("first images", "pools"):
         assert len(first[key]) == len(second[key])
@@ -59,14 +73,14 @@ def test_processes_draw_different_data(pair, case):
     assert first["positions"] == second["positions"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_resume_exactly(pair, case):
-    assert [results[case]["differences"] for results in pair[1]] == [[], []]
+@each_case
+def test_two_processes_resume_exactly(pair, precision, name):
+    assert [results[name]["differences"] for results in pair[1]] == [[], []]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_only_rank_zero_writes_shared_files(pair, case):
-    folder = pair[0].joinpath(*case.split()) / "whole"
+@each_case
+def test_only_rank_zero_writes_shared_files(pair, precision, name):
+    folder = pair[0] / name / "whole"
     assert {path.name for path in (folder / "checkpoints").glob("*4*")} == {
         "step-000000004.json", "step-000000004.again.rank0.pt", "step-000000004.again.rank1.pt",
     }  # fmt: skip
@@ -85,6 +99,6 @@ def test_processes_roll_back_together(pair):
 
 
 def test_other_process_count_raises(pair):
-    run = tiny.tiny_run(pair[0] / "kd" / "32" / "whole", "kd", steps=9)
+    run = tiny.tiny_run(pair[0] / "kd" / "whole", "kd", steps=9)
     with pytest.raises(CompressError, match="--devices 2"):
         train(tiny.tiny_method("kd"), run)

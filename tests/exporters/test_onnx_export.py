@@ -203,6 +203,7 @@ def test_requested_opset_is_written(tmp_path: Path, opset) -> None:
     assert next(entry.version for entry in model.opset_import if entry.domain == "") == opset
 
 
+@pytest.mark.slow
 def test_torchvision_network_exports(tmp_path: Path) -> None:
     from torchvision.models import shufflenet_v2_x0_5
 

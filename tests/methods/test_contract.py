@@ -20,7 +20,9 @@ each = pytest.mark.parametrize("name", METHODS)
 each_task = pytest.mark.parametrize(("name", "task"), PAIRS)
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, "16"])  # "16" is for GPUs, but tests its scaler
+@pytest.mark.parametrize(
+    "precision", [*PRECISIONS, pytest.param("16", marks=pytest.mark.slow)]
+)  # for GPUs; tests its scaler
 @each_task
 def test_run_resumes_bit_exactly(tmp_path, name, precision, task):
     contract.assert_resumes_exactly(tmp_path, name, precision, task=task)

@@ -466,7 +466,14 @@ def value(text: str) -> Any:
 # who reads it, and where
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320)])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        pytest.param("light", 1280, marks=pytest.mark.slow),
+        ("dark", 1280),
+        pytest.param("light", 320, marks=pytest.mark.slow),
+    ],
+)
 def test_page_is_accessible(open_page, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = open_page(render_page(create_page_data(RECORDS[::4]), **PARTS), width=width, color_scheme=scheme)

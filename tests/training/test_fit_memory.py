@@ -117,6 +117,7 @@ def test_absurd_batch_is_estimated_without_its_memory(photos):
     assert estimated_bytes(setup) > 1e15
 
 
+@pytest.mark.slow
 def test_run_in_micro_batches_is_recorded_and_continued(photos, tmp_path):
     """The second call would choose the whole batch, but the run has its micro-batch."""
     arguments = mosaic(photos, settings={"training.micro_batch": 4})
@@ -147,6 +148,8 @@ def test_exhausted_memory_is_a_sentence(photos, tmp_path, monkeypatch):
 def test_kinds_of_exhausted_memory(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(ValueError("out of range"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
 
 
 def test_killed_process_names_the_memory(tmp_path):
