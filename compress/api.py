@@ -635,7 +635,7 @@ def export(
     max_drop: float | None = None, validation: DataLike | None = None, allow_slower: bool = False,
     workspace: int | None = None, timing_cache: Path | None = None, version_compatible: bool = False,
     hardware_compatible: Literal["ampere+", "same-capability"] | None = None,
-    compute_capabilities: Sequence[str] = (), opset: int = 18,
+    compute_capabilities: Sequence[str] = (), script: bool = False, opset: int = 18,
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto", allow_code: bool = False, record: Path | None = None,
     progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> ExportSummary:  # fmt: skip
@@ -671,6 +671,8 @@ def export(
         version_compatible: Build an engine for later TensorRT versions too.
         hardware_compatible: Build an engine for other GPUs too.
         compute_capabilities: GPUs that a TensorRT-RTX engine is built for, such as "8.6".
+        script: Write a script beside each file that runs it on a picture with its runtime, NumPy and Pillow alone; for
+            "onnx" and "openvino".
         opset: ONNX opset version, >= 18.
         exporter: PyTorch's ONNX exporter.
         allow_code: Import code that the recipe of a run names, whose generator makes the calibration images.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from exporters.api import RejectedExport
     from exporters.artifacts import AccuracyBudget, ExportResult, ExportSettings
     from exporters.onnx_export import ReferenceModel
+    from exporters.script import ScriptFacts
 
 #: minimum, optimal and maximum batch size of an engine
 DEFAULT_BATCH = (1, 1, 16)
@@ -51,6 +52,7 @@ class ExportSummary:
     preprocess: bool  #: whether the files accept uint8 images [n, h, w, 3] of any size
     postprocess: str  #: "none", "softmax", "argmax" or "topk"
     dynamic_size: bool  #: whether the files accept images of any height and width
+    scripts: list[str]  #: scripts that run the files on a picture
     artifacts: list[ExportResult]  #: files that were saved
     rejected: list[RejectedExport]  #: files that were not saved
 
@@ -63,7 +65,8 @@ def export(
     from compress.data.calibration import open_calibration_images
     from compress.models.metadata import card_to_metadata
     from compress.training.generator_samples import iter_generator_samples
-    from exporters.api import export_all, graph_metadata, resolve_output_path
+    from exporters.api import export_all, graph_metadata, list_outputs, resolve_output_path
+    from exporters.script import require_own_scripts, write_script
 
     if options["quantizer"] == "modelopt":
         validate_modelopt(formats, options)
@@ -73,6 +76,8 @@ def export(
     dynamic_size = overrides.get("image_size") == DYNAMIC
     if dynamic_size:
         del overrides["image_size"]
+    if options["script"]:
+        require_own_scripts(list_outputs(path, formats, precisions))
     predictor = load_predictor(model, progress=progress, **overrides)
     card = predictor.card
     images = options["images"] if options["images"] is not None else default_image_source(card)
@@ -94,6 +99,10 @@ def export(
             reference, path, formats, precisions, opset=options["opset"], exporter=options["exporter"],
             metadata={**card_to_metadata(card), **graph_metadata(reference)}, settings=settings, progress=progress,
         )  # fmt: skip
+    scripts = []
+    if options["script"]:
+        facts = describe_for_script(card, options, dynamic_size=dynamic_size)
+        scripts = [str(write_script(Path(one.path), one.format, facts)) for one in outcome.artifacts]
     for name, reason in outcome.source.failed_exporters.items():
         progress(f"The exporter {name} failed: {reason}")
     if record is not None:
@@ -104,7 +113,7 @@ def export(
     return ExportSummary(
         spec, spec_name(images), calibration and calibration.name, calibration and calibration.images,
         outcome.source.opset, outcome.source.exporter, outcome.source.failed_exporters, options["preprocess"],
-        options["postprocess"], outcome.source.dynamic_size, outcome.artifacts, outcome.rejected,
+        options["postprocess"], outcome.source.dynamic_size, scripts, outcome.artifacts, outcome.rejected,
     )  # fmt: skip
 
 
@@ -132,6 +141,17 @@ def create_reference_model(
         preprocessing=Preprocessing(card.image_size, card.resize) if options["preprocess"] else None,
         postprocess=options["postprocess"],
     )
+
+
+def describe_for_script(card: ModelCard, options: dict[str, Any], *, dynamic_size: bool) -> ScriptFacts:
+    """Return what a script must know about the files."""
+    from exporters.script import ScriptFacts
+
+    least, _, most = batch_range(options)
+    return ScriptFacts(
+        card.image_size, card.resize, card.decision_names, card.predicts_maps, card.decision_threshold,
+        options["preprocess"], options["postprocess"], dynamic_size, most if least == most else 1,
+    )  # fmt: skip
 
 
 def create_settings(

@@ -46,6 +46,8 @@ export_options = options.add_options(
                  help="Accept uint8 images of any size, [n, h, w, 3]; crop, resize and normalize in the graph."),
     click.option("--postprocess", type=click.Choice(["none", "softmax", "argmax", "topk"]), default="none",
                  show_default=True, help="Return probabilities, labels (or label maps), or the top five."),
+    click.option("--script", is_flag=True,
+                 help="Write a script beside each file that runs it on a picture, without compress and PyTorch."),
     click.option("--calibration", metavar="DATA|RUN|synthetic",
                  help="Images for int8, without labels; synthetic: from the model's run.  [default: synthetic]"),
     click.option("--calibration-images", type=COUNT, default=256, show_default=True,

@@ -362,7 +362,8 @@ def export_summary(result: api.ExportSummary) -> str:
     if result.calibration is not None:
         lines.append(f"int8 calibrated on {result.calibration_images} images of {result.calibration}")
     reasons = dict.fromkeys(one.unverified for one in artifacts if one.unverified is not None)
-    return "\n".join([*lines, *(f"not run here: {reason}" for reason in reasons)])
+    notes = [*(f"script: {path}" for path in result.scripts), *(f"not run here: {reason}" for reason in reasons)]
+    return "\n".join([*lines, *notes])
 
 
 def single_artifact(result: api.ExportSummary) -> str:
