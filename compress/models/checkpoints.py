@@ -26,6 +26,7 @@ from compress.errors import CompressError, UsageError, first_line
 from compress.files import require_regular_file
 from compress.models.file_safety import check_unpacked_size, is_archive, open_archive, unpacked_size_limit
 from compress.models.inert_types import iter_options, list_stand_ins, to_plain
+from compress.models.outputs import detector_message, is_detector_class
 
 #: keys under which training scripts store the weights, in order of preference
 PLAIN_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,14 @@ def infer_card(
     )  # fmt: skip
 
 
+def infer_output(model: nn.Module, card: ModelCard, source: str, overrides: ModelOverrides) -> ModelCard:
+    """The card of weights in a network of the user, with the output that it has. See `probe_output`."""
+    known = replace(overrides, classes=overrides.classes or card.classes)
+    size = overrides.image_size or card.image_size
+    classes, task, rule = probe_output(model, source, size, card.channels, known)
+    return replace(card, classes=classes, task=task, provenance=card.provenance | rule.as_provenance())
+
+
 def probe_output(
     model: nn.Module, source: str, image_size: tuple[int, int], channels: int, overrides: ModelOverrides,
     *, gradients: bool = True,
@@ -300,7 +308,8 @@ def probe_output(
     if not is_plausible_output(logits, x):
         raise CompressError(
             f"{source}: found output {list(logits.shape)} of {logits.dtype} for images {list(x.shape)}, expected "
-            f"floating [{len(x)}, classes], or [{len(x)}, classes, height, width] for segmentation."
+            f"floating [{len(x)}, classes], or [{len(x)}, classes, height, width] for segmentation"
+            f"{'; a detector cannot be used' if logits.dim() == 3 else ''}."
         )
     if bool(logits.isnan().any()):
         raise CompressError(f"{source}: its output for random images has NaN, so the model is damaged; use another.")

@@ -37,12 +37,14 @@ from compress.models.outputs import (
 )
 from compress.models.overrides import ModelOverrides
 from exporters.onnx_source import OnnxSource, require_float32
-from exporters.onnx_validation import model_opset, read_model
+from exporters.onnx_validation import model_metadata, model_opset, read_model
 
 #: accepted types of images and logits
 FLOAT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 #: operators that only detectors have
 BOX_OPERATORS = {"NonMaxSuppression", "RoiAlign", "EfficientNMS_TRT", "BatchedNMS_TRT", "NMSRotated"}
+#: tasks of Ultralytics whose models predict boxes
+BOX_TASKS = {"detect", "segment", "pose", "obb"}
 #: name of a tensor in an edited graph
 BEFORE_ACTIVATION = "compress.before_activation"
 
@@ -228,10 +230,11 @@ def graph_operators(model: onnx.ModelProto) -> dict[int, LastOperator]:
 
 
 def reject_detector(path: Path, model: onnx.ModelProto) -> None:
-    """Raise CompressError for a graph that predicts boxes: by its operators, or the names of its outputs."""
+    """Raise CompressError for a graph that predicts boxes: by its operators, its outputs, or Ultralytics' metadata."""
     operators = {node.op_type for node in model.graph.node}
     names = {output.name.lower() for output in model.graph.output}
-    if operators & BOX_OPERATORS or names & BOX_NAMES:
+    task = model_metadata(model).get("task")
+    if operators & BOX_OPERATORS or names & BOX_NAMES or task in BOX_TASKS:
         raise CompressError(detector_message(str(path)))
 
 

@@ -7,8 +7,9 @@ are detected when the network is first run, and stored in its card.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -26,6 +27,15 @@ BOX_NAMES = {
     "boxes", "bboxes", "pred_boxes", "detection_boxes", "det_boxes", "nmsed_boxes", "dets", "num_dets",
     "num_detections", "rois",
 }  # fmt: skip
+#: tensors that only detectors have
+DETECTOR_TENSOR = re.compile(
+    r"(^|\.)(rpn\.head\.|roi_heads?\.|head\.(classification|regression)_head\.|bbox_(embed|predictor|pred|head)\."
+    r"|dfl\.conv\.weight$|anchor_grid$|model\.\d+\.anchors$|yolo_head)"
+)
+DETECTOR_CLASS = re.compile(
+    r"\bmodels\.(detection\.|yolo\.(?!Classif))|\b\w*(RCNN|RetinaNet|DetectionModel|YOLO\w*)\b"
+    r"|\bultralytics\.nn\.tasks\.(Segmentation|Pose|OBB|World)"
+)
 #: key of the provenance of a card
 OUTPUT_KEY = "output"
 SOFTMAX_FUNCTIONS = {
@@ -282,6 +292,16 @@ def is_detection(outputs: Sequence[NamedOutput]) -> bool:
 def detector_message(source: str) -> str:
     """The sentence that refuses a detector."""
     return f"{source}: found a detector, which predicts boxes; expected a network for classification or segmentation."
+
+
+def is_detector_state(names: Iterable[str]) -> bool:
+    """Whether tensors with these names belong to a detector of torchvision, Ultralytics, or the DETR family."""
+    return any(DETECTOR_TENSOR.search(name) for name in names)
+
+
+def is_detector_class(name: str) -> bool:
+    """Whether a pickled class of this name is a detector, as far as its name tells."""
+    return bool(DETECTOR_CLASS.search(name))
 
 
 def as_rows(value: Tensor, x: Tensor) -> Tensor:

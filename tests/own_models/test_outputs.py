@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from click.testing import CliRunner
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ import compress
 from compress.cli import main
 from compress.errors import CompressError, UsageError
 from compress.models import ModelOverrides, load_model
+from compress.models.outputs import is_detector_class, is_detector_state
 
 SIZE, CLASSES, FEATURES = 16, 5, 32
 GIVEN = ModelOverrides(image_size=(SIZE, SIZE), trust_pickle=True)
@@ -162,6 +164,10 @@ def test_factory_with_softmax(tmp_path, monkeypatch, photos) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "own_outputs", sys.modules[__name__])
     model, _ = load_model("own_softmax:net", ModelOverrides(image_size=(SIZE, SIZE), classes=CLASSES))
+    torch.save(Ending("softmax").state_dict(), tmp_path / "weights.pt")
+    given = ModelOverrides(architecture="own_softmax:net", image_size=(SIZE, SIZE), classes=CLASSES)
+    from_file, _ = load_model(tmp_path / "weights.pt", given)
+    torch.testing.assert_close(from_file.body(images()), Body().eval()(images()), rtol=1e-5, atol=2e-4)
     x, y = images().requires_grad_(True), images().requires_grad_(True)
     model(x).square().sum().backward()
     Body().eval()(y).square().sum().backward()
@@ -357,3 +363,34 @@ def test_detector_is_refused(tmp_path, kind) -> None:
         onnx.save(model, source)
     with pytest.raises(CompressError, match="detector"):
         load_model(source, GIVEN)
+
+
+def test_state_dict_of_detector_is_refused(tmp_path) -> None:
+    name = "ssdlite320_mobilenet_v3_large"
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "t.pth")
+    with pytest.raises(CompressError, match="detector"):
+        load_model(tmp_path / "t.pth")
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_pickled_detector_is_refused(tmp_path, trust) -> None:
+    """As Ultralytics saves its models: the module under a key, pickled with its class."""
+    with torch.device("meta"):
+        net = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    torch.save({"epoch": -1, "model": net}, tmp_path / "yolo.pt")
+    with pytest.raises(CompressError, match="detector"):
+        load_model(tmp_path / "yolo.pt", ModelOverrides(trust_pickle=trust))
+
+
+def test_names_of_detectors() -> None:
+    names = ["ultralytics.nn.tasks.DetectionModel", "models.yolo.Model", "<class 'mmdet.models.FasterRCNN'>"]
+    assert all(map(is_detector_class, names))
+    others = ["ultralytics.nn.tasks.ClassificationModel", "fake_detection.nets.Classifier", "timm.models.resnet.ResNet"]
+    assert not any(map(is_detector_class, others))
+    for name in ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16"):
+        with torch.device("meta"):
+            net = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+        assert is_detector_state(net.state_dict())
+    assert is_detector_state(["model.22.cv2.0.0.conv.weight", "model.22.dfl.conv.weight"])
+    assert not is_detector_state(torchvision.models.resnet18().state_dict())
