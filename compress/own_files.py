@@ -43,6 +43,8 @@ OWN_FILE = re.compile(
 #: metadata of every exported file; see `compress.models.metadata`
 EXPORT_KEY = b"source_sha256"
 REPORT_FILE = re.compile(r"report\.(html|md|csv|json)|report_\w+\.svg")
+#: files of the operating system, which are neither removed nor in the way
+SYSTEM_FILE = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 #: what `atomic_write` leaves if it is killed
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 
@@ -80,13 +82,13 @@ def require_own_report(json_file: Path, files: Sequence[Path]) -> None:
 
 
 def list_run_files(run_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files that the run in a directory wrote, and all others, hidden ones and links included."""
+    """Return the files that the run in a directory wrote, and all others, links included."""
     own: list[Path] = []
     foreign: list[Path] = []
     has_report = is_report(run_dir / "report.json")
     for here, folders, files in os.walk(run_dir):
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        for name in (*files, *links):
+        for name in (*(name for name in files if not SYSTEM_FILE.fullmatch(name)), *links):
             path = Path(here) / name
             is_own = name not in links and is_written_by_run(run_dir, path, has_report=has_report)
             (own if is_own else foreign).append(path)

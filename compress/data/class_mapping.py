@@ -125,7 +125,10 @@ def map_labels(
     names = images.class_names
     mapping = None if names is None else match_class_names(names, known)
     if names is not None and mapping is None:
-        mapping = match_class_numbers(names, classes, order, are_indices=images.has_class_numbers, spec=spec)
+        rest = [re.sub(r"^\d{1,9} ", "", name) for name in names]  # without numbers, as the pool of a run has them
+        mapping = match_class_names(rest, known) or match_class_numbers(
+            names, classes, order, are_indices=images.has_class_numbers, spec=spec
+        )
     if names is None or mapping is None:
         if (count := images.count_classes()) != classes:
             raise UsageError(

@@ -73,6 +73,7 @@ class ImageSet:
     open_mask: Callable[[int], Image.Image | Path | np.ndarray] | None = None  #: classes: one channel or [h, w]
     has_class_numbers: bool = False  #: every name begins with the number of its class, as in the pool of a run
     notes: tuple[str, ...] = ()  #: sentences on what was chosen and left out
+    location: str = ""  #: where the images of a published data set are, whose identity does not depend on it
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,11 +96,13 @@ class ImageSet:
         return ImageSet(
             self.name, names, lambda i: open_image(int(chosen[i])), identity, labels, self.class_names,
             None if open_mask is None else lambda i: open_mask(int(chosen[i])), self.has_class_numbers, self.notes,
+            self.location,
         )  # fmt: skip
 
     def fingerprint(self) -> str:
         """A hash of name, identity, length and targets, as the key of caches."""
-        digest = hashlib.sha256(f"{self.name}\n{self.identity}\n{len(self)}".encode(errors="surrogateescape"))
+        facts = (self.name, self.identity, str(len(self)), *([self.location] if self.location else []))
+        digest = hashlib.sha256("\n".join(facts).encode(errors="surrogateescape"))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         if self.open_mask is not None:
@@ -108,7 +111,7 @@ class ImageSet:
 
     def content_hash(self) -> str:
         """A hash of identity, length and targets, which does not depend on where the images are."""
-        return replace(self, name="").fingerprint()
+        return replace(self, name="", location="").fingerprint()
 
     def read_image(self, i: int) -> Image.Image:
         """Image `i` in RGB. Raises UnreadableImageError if it is damaged, too large or no image."""

@@ -28,6 +28,7 @@ from compress.data.dataset import (
     readable_extensions,
     silence_warnings,
 )
+from compress.data.decisions import read_labels_file
 from compress.errors import CompressError, UsageError
 from compress.files import require_regular_file
 from compress.own_files import OWN_IMAGE, POOL, is_report, is_run_dir
@@ -52,7 +53,7 @@ def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) ->
         folder: The directory. If it contains `train`, perhaps other SPLITS, and no other images, the one for `split` is
             used. Images that runs wrote below it are left out.
         split: "train" or "val".
-        labeled: Use the subdirectories at the top as classes.
+        labeled: Use the labels in `labels.csv`, else the subdirectories at the top as classes.
 
     Raises:
         UsageError: There are no images.
@@ -74,12 +75,17 @@ def open_folder(folder: Path, *, split: str = "train", labeled: bool = False) ->
     if not paths:
         reason = "".join(f"; {note.removeprefix(f'{folder}: ')}" for note in notes)
         raise UsageError(f"{folder}: found no images at any depth{reason}, expected files such as .jpg or .png.")
-    labels, names = label_by_folder(folder, paths) if labeled else (None, None)
+    labels, names = label_images(folder, paths) if labeled else (None, None)
     items = [str(path) for path in paths]
     return ImageSet(
         str(folder), items, lambda i: paths[i], hash_file_stats(folder, paths), labels, names,
         has_class_numbers=os.path.basename(os.path.abspath(folder)) == POOL, notes=tuple(notes),
     )  # fmt: skip
+
+
+def label_images(folder: Path, paths: list[Path]) -> tuple[np.ndarray | None, list[str] | None]:
+    """Labels and class names: from `labels.csv` if there is one, else by folder."""
+    return read_labels_file(folder, paths) or label_by_folder(folder, paths)
 
 
 def is_written_by_any_run(folder: Path, path: Path) -> bool:

@@ -195,9 +195,10 @@ def open_torchvision_dataset(name: str, *, root: Path | None, split: str, labele
         if spec.folder and spec.mask_spec is None and (folder / "train").is_dir() and any(folder.glob("train/*/*")):
             return open_folder(folder, split=split, labeled=True)  # extracted by hand, one folder per class
         raise
-    identity = f"{folder} {part} {len(dataset)}"
+    identity = f"{name} {part} {len(dataset)}"
     if spec.mask_spec is not None:
-        return pair_images_with_masks(name, dataset, spec.mask_spec, identity, labeled=labeled)
+        images = pair_images_with_masks(name, dataset, spec.mask_spec, identity, labeled=labeled)
+        return replace(images, location=str(folder))
     paths = [Path(entry[0] if isinstance(entry, tuple) else entry) for entry in getattr(dataset, spec.files or "-", [])]
     image_names = [str(path) for path in paths] or [f"{name}/{part}/{i}" for i in range(len(dataset))]
 
@@ -205,7 +206,7 @@ def open_torchvision_dataset(name: str, *, root: Path | None, split: str, labele
         return paths[i] if paths else dataset[i][0]
 
     labels, class_names = read_labels(dataset, spec)
-    return ImageSet(name, image_names, open_image, identity, labels, class_names)
+    return ImageSet(name, image_names, open_image, identity, labels, class_names, location=str(folder))
 
 
 def read_labels(dataset: Any, spec: DatasetSpec) -> tuple[np.ndarray | None, list[str] | None]:

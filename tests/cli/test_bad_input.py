@@ -247,9 +247,13 @@ def test_other_recipe_in_directory_is_refused(run_dir, photos, clothes) -> None:
 
 def test_fresh_replaces_only_the_run(run_dir, photos, clothes) -> None:
     (run_dir / "notes.txt").write_text("mine")
-    read_result(distill("--val", clothes, "--seed", 3, "--fresh", "--json", ood=photos, out=run_dir))
+    before = {name: (run_dir / name).read_bytes() for name in list_files(run_dir) - {".lock"}}
+    command = ("--val", clothes, "--seed", 3, "--fresh", "--json")
+    assert "notes.txt" in read_error(distill(*command, ood=photos, out=run_dir), 2)
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
+    (run_dir / "notes.txt").unlink()
+    read_result(distill(*command, ood=photos, out=run_dir))
     assert "seed: 3" in (run_dir / "recipe.yaml").read_text()
-    assert (run_dir / "notes.txt").read_text() == "mine"
 
 
 def test_failed_fresh_keeps_old_run(run_dir, clothes, tmp_path) -> None:

@@ -22,32 +22,46 @@ from compress.models.registry import build_model
 from compress.own_files import list_run_files
 from profiles.records import Record, append_records
 
+DARK, BRIGHT = 40, 215
 STEPS = ("--steps", 2, "--batch-size", 4, "--precision", 32, "--device", "cpu", "--set", "data.views=1")
 
 
-def save_teacher(path: Path, seed: int) -> str:
-    """Save a state dict as a user does; return its sha256."""
-    torch.manual_seed(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(build_model("wrn16_1", classes=2).state_dict(), path)
+def save_teacher(path: Path, shift: float = 0.0) -> str:
+    """Save the state dict of a network that tells dark from bright images; return its sha256.
+
+    `shift` is added to both logits: another file with the same predictions.
+    """
+    torch.manual_seed(0)
+    state = build_model("wrn16_1", classes=2).state_dict()
+    torch.save(state, path)
+    network, _ = compress.load_model(path)
+    with torch.no_grad():
+        dark, bright = (network(torch.full((1, 3, 32, 32), level / 255))[0] for level in (DARK, BRIGHT))
+    weight, bias = (next(key for key, value in state.items() if value.shape == shape) for shape in ((2, 64), (2,)))
+    if bright[1] - bright[0] < dark[1] - dark[0]:  # class 1 is to be the bright one
+        state[weight], dark, bright = state[weight].flip(0), dark.flip(0), bright.flip(0)
+    difference = float((dark + bright).diff() / 2)
+    state[bias] = torch.tensor([difference, 0.0]) + shift
+    torch.save(state, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_images(folder: Path, count: int = 4, seed: int = 0) -> Path:
-    noise = np.random.default_rng(seed)
+def save_images(folder: Path, level: int, count: int = 4) -> Path:
+    """Save images of noise around a gray level."""
+    noise = np.random.default_rng(level)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(noise.integers(level - 10, level + 10, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     return folder
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """A working directory with a teacher, training images and labeled images."""
-    save_teacher(tmp_path / "teacher.pt", 0)
-    save_images(tmp_path / "photos")
-    for name in ("a", "b"):
-        save_images(tmp_path / "val" / name, seed=ord(name))
+    save_teacher(tmp_path / "teacher.pt")
+    save_images(tmp_path / "photos", 128)
+    save_images(tmp_path / "val" / "a", DARK)
+    save_images(tmp_path / "val" / "b", BRIGHT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -127,7 +141,7 @@ def test_changed_teacher_is_refused(home):
     first = teacher_hash(read_result(distill()) and home / "run")
     assert first == hashlib.sha256((home / "teacher.pt").read_bytes()).hexdigest()
     os.rename("teacher.pt", "old.pt")
-    second = save_teacher(home / "teacher.pt", 1)
+    second = save_teacher(home / "teacher.pt", shift=1.0)
     before = contents(home / "run")
     assert "teacher" in read_error(distill(), 2)
     assert "teacher" in read_error(distill("--resume"), 2)
@@ -182,7 +196,7 @@ def test_comparison_of_another_teacher_is_refused(home):
     first = read_result(compare())
     shutil.copy("teacher.pt", "copy.pt")
     assert read_result(compare(teacher="copy.pt"))["methods"][0]["mean"] == first["methods"][0]["mean"]
-    save_teacher(home / "teacher.pt", 1)
+    save_teacher(home / "teacher.pt", shift=1.0)
     before = (home / "all" / "compare.json").read_bytes()
     assert "teacher" in read_error(compare(), 2)
     assert (home / "all" / "compare.json").read_bytes() == before
