@@ -39,7 +39,7 @@ def default_image_source(card: ModelCard) -> str:
 
 def comparison_image_count(card: ModelCard) -> int:
     height, width = card.image_size
-    if card.task == "classification":
+    if not card.predicts_maps:
         return COMPARISON_IMAGES
     return max(8, min(COMPARISON_IMAGES, MAX_MAP_PIXELS // (height * width)))
 
@@ -55,7 +55,7 @@ def load_comparison_images(spec: Any, card: ModelCard, *, root: Path | None = No
     images = open_images(spec, root=root, split="val")
     limit = comparison_image_count(card)
     views = min(MAX_VIEWS, -(-limit // len(images)))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         cached = build_cache(
             images, image_size=card.image_size, resize=card.resize, views=views, folder=Path(folder), limit=limit
         )
@@ -76,6 +76,7 @@ def export_verified(net: nn.Module, card: ModelCard, path: Path) -> OnnxExportRe
         path,
         metadata={**card_to_metadata(card), "postprocess": "none", "input_size": "image_size", "precision": "fp32"},
         images=load_comparison_images(default_image_source(card), card),
+        threshold=card.decision_threshold,
     )
 
 

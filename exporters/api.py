@@ -41,6 +41,8 @@ UINT8_INPUT = "images: uint8 RGB, NHWC, any height and width; the graph crops th
 OUTPUT_DESCRIPTIONS = {
     "argmax": "labels: uint8 [batch] or [batch, height, width], the class with the largest logit",
     "softmax": "probabilities: float32 [batch, classes, ...], summing to 1 over the classes",
+    "sigmoid": "probabilities: float32 [batch, labels, ...], each in [0, 1] for itself",
+    "threshold": "labels: uint8 [batch, labels] or [batch, height, width], 1 above the threshold",
     "topk": "labels: int32 [batch, k], best first; probabilities: float32 [batch, k]",
 }
 
@@ -79,6 +81,7 @@ def export(
     metadata: Mapping[str, str] | None = None,
     preprocessing: Preprocessing | None = None,
     postprocess: Postprocess = "none",
+    threshold: float | None = None,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
     opset: int = MIN_OPSET,
@@ -99,7 +102,9 @@ def export(
         images: Images [m, 3, h, w] for the comparison with PyTorch; None: noise in [0, 1].
         metadata: Text to store in the files.
         preprocessing: The files take uint8 images [n, h, w, 3] of any size; None: float32 images.
-        postprocess: "none" for logits, "softmax", "argmax" for uint8 labels, or "topk" for the best five labels.
+        postprocess: "none" for logits, "softmax", "argmax" for uint8 labels, or "topk" for the best five labels. With
+            `threshold`: "none", "sigmoid" for probabilities, or "threshold" for uint8 0 and 1.
+        threshold: Probability above which a logit is positive, for logits that are decisions of their own.
         dynamic_batch: The files take batches of any size.
         dynamic_size: The files take images of any height and width.
         opset: ONNX opset, 18 or more.
@@ -128,7 +133,7 @@ def export(
         settings = replace(settings, int8=Int8Options(create_batch_function(calibration)))
     reference = create_reference(
         model, example_input, images=images, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size,
-        preprocessing=preprocessing, postprocess=postprocess,
+        preprocessing=preprocessing, postprocess=postprocess, threshold=threshold,
     )  # fmt: skip
     several = len(formats) * len(precisions) > 1
     output = Path(output_dir)
@@ -184,7 +189,7 @@ def export_all(
     combinations: list[tuple[Format, Precision]] = [
         (format, precision) for format in formats for precision in precisions
     ]
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         base = Path(directory) / "model.onnx"
         source = write_onnx(
             reference, base, opset=opset, metadata=metadata, exporter=exporter, name=output,
@@ -265,9 +270,7 @@ def resolve_output_path(
     return output
 
 
-def list_outputs(
-    output: Path, formats: Sequence[Format], precisions: Sequence[Precision]
-) -> list[tuple[Path, Format]]:
+def list_outputs(output: Path, formats: Sequence[Format], precisions: Sequence[Precision]) -> list[tuple[Path, Format]]:
     """Return path and format of every file that an export to `output` (see `resolve_output_path`) writes."""
     pairs = [(format, precision) for format in formats for precision in precisions]
     return [(output if len(pairs) == 1 else output / artifact_name(*pair), pair[0]) for pair in pairs]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compress.errors import first_line
 from compress.files import WRITE_FAILURES, sha256
 from exporters.errors import ExportError, RunnerError
+from exporters.onnx_source import OnnxSource, join_model
 from exporters.onnx_validation import seal_model
 from exporters.output import commit_output, temporary_output, total_size, unwritable_error
 from exporters.parity import (
@@ -32,7 +33,14 @@ from exporters.parity import (
     split_batches,
     verify_parity,
 )
-from exporters.pre_post import OUTPUT_NAMES, Postprocess, Preprocessing, WithPreprocessing, with_postprocessing
+from exporters.pre_post import (
+    OUTPUT_NAMES,
+    Postprocess,
+    Preprocessing,
+    WithPreprocessing,
+    threshold_logit,
+    with_postprocessing,
+)
 from exporters.runtimes.base import Images, OutputArray, Runner
 from exporters.runtimes.onnxruntime import OnnxRuntimeRunner
 from exporters.runtimes.torch import TorchRunner
@@ -66,6 +74,15 @@ class ExportSource:
     dynamic_size: bool = False  #: whether the files take images of any height and width
     preprocessing: Preprocessing | None = None  #: the files take uint8 images of any size
     postprocess: Postprocess = "none"  #: kind of output
+    onnx_source: OnnxSource | None = None  #: the graph of the network, if it is an ONNX file
+    threshold: float | None = None  #: probability above which a logit is positive; None: classes exclude each other
+
+    @property
+    def cut(self) -> float | None:
+        """Output above which a decision is positive; None for one class per image or pixel."""
+        if self.threshold is None or self.postprocess == "sigmoid":
+            return self.threshold
+        return threshold_logit(self.threshold)
 
     @property
     def signature(self) -> GraphSignature:
@@ -77,7 +94,21 @@ class ExportSource:
         network = self.network
         if self.preprocessing is not None:
             network = WithPreprocessing(network, self.preprocessing).eval()
-        return with_postprocessing(network, self.trace_input(), self.postprocess)
+        return with_postprocessing(network, self.trace_input(), self.postprocess, self.threshold)
+
+    def build_model(self, exporter: str, opset: int) -> onnx.ModelProto:
+        """Return the graph of all of this, exported by PyTorch, around the network's own graph if it has one."""
+        images = self.trace_input()
+        if self.onnx_source is None:
+            return EXPORTERS[exporter](self.build_graph(), images, opset, self.signature)
+        before, after = self.onnx_source.before, self.onnx_source.after
+        if self.preprocessing is not None:
+            before = WithPreprocessing(before or nn.Identity(), self.preprocessing).eval()
+        with torch.no_grad():
+            output = self.onnx_source.run(images if before is None else before(images))
+        if self.postprocess != "none":
+            after = with_postprocessing(after or nn.Identity(), output, self.postprocess, self.threshold)
+        return join_model(self.onnx_source, before, after, images, output, opset, self.signature, EXPORTERS[exporter])
 
     def trace_input(self) -> Tensor:
         """Return the exporter's input. The comparison uses other sizes where they are open."""
@@ -98,20 +129,20 @@ class ReferenceModel:
 
     @cached_property
     def expected_outputs(self) -> list[OutputArray]:
-        """PyTorch's logits (probabilities with "softmax") for each batch, computed once for all files."""
+        """PyTorch's logits (probabilities with "softmax" and "sigmoid") for each batch, computed once for all files."""
         source = self.source
         network = source.network
         if source.preprocessing is not None:
             network = WithPreprocessing(network, source.preprocessing)
-        if source.postprocess == "softmax":
-            network = with_postprocessing(network, source.trace_input(), source.postprocess)
+        if source.postprocess in ("softmax", "sigmoid"):
+            network = with_postprocessing(network, source.trace_input(), source.postprocess, source.threshold)
         runner = TorchRunner(network)
         return [runner(batch) for batch in self.batches]
 
     def measure_parity(self, candidate: Runner, tolerance: Tolerance) -> Parity:
         """Compare a file with PyTorch. Raise RejectedError if it differs more than the tolerance allows."""
         outputs = iter(self.expected_outputs)
-        parity = verify_parity(lambda _: next(outputs), candidate, self.batches, tolerance)
+        parity = verify_parity(lambda _: next(outputs), candidate, self.batches, tolerance, cut=self.source.cut)
         if self.source.postprocess != "topk":
             return parity
         graph = self.source.build_graph()
@@ -161,8 +192,12 @@ def create_reference(
     dynamic_size: bool = False,
     preprocessing: Preprocessing | None = None,
     postprocess: Postprocess = "none",
+    onnx_source: OnnxSource | None = None,
+    threshold: float | None = None,
 ) -> ReferenceModel:
     """Copy a module for export and prepare the images for the comparison. Arguments as in `export_onnx`.
+
+    `onnx_source` is the graph of the module if it runs an ONNX file.
 
     Raises:
         ExportError: The network cannot be copied, or does not take the images.
@@ -170,8 +205,10 @@ def create_reference(
     if dynamic_size and preprocessing is not None:
         raise ExportError("found dynamic_size and preprocessing, expected one: preprocessing takes any size already.")
     network, example = copy_network(module), example.detach().float().cpu()
-    source = ExportSource(network, example, dynamic_batch, dynamic_size, preprocessing, postprocess)
-    with_postprocessing(network, example, postprocess)  # raises if it does not fit
+    source = ExportSource(
+        network, example, dynamic_batch, dynamic_size, preprocessing, postprocess, onnx_source, threshold
+    )
+    with_postprocessing(network, example, postprocess, threshold)  # raises if it does not fit
     float_batches = split_batches(
         example if images is None else images, example, dynamic_batch, is_noise=images is None
     )
@@ -195,6 +232,7 @@ def export_onnx(
     postprocess: Postprocess = "none",
     dynamic_size: bool = False,
     preprocessing: Preprocessing | None = None,
+    threshold: float | None = None,
 ) -> OnnxExportResult:
     """Export a module to one fp32 ONNX file and verify it in ONNX Runtime. The module is left as it was.
 
@@ -210,9 +248,11 @@ def export_onnx(
             maps and labels. Default 0.001.
         exporter: "dynamo", "torchscript", or "auto" to try both in this order.
         postprocess: "none" for logits, "softmax" for probabilities, "argmax" for uint8 labels [n] or [n, h, w], or
-            "topk" for the best five labels (int32) and their probabilities, [n, 5] each.
+            "topk" for the best five labels (int32) and their probabilities, [n, 5] each. With `threshold`: "none",
+            "sigmoid" for probabilities, or "threshold" for uint8 0 and 1, [n, labels] or [n, h, w].
         dynamic_size: The file takes images of any height and width; two odd sizes are tested.
         preprocessing: The file takes uint8 images [n, h, w, 3] of any size.
+        threshold: Probability above which a logit is positive, for logits that are decisions of their own.
 
     Raises:
         ExportError: No exporter writes a file that matches the module. What was at `path` is unchanged.
@@ -226,7 +266,7 @@ def export_onnx(
     """
     reference = create_reference(
         module, example, images=images, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size,
-        preprocessing=preprocessing, postprocess=postprocess,
+        preprocessing=preprocessing, postprocess=postprocess, threshold=threshold,
     )  # fmt: skip
     path = Path(path)
     with temporary_output(path) as draft:
@@ -251,12 +291,11 @@ def write_onnx(
     if opset < MIN_OPSET:
         raise ExportError(f"opset: found {opset}, expected {MIN_OPSET} or more.")
     source = reference.source
-    graph, images = source.build_graph(), source.trace_input()
     limits = TOLERANCES["fp32"] if tolerance is None else Tolerance(tolerance, None)
     failed: dict[str, str] = {}
     for kind in select_exporters(source, exporter):
         try:
-            finalize_model(EXPORTERS[kind](graph, images, opset, source.signature), path, opset, metadata or {})
+            finalize_model(source.build_model(kind, opset), path, opset, metadata or {})
             with OnnxRuntimeRunner(path) as runner:
                 parity = reference.measure_parity(runner, limits)
             seal_model(path)

@@ -23,6 +23,10 @@ PredictFunction = Callable[[NDArray[Any]], NDArray[Any]]
 BATCH_SIZES = (1, 2, 5)
 
 
+#: positive decisions from which their agreement is judged: of fewer, one that differs is a large share
+MIN_POSITIVES = 100
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """Largest allowed differences between an exported file and the network.
@@ -61,15 +65,20 @@ class Parity:
     cosine: float | None  #: cosine similarity of all logits as one vector, in [-1, 1]
     top1_agreement: float  #: share of equal predictions (images, or pixels of a map), in [0, 1]
     miou: float | None = None  #: mIoU of the candidate's label maps with the reference's; None without maps
+    #: Dice coefficient of the positive decisions of both, in [0, 1]; None without a threshold, or with fewer than 100
+    positive_agreement: float | None = None
 
 
-def compare_outputs(reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]]) -> Parity:
+def compare_outputs(
+    reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]], *, cut: float | None = None
+) -> Parity:
     """Run two models on the same images and compare their outputs.
 
     Args:
         reference: Returns logits [n, classes, ...].
-        candidate: Returns logits of the same shape, or integer labels [n, ...].
+        candidate: Returns logits of the same shape, or integer labels [n, ...]; with `cut`, [n, labels] or [n, h, w].
         batches: Images as both models take them.
+        cut: Output above which a decision is positive; None: the class of the largest output is predicted.
 
     Raises:
         ValueError: Shapes differ, the reference is not finite, or there are no images.
@@ -81,17 +90,18 @@ def compare_outputs(reference: PredictFunction, candidate: PredictFunction, batc
         >>> parity.max_abs, parity.max_rel, parity.top1_agreement
         (0.5, 0.125, 1.0)
     """
-    parts = [compare_batch(np.asarray(reference(x), np.float64), np.asarray(candidate(x))) for x in batches]
+    parts = [compare_batch(np.asarray(reference(x), np.float64), np.asarray(candidate(x)), cut) for x in batches]
     if sum(part.images for part in parts) == 0:
         raise ValueError("compare_outputs: found no images, expected at least one.")
     return merge_batches(parts)
 
 
 def verify_parity(
-    reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]], tolerance: Tolerance
-) -> Parity:
+    reference: PredictFunction, candidate: PredictFunction, batches: Iterable[NDArray[Any]], tolerance: Tolerance,
+    *, cut: float | None = None,
+) -> Parity:  # fmt: skip
     """Compare outputs as `compare_outputs` does. Raise RejectedError if they differ more than the tolerance allows."""
-    parity = compare_outputs(reference, candidate, batches)
+    parity = compare_outputs(reference, candidate, batches, cut=cut)
     check_tolerance(parity, tolerance)
     return parity
 
@@ -116,6 +126,12 @@ def check_tolerance(parity: Parity, tolerance: Tolerance) -> None:
         raise RejectedError(
             f"{1 - parity.top1_agreement:.2%} of the predictions differ {images}, expected at most {allowed:.1e}"
         )
+    positive = parity.positive_agreement
+    if allowed is not None and positive is not None and 1 - positive > allowed:
+        raise RejectedError(
+            f"the positive predictions have a Dice coefficient of {positive:.2%} {images}, expected at least "
+            f"{1 - allowed:.1%}"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,22 +154,37 @@ class BatchComparison:
     agreements: int
     error: LogitError | None  #: None for labels
     scale: float  #: largest |logit| of the reference
-    confusion: NDArray[np.int64] | None  #: [classes, classes] of pixels, rows are the reference; None without maps
+    #: [classes, classes] of pixels or decisions, rows are the reference; None for one class per image
+    confusion: NDArray[np.int64] | None
+    is_map: bool
+    has_threshold: bool  #: every output is a decision of its own
 
 
-def compare_batch(reference: NDArray[np.float64], candidate: NDArray[Any]) -> BatchComparison:
-    has_labels = np.issubdtype(candidate.dtype, np.integer)
-    expected = (reference.shape[0], *reference.shape[2:]) if has_labels else reference.shape
+def compare_batch(reference: NDArray[np.float64], candidate: NDArray[Any], cut: float | None = None) -> BatchComparison:
+    has_labels, is_map = np.issubdtype(candidate.dtype, np.integer), reference.ndim > 2
+    is_reduced = has_labels and (cut is None or is_map)
+    expected = (reference.shape[0], *reference.shape[2:]) if is_reduced else reference.shape
     if expected != candidate.shape:
         raise ValueError(f"compare_outputs: found outputs {list(candidate.shape)}, expected {list(expected)}.")
     if not np.isfinite(reference).all():
         raise ValueError("compare_outputs: the reference returns NaN or infinity; check the network.")
     error = None if has_labels else logit_error(reference, candidate.astype(np.float64))
-    right, labels = reference.argmax(1), candidate.astype(np.int64) if has_labels else candidate.argmax(1)
+    right = find_labels(reference, cut)
+    labels = candidate.astype(np.int64) if has_labels else find_labels(candidate, cut)
     is_equal = right == labels
-    confusion = confusion_matrix(right, labels, reference.shape[1]) if reference.ndim > 2 else None
+    classes = reference.shape[1] if cut is None else 2
+    confusion = confusion_matrix(right, labels, classes) if is_map or cut is not None else None
     scale = float(np.abs(reference).max(initial=0.0))
-    return BatchComparison(len(reference), is_equal.size, int(is_equal.sum()), error, scale, confusion)
+    counts = len(reference), is_equal.size, int(is_equal.sum())
+    return BatchComparison(*counts, error, scale, confusion, is_map, has_threshold=cut is not None)
+
+
+def find_labels(outputs: NDArray[Any], cut: float | None) -> NDArray[np.int64]:
+    """Return the class of the largest output, or 0 and 1 for each output; maps are [n, h, w]."""
+    if cut is None:
+        return outputs.argmax(1)
+    decisions = (outputs > cut).astype(np.int64)
+    return decisions[:, 0] if decisions.ndim > 2 else decisions
 
 
 def logit_error(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> LogitError:
@@ -177,7 +208,8 @@ def merge_batches(parts: list[BatchComparison]) -> Parity:
     errors, scale = [part.error for part in parts if part.error is not None], max(part.scale for part in parts)
     max_abs = max(error.max_abs for error in errors) if errors else None
     agreement = sum(part.agreements for part in parts) / sum(part.predictions for part in parts)
-    maps = [part.confusion for part in parts if part.confusion is not None]
+    maps = [part.confusion for part in parts if part.confusion is not None and part.is_map]
+    decisions = [part.confusion for part in parts if part.confusion is not None and part.has_threshold]
     return Parity(
         images=sum(part.images for part in parts),
         max_abs=max_abs,
@@ -186,6 +218,7 @@ def merge_batches(parts: list[BatchComparison]) -> Parity:
         cosine=cosine_similarity(errors) if errors else None,
         top1_agreement=agreement,
         miou=mean_iou(np.sum(maps, 0)) if maps else None,
+        positive_agreement=positive_dice(np.sum(decisions, 0)) if decisions else None,
     )
 
 
@@ -211,6 +244,12 @@ def mean_iou(confusion: NDArray[np.int64]) -> float:
     union = confusion.sum(0) + confusion.sum(1) - intersection
     occurs = union > 0
     return float((intersection[occurs] / union[occurs]).mean()) if occurs.any() else 1.0
+
+
+def positive_dice(confusion: NDArray[np.int64]) -> float | None:
+    """Return the Dice coefficient of the positive decisions; None if there are few on both sides."""
+    both, positives = int(confusion[1, 1]), int(confusion[1].sum() + confusion[:, 1].sum())
+    return 2 * both / positives if positives - both >= MIN_POSITIVES else None
 
 
 def split_batches(images: Tensor, example: Tensor, dynamic_batch: bool, *, is_noise: bool) -> list[NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 
 from exporters.errors import ExportError
 
-Postprocess = Literal["none", "softmax", "argmax", "topk"]
+Postprocess = Literal["none", "softmax", "argmax", "topk", "sigmoid", "threshold"]
 #: kind of output -> names of the outputs
 OUTPUT_NAMES: dict[Postprocess, tuple[str, ...]] = {
     "none": ("logits",),
     "softmax": ("probabilities",),
     "argmax": ("labels",),
     "topk": ("labels", "probabilities"),
+    "sigmoid": ("probabilities",),
+    "threshold": ("labels",),
 }
+#: kinds of output of networks whose logits are decisions of their own
+SIGMOID_KINDS: tuple[Postprocess, ...] = ("sigmoid", "threshold")
 #: labels per image with "topk", if there are as many classes
 TOP_K = 5
 #: classes that a uint8 label can name
@@ -83,12 +88,18 @@ def round_to_uint8(x: Tensor) -> Tensor:
 class WithPostprocessing(nn.Module):
     """A network with postprocessing behind: logits [n, classes, ...] -> the outputs in OUTPUT_NAMES[kind]."""
 
-    def __init__(self, network: nn.Module, kind: Postprocess, classes: int) -> None:
+    def __init__(self, network: nn.Module, kind: Postprocess, classes: int, threshold: float | None = None) -> None:
         super().__init__()
         self.network, self.kind, self.k = network, kind, min(TOP_K, classes)
+        self.smallest_logit = 0.0 if threshold is None else threshold_logit(threshold)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         logits = self.network(images)
+        if self.kind == "sigmoid":
+            return logits.sigmoid()
+        if self.kind == "threshold":
+            labels = (logits > self.smallest_logit).to(torch.uint8)
+            return labels[:, 0] if labels.ndim > 2 else labels
         if self.kind == "softmax":
             return logits.softmax(1)
         if self.kind == "argmax":
@@ -97,14 +108,31 @@ class WithPostprocessing(nn.Module):
         return labels.to(torch.int32), probabilities
 
 
-def with_postprocessing(network: nn.Module, example: Tensor, kind: Postprocess) -> nn.Module:
+def threshold_logit(threshold: float) -> float:
+    """Return the logit whose sigmoid is `threshold`.
+
+    Example:
+        >>> threshold_logit(0.5)
+        0.0
+    """
+    return math.log(threshold / (1 - threshold))
+
+
+def with_postprocessing(
+    network: nn.Module, example: Tensor, kind: Postprocess, threshold: float | None = None
+) -> nn.Module:
     """Append the postprocessing. Raise ExportError if it does not fit the network's output."""
     if kind == "none":
         return network
+    if (kind in SIGMOID_KINDS) != (threshold is not None):
+        found, kinds = ("one class per image or pixel", "softmax or argmax")
+        if threshold is not None:
+            found, kinds = ("a decision for every logit, by a threshold", "sigmoid or threshold")
+        raise ExportError(f"{kind}: found a network of {found}; use {kinds}.")
     with torch.no_grad():
         shape = network(example[:1]).shape
     if kind == "argmax" and shape[1] > MAX_UINT8_CLASSES:
         raise ExportError(f"argmax: found {shape[1]} classes, expected at most {MAX_UINT8_CLASSES}; export the logits.")
     if kind == "topk" and len(shape) > 2:
         raise ExportError("topk: found a network that predicts maps, expected one label per image; use argmax.")
-    return WithPostprocessing(network, kind, shape[1]).eval()
+    return WithPostprocessing(network, kind, shape[1], threshold).eval()

@@ -39,9 +39,10 @@ MAX_FILE_BYTES = 1 << 30  #: of a file that is read
 MAX_NUMBER = 1e18  #: no measurement is larger
 MAX_CHARACTERS = 1_000_000  #: of a text in a record
 MAX_DEPTH = 20  #: of lists and objects in a record
-#: metrics that are shares in [0, 1], as are all that begin with CLASS_IOU
-SHARES = ("accuracy", "miou", "f1", "pixel_accuracy")
+#: metrics that are shares in [0, 1], as are all that begin with CLASS_SCORES
+SHARES = ("accuracy", "miou", "iou", "dice", "f1", "map", "label_accuracy", "pixel_accuracy")
 CLASS_IOU = "iou/"  #: prefix of the metrics that hold the IoU of a class
+CLASS_SCORES = (CLASS_IOU, "f1/")  #: prefixes of the metrics of one class
 
 
 class RecordError(CompressError):
@@ -242,7 +243,7 @@ def check_values(record: Record) -> None:
             long, or lists and objects are too deep.
     """
     for name, share in record.metrics.items():
-        if (name in SHARES or name.startswith(CLASS_IOU)) and not -1e-6 <= share <= 1 + 1e-6:
+        if (name in SHARES or name.startswith(CLASS_SCORES)) and not -1e-6 <= share <= 1 + 1e-6:
             raise RecordError(f"metrics.{shorten(name)}: found {share:g}, expected a share from 0 to 1.")
     for one in dataclasses.fields(record):
         check_value(getattr(record, one.name), (None, one.name), 0)

@@ -20,6 +20,7 @@ from compress.models.card import ModelCard
 from compress.models.loading import load_model
 from compress.models.network import Network
 from compress.models.overrides import ModelOverrides
+from compress.tasks import task_for_card
 
 #: share of the predictions from which one class dominates
 DOMINANT = 0.5
@@ -79,7 +80,7 @@ def compare_domains(
     extractor = FeatureExtractor(*load_model(features), features) if features else None
     if reference and extractor is None:
         extractor = FeatureExtractor(model, card, checkpoint)
-    with tempfile.TemporaryDirectory(prefix="compress-inspect-") as folder:
+    with tempfile.TemporaryDirectory(prefix="compress-inspect-", ignore_cleanup_errors=True) as folder:
         options = {"samples": samples, "data_root": data_root, "folder": Path(folder)}
         shift, images = measure_domain_shift(model, card, unlabeled, **options)
         if extractor is None:
@@ -103,8 +104,14 @@ def measure_domain_shift(
     cache = build_cache(
         sampled, image_size=card.image_size, resize=card.resize, views=views, folder=folder, max_unreadable=1.0
     )
+    rows = task_for_card(card).rows
+    names, what = card.class_names, "the pixels of these images" if card.predicts_maps else "these images"
+    if card.task == "binary_segmentation":
+        names = card.decision_names
+    elif card.task == "multilabel_classification":
+        names, what = ["absent", "present"], "the labels of these images"
     with capture_last_batchnorm(model) as statistics:
-        predictions = predict(cache, model, None if card.task == "segmentation" else 64)
+        predictions = predict(cache, lambda x: rows(model(x)), None if card.predicts_maps else 64)
     shift = statistics.kl_divergence() if statistics else None
     result = DomainShift(
         data=images.name if not isinstance(data, str) else data,
@@ -113,9 +120,9 @@ def measure_domain_shift(
         median_size=median_image_size(sampled),
         unreadable=cache.unreadable,
         predictions=predictions.summary(),
-        class_shares=shares_by_class(predictions, card.class_names),
+        class_shares=shares_by_class(predictions, names),
         shift=shift,
-        recommendation=recommend_method(predictions, card.class_names) + shift_advice(predictions, shift),
+        recommendation=recommend_method(predictions, names, what) + shift_advice(predictions, shift),
     )
     return result, cache
 
@@ -127,22 +134,21 @@ def shares_by_class(predictions: Predictions, names: list[str] | None) -> dict[s
     return {names[i] if names else f"class {i}": shares[i] for i in order}
 
 
-def recommend_method(predictions: Predictions, names: list[str] | None) -> str:
-    """Recommend a method for these predictions, in one sentence; for label maps, predictions are pixels."""
+def recommend_method(predictions: Predictions, names: list[str] | None, what: str = "these images") -> str:
+    """Recommend a method for these predictions of images, pixels or labels (`what`), in one sentence."""
     summary, remedy = predictions.summary(), "use --method mosaic and keep its balance term."
     largest = next(iter(shares_by_class(predictions, names)))
     share, missing = summary["largest_share"], summary["classes_never_predicted"]
     entropy = summary["entropy_mean"] / summary["entropy_max"]
-    target = "these images" if predictions.pixels is None else "the pixels of these images"
     if share >= DOMINANT:
-        return f"The teacher predicts {largest!r} for {share:.0%} of {target}: expect weak plain KD; {remedy}"
+        return f"The teacher predicts {largest!r} for {share:.0%} of {what}: expect weak plain KD; {remedy}"
     if missing:
         classes = f"{missing} of its {predictions.classes} classes"
         return f"The teacher never predicts {classes}: expect weak plain KD; {remedy}"
     if entropy >= UNCERTAIN:
-        return f"The teacher is uncertain about most of {target}: far from its domain; use --method mosaic."
+        return f"The teacher is uncertain about most of {what}: far from its domain; use --method mosaic."
     if entropy <= CONFIDENT:
-        return f"The teacher is confident about {target} and predicts all its classes: plain KD will also work well."
+        return f"The teacher is confident about {what} and predicts all its classes: plain KD will also work well."
     return "The teacher predicts all its classes with medium confidence: plain KD works, --method mosaic works better."
 
 

@@ -45,7 +45,7 @@ class ImageSetComparison:
 def sample_size(card: ModelCard) -> int:
     """Return how many images to predict: fewer for large label maps, which take long."""
     height, width = card.image_size
-    if card.task == "classification":
+    if not card.predicts_maps:
         return MAX_IMAGES
     return max(100, min(MAX_IMAGES, MAX_MAP_PIXELS // (height * width)))
 
@@ -78,7 +78,7 @@ class FeatureExtractor(nn.Module):
 def find_last_layer(net: nn.Module, card: ModelCard, name: str) -> tuple[str, int]:
     """Return (module path, input channels) of the last linear layer, or of the last convolution to classes."""
     example = torch.zeros(2, 3, *card.image_size)
-    if card.task == "classification":
+    if not card.predicts_maps:
         with contextlib.suppress(UsageError):
             return find_classifier(net, example)
     channels = {

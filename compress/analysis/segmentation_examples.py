@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.data.cache import ImageCache
 from compress.models.card import ModelCard
+from compress.tasks.decisions import decide
 from profiles.report.overlays import Overlays, save_overlays
 
 MAX_EXAMPLES = 5
@@ -37,16 +38,18 @@ def predict_examples(cache: ImageCache, models: Mapping[str, nn.Module], card: M
     candidates = np.linspace(0, len(cache) - 1, min(CANDIDATES, len(cache))).astype(np.int64)
     masks = cache.gather_targets(candidates)
     assert masks is not None  # the task is segmentation
-    indices = candidates[choose_diverse_images(masks, card.classes)]
+    indices = candidates[choose_diverse_images(masks, len(card.decision_names))]
     pixels, truth = cache.gather(indices), cache.gather_targets(indices)
     assert truth is not None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
     predictions = {}
     for name, net in models.items():
         with torch.no_grad():
-            predictions[name] = net.cpu().eval()(images).argmax(1).numpy().astype(np.uint8)
-    class_names = card.class_names or [str(c) for c in range(card.classes)]
-    return Overlays(pixels, truth.astype(np.uint8), predictions, class_names)
+            logits = net.cpu().eval()(images)
+        threshold = card.decision_threshold
+        labels = logits.argmax(1) if threshold is None else decide(logits[:, 0], threshold)
+        predictions[name] = labels.numpy().astype(np.uint8)
+    return Overlays(pixels, truth.astype(np.uint8), predictions, card.decision_names)
 
 
 def choose_diverse_images(masks: np.ndarray, classes: int, count: int = MAX_EXAMPLES) -> list[int]:

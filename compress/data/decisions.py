@@ -88,8 +88,10 @@ def to_label_targets(
             images, labels=(labels == positive)[:, None].astype(np.int64),
             class_names=None if names is None else [names[positive]],
         )  # fmt: skip
-    if names is None or len(names) != classes:
+    if labels.shape[1] != classes:
         raise UsageError(f"{spec}: found {labels.shape[1]} labels per image, expected the model's {classes}.")
+    if names is None:
+        return images
     columns = [next((j for j, name in enumerate(names) if has_same_name(known, i, name)), None) for i in range(classes)]
     if None in columns or len(set(columns)) < classes:
         if known:

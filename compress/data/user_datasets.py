@@ -42,7 +42,7 @@ def register_dataset(dataset: Any) -> str:
         dataset: An ImageSet, a torch Dataset or DataLoader, or any iterable of samples. A sample is an image, a pair
             (image, target) or a mapping with "image" and "label" or "mask". Images are PIL images, uint8 or float
             tensors [3 or 1, h, w] (floats in [0, 1], not normalized) or uint8 arrays [h, w, 3]. Targets are class
-            numbers, or masks [h, w] of class numbers with 255 where pixels are ignored.
+            numbers, masks [h, w] of class numbers with 255 where pixels are ignored, or 0 and 1 for each label [c].
             Of a DataLoader the samples are read in the order of its dataset; batches are split.
 
     Returns:
@@ -63,18 +63,25 @@ def register_dataset(dataset: Any) -> str:
     samples = list_samples(dataset)
     digest = hashlib.sha256()
     labels: list[int] = []
+    label_rows: list[np.ndarray] = []
     has_masks = False
     for i in range(len(samples)):
         image, target = split_sample(samples[i], i)
         digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
         if isinstance(target, np.ndarray):
-            has_masks = True
+            if target.ndim == 1:
+                label_rows.append(target.astype(np.int64))
+            has_masks = has_masks or target.ndim == 2
             digest.update(f"{target.shape}".encode() + target.tobytes())
         elif target is not None:
             labels.append(target)
     if len(samples) == 0:
         raise UsageError(f"{type(dataset).__name__}: found no samples, expected images; check the dataset.")
     known = to_labels(labels, type(dataset).__name__) if len(labels) == len(samples) else None
+    if label_rows:
+        if len(label_rows) < len(samples) or len({len(row) for row in label_rows}) > 1:
+            raise UsageError(f"{type(dataset).__name__}: found different targets, expected as many labels for all.")
+        known = np.stack(label_rows)
     digest.update(b"" if known is None else known.tobytes())
     spec = PREFIX + digest.hexdigest()[:16]
     lock = threading.Lock()  # the cache reads from several threads, which a dataset need not support
@@ -145,9 +152,14 @@ def split_sample(sample: Any, i: int) -> tuple[Image.Image, int | np.ndarray | N
         target = np.asarray(target)
     if isinstance(target, np.ndarray | np.generic) and target.ndim == 0:
         target = int(target)
-    if not (target is None or isinstance(target, int) or (isinstance(target, np.ndarray) and target.ndim == 2)):
+    is_array = isinstance(target, np.ndarray)
+    is_valid = is_array and (target.ndim == 2 or (target.ndim == 1 and bool(np.isin(target, (0, 1)).all())))
+    if not (target is None or isinstance(target, int) or is_valid):
         shape = list(target.shape) if isinstance(target, np.ndarray) else type(target).__name__
-        raise UsageError(f"data: the target of sample {i} is {shape}, expected a class number or a mask [h, w].")
+        raise UsageError(
+            f"data: the target of sample {i} is {shape}, expected a class number, a mask [h, w], or 0 and 1 for each "
+            "label [c]."
+        )
     return to_image(image, i), target
 
 
@@ -187,4 +199,6 @@ def class_names_of(dataset: Any, labels: np.ndarray | None) -> list[str] | None:
     names = getattr(getattr(dataset, "dataset", dataset), "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None
+    if labels is not None and labels.ndim == 2:
+        return list(names) if labels.shape[1] == len(names) else None
     return list(names) if labels is None or labels.max(initial=-1) < len(names) else None

@@ -30,7 +30,7 @@ from compress.engine.run import Run
 from compress.engine.trainable import TrainableModel
 from compress.errors import UsageError
 from compress.losses import contrastive, logits
-from compress.methods.fields import Count, Fraction, Positive, Weight
+from compress.methods.fields import IMAGE_TASKS, Count, Fraction, Positive, Weight
 
 
 @dataclass
@@ -39,7 +39,7 @@ class CRD:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = IMAGE_TASKS
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 128
 

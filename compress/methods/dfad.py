@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam
 from compress.config import setting
 from compress.engine.run import Run
 from compress.losses import logits
-from compress.methods.fields import SMALL_GENERATOR, Count, Positive, Weight
+from compress.methods.fields import ALL_TASKS, SMALL_GENERATOR, Count, Positive, Weight
 from compress.methods.generator_setup import create_standardized_generator, to_images
 
 
@@ -31,7 +31,7 @@ class DFAD:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     uses: ClassVar[tuple[str, ...]] = ("gradients",)
     batch_size: ClassVar[int] = 256
 
@@ -69,9 +69,9 @@ class DFAD:
 
         # G makes images on which the gap is wide.
         x = self.generate()
-        t = self.rows(self.T(x))
-        gap = logits.l1(self.rows(self.S.forward_frozen(x)), t)
-        log_gap = t.ndim > 2 if self.log_gap is None else self.log_gap
+        output_T = self.T(x)
+        gap = logits.l1(self.rows(self.S.forward_frozen(x)), self.rows(output_T))
+        log_gap = output_T.ndim > 2 if self.log_gap is None else self.log_gap
         loss_G = -gap.log1p() if log_gap else -gap
         self.G.optimization_step(loss_G)
         return {"G": loss_G, "S": loss_S}

@@ -22,7 +22,7 @@ from compress.engine.hooks import capture_activations, find_stages
 from compress.engine.run import Run
 from compress.errors import UsageError
 from compress.losses import features, logits
-from compress.methods.fields import Count, Positive, Weight
+from compress.methods.fields import ALL_TASKS, Count, Positive, Weight
 
 
 @dataclass
@@ -31,7 +31,7 @@ class FitNet:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     uses: ClassVar[tuple[str, ...]] = ("features",)
     batch_size: ClassVar[int] = 128
 

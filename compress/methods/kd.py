@@ -20,7 +20,7 @@ from compress.engine.augmentation import color_jitter
 from compress.engine.run import Run
 from compress.engine.teacher_cache import cache_teacher_logits
 from compress.losses import logits
-from compress.methods.fields import Positive, Weight
+from compress.methods.fields import ALL_TASKS, Positive, Weight
 
 
 @dataclass
@@ -29,7 +29,7 @@ class KD:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 128
 

@@ -31,7 +31,7 @@ from compress.engine.teacher_cache import cache_teacher_logits
 from compress.engine.trainable import InnerLoop
 from compress.errors import UsageError
 from compress.losses import adversarial, logits, priors
-from compress.methods.fields import SHALLOW_GENERATOR, Count, CountOrZero, Fraction, Positive, Weight
+from compress.methods.fields import ALL_TASKS, SHALLOW_GENERATOR, Count, CountOrZero, Fraction, Positive, Weight
 from compress.methods.generator_setup import create_generator, to_images
 from compress.models.discriminators import build_discriminator
 from compress.models.generators import square_side
@@ -43,7 +43,7 @@ class MosaicKD:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     batch_size: ClassVar[int] = 256
 
     patch_size: Count | Literal["auto"] = setting(
@@ -138,13 +138,14 @@ class MosaicKD:
     def generator_loss(self, x: Tensor) -> Tensor:
         """Loss of images that should be mosaics of real patches for which T is confident and S is wrong."""
         with capture_batchnorm_stats(self.T.net) if self.bn else nullcontext([]) as stats:
-            t = self.rows(self.T(x))
-        s = self.rows(self.S.forward_frozen(x))
+            output_T = self.T(x)
+        s, t = self.rows(self.S.forward_frozen(x)), self.rows(output_T)
+        per_position = self.balance_per_pixel or t.ndim > output_T.ndim  # several labels: balance each
         loss = (
             self.align * logits.entropy(t)  # Eq. 4
             - self.adv * logits.kl(s, t)  # Eq. 7
             # appendix, in bits
-            - self.balance * logits.marginal_entropy(t, per_position=self.balance_per_pixel) / math.log(2)
+            - self.balance * logits.marginal_entropy(t, per_position=per_position) / math.log(2)
         )
         if self.local:
             loss = loss + self.local * adversarial.real(self.D.forward_frozen(x))  # Eq. 3

@@ -24,7 +24,7 @@ from compress.engine.hooks import capture_activations, find_classifier
 from compress.engine.run import Run
 from compress.errors import UsageError
 from compress.losses import logits, relations
-from compress.methods.fields import Positive, Weight
+from compress.methods.fields import IMAGE_TASKS, Positive, Weight
 
 MAX_ANGLE_IMAGES = 512  #: n images have n³ angles
 
@@ -35,7 +35,7 @@ class RKD:
 
     teachers: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = IMAGE_TASKS
     batch_size: ClassVar[int] = 128
 
     distance: Weight = setting(25.0, "Weight of the distances.")
@@ -78,8 +78,9 @@ class RKD:
             e_t, e_s = inputs_T[self.classifier_T], inputs_S[self.classifier_S]
         else:
             with torch.no_grad():
-                e_t = t = self.rows(self.T(x))
-            e_s = s = self.rows(self.S(x))
+                e_t = self.T(x)
+            e_s = self.S(x)
+            s, t = self.rows(e_s), self.rows(e_t)
 
         loss_S = (
             self.kl * logits.kl(s, t, self.temperature)

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from compress.config import setting
 from compress.engine.run import Run
-from compress.methods.fields import Positive, Weight
+from compress.methods.fields import ALL_TASKS, Positive, Weight
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Supervised:
 
     teachers: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("labeled",)
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     uses: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 256
 

@@ -15,6 +15,8 @@ INPUT_DESCRIPTION = "images: float32 RGB, NCHW, values in [0, 1]; the graph norm
 OUTPUT_DESCRIPTIONS = {
     "classification": "logits: float32 [batch, classes], before softmax",
     "segmentation": "logits: float32 [batch, classes, height, width] at the images' size, before softmax",
+    "multilabel_classification": "logits: float32 [batch, labels], before sigmoid",
+    "binary_segmentation": "logits: float32 [batch, 1, height, width] at the images' size, before sigmoid",
 }
 
 
@@ -37,6 +39,8 @@ def card_to_metadata(card: ModelCard) -> dict[str, str]:
         "provenance": json.dumps(card.provenance, default=str),
         CARD_KEY: json.dumps(card.as_dict(), default=str),
     }
+    if card.decision_threshold is not None:
+        entries["threshold"] = str(card.decision_threshold)
     if card.class_names is not None:
         entries["class_names"] = json.dumps(card.class_names)
     return entries

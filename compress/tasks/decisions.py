@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def two_class_rows(logits: Tensor) -> Float[Tensor, "n 2 *m"]:
-    """Return the logits [0, z] of "no" and "yes" for every z of [n, ...], so that softmax gives [1 - sigmoid(z), sigmoid(z)].
+    """Return the logits [0, z] of "no" and "yes" for every z of [n, ...].
+
+    Their softmax is [1 - sigmoid(z), sigmoid(z)].
 
     Losses between such rows are exact: with them, a network with one logit learns as one with two does.
     """

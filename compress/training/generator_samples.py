@@ -60,14 +60,14 @@ def save_generator_samples(
     setup = load_run_setup(run_dir, allow_code=allow_code, trust_pickle=trust_pickle)
     accelerator = create_accelerator(device, setup.config.training.precision)
     generator, teacher = load_generator(run_dir, setup, accelerator, progress)
-    is_segmentation = setup.card.task == "segmentation"
+    has_no_class = setup.card.predicts_maps or setup.card.decides_by_threshold
     names = setup.card.class_names or [""] * setup.card.classes
-    pool = ImagePool(output_dir / POOL, accelerator, ["images"] if is_segmentation else names)
+    pool = ImagePool(output_dir / POOL, accelerator, ["images"] if has_no_class else names)
     pool.capacity, noise, batches = count, torch.Generator().manual_seed(seed), 0
     while len(pool) < count:
         z = torch.randn(BATCH_SIZE, vars(setup.method)["z_dim"], generator=noise).to(accelerator.device)
         x = generator.predict(z).float()
-        labels = torch.zeros(BATCH_SIZE, dtype=torch.int64) if is_segmentation else predict_classes(teacher, x)
+        labels = torch.zeros(BATCH_SIZE, dtype=torch.int64) if has_no_class else predict_classes(teacher, x)
         pool.add(x, labels)
         batches += 1
     pool.state_dict()  # waits until the images are written
@@ -114,7 +114,7 @@ def load_generator(
 ) -> tuple[TrainableModel, FrozenModel]:
     """Load the generator of a run, and its teacher. Raises UsageError if there is none."""
     name = setup.config.method["name"]
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         images = dict.fromkeys(setup.method.needs, BATCH_SIZE)
         _, run = build_dry_run(setup, accelerator, images=images, run_dir=Path(temporary))
     if "G" not in run.trainables:

@@ -78,14 +78,15 @@ class Runner(ModelInfo, ABC):
             images: float32 [n, 3, h, w] in [0, 1], or uint8 [n, h, w, 3] if `expects_uint8`.
 
         Returns:
-            Logits [n, classes] or [n, classes, h, w] as float32, or integer labels [n] or [n, h, w]. If the model
-            returns the k best labels, only the best one.
+            Logits [n, classes] or [n, classes, h, w] as float32; integer labels [n] or [n, h, w]; or 0 and 1 for each
+            label [n, labels]. If the model returns the k best labels, only the best one.
 
         Raises:
             RunnerError: The model does not take images of this shape or type.
         """
         output = next(iter(self.run(images).values()))
-        return output[:, 0] if self.returns_labels and output.ndim == 2 else output
+        is_top_k = self.returns_labels and output.ndim == 2 and self.metadata.get("postprocess") != "threshold"
+        return output[:, 0] if is_top_k else output
 
     @abstractmethod
     def run(self, images: Images) -> dict[str, OutputArray]:

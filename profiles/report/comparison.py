@@ -13,8 +13,11 @@ from profiles.latency.benchmark import Latency
 from profiles.records import CLASS_IOU, Record
 
 Cost = Literal["flops", "latency", "size", "energy"]
-MAIN_METRICS = ("accuracy", "miou", "f1")  #: the first one that a record has is compared
-METRIC_NAMES = {"accuracy": "accuracy", "miou": "mIoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
+MAIN_METRICS = ("accuracy", "miou", "iou", "f1")  #: the first one that a record has is compared
+METRIC_NAMES = {
+    "accuracy": "accuracy", "miou": "mIoU", "iou": "IoU", "dice": "Dice", "f1": "F1", "map": "mAP",
+    "label_accuracy": "label accuracy", "pixel_accuracy": "pixel accuracy",
+}  # fmt: skip
 QUICK = "quick"  #: our own scenario
 RUNTIME_NAMES = {
     "torch": "PyTorch",

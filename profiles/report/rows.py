@@ -8,7 +8,7 @@ from typing import Any
 
 from profiles.formatting import finite_number, format_csv, to_json_safe
 from profiles.latency.benchmark import Latency
-from profiles.records import CLASS_IOU, Record, learning_curve
+from profiles.records import CLASS_SCORES, Record, learning_curve
 from profiles.report.comparison import Comparison, LatencySetting, setting_of
 from profiles.report.recommendation import SCORE_TOLERANCE, Limits, Recommendation, exported_models
 
@@ -79,7 +79,7 @@ def model_row(
     teacher = comparison.teacher_of(record)
     others = {
         name: value for name, value in record.metrics.items()
-        if name != comparison.metric and not name.startswith(CLASS_IOU)
+        if name != comparison.metric and not name.startswith(CLASS_SCORES)
     }  # fmt: skip
     timed = {places[setting_of(one)]: latency_data(one) for one in reversed(record.latencies)}
     timed = {place: timed[place] for place in sorted(timed, key=int)}

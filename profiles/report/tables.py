@@ -20,7 +20,7 @@ from profiles.formatting import (
     positive_number,
 )
 from profiles.latency.benchmark import Latency
-from profiles.records import CLASS_IOU, Record, to_hashable
+from profiles.records import CLASS_SCORES, Record, to_hashable
 from profiles.report.comparison import METRIC_NAMES, Comparison, LatencySetting, setting_of
 
 MISSING = "–"
@@ -82,7 +82,7 @@ def build_tables(comparison: Comparison) -> list[Table]:
 
 def results_table(comparison: Comparison) -> Table | None:
     """Build the table of scores and costs: one row per model."""
-    names = [name for record in comparison.records for name in record.metrics if not name.startswith(CLASS_IOU)]
+    names = [name for record in comparison.records for name in record.metrics if not name.startswith(CLASS_SCORES)]
     other = [name for name in names if name != comparison.metric]
     repeats_name = all(record.architecture in record.name for record in comparison.records)
     several = len({(record.format, record.precision) for record in comparison.records}) > 1

@@ -67,9 +67,10 @@ def test_binary_segmentation_scores_count_pixels(threshold: float):
     total = (yes & scored).sum() + (mask == 1).sum()
     expected = [both / either, 2 * both / total, (yes == (mask == 1))[scored].mean()]
     assert [scores[name] for name in ("iou", "dice", "pixel_accuracy")] == pytest.approx(expected, abs=1e-6)
-    labels = task.score(lambda x: (x[:, 0] > np.log(threshold / (1 - threshold))).to(torch.uint8), [
-        (torch.from_numpy(z), torch.from_numpy(mask))
-    ])
+    labels = task.score(
+        lambda x: (x[:, 0] > np.log(threshold / (1 - threshold))).to(torch.uint8),
+        [(torch.from_numpy(z), torch.from_numpy(mask))],
+    )
     assert labels == scores
 
 
