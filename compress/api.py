@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
-from compress.model_options import ModelOptions, merge_model_options
+from compress.model_options import ModelOptions, TaskName, merge_model_options
 from compress.training.launch import ignore
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def distill(
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (),
-    allow_code: bool = False, data_root: Path | None = None, output_dir: str | Path | None = None,
-    resume: bool | None = None, export: Literal["onnx"] | None = None, report: bool = False, command: str = "",
-    progress: Progress = ignore, **options: Unpack[ModelOptions],
+    allow_bad_teacher: bool = False, allow_code: bool = False, data_root: Path | None = None,
+    output_dir: str | Path | None = None, resume: bool | None = None, export: Literal["onnx"] | None = None,
+    report: bool = False, command: str = "", progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> RunResult:  # fmt: skip
     """Train a small student from a teacher and unlabeled images.
 
@@ -137,6 +137,7 @@ def distill(
         seed: Random seed, >= 0.
         recipe: YAML file of settings, or the name of a shipped recipe.
         settings: Any other setting by its dotted key, such as `{"method.local": 0.5}`.
+        allow_bad_teacher: Train even if the teacher's score on `validation` is near chance.
         allow_code: Import code that the recipe names, as "package.module:name". Names in other arguments need no
             permission.
         data_root: Directory of data sets that are known by name.
@@ -171,8 +172,8 @@ def distill(
 
 def train(
     student: ModelLike | None = None, *, labeled: DataLike | None = None, validation: DataLike | None = None,
-    label_order: LabelOrder | None = None, image_size: Size | None = None, grayscale: bool | None = None,
-    steps: int | None = None,
+    label_order: LabelOrder | None = None, task: TaskName | None = None, threshold: float | None = None,
+    image_size: Size | None = None, grayscale: bool | None = None, steps: int | None = None,
     epochs: float | None = None, time_limit: float | None = None, batch_size: int | Literal["auto"] | None = None,
     precision: str | None = None, device: str | None = None, devices: int = 1, restarts: int = 0,
     seed: int | None = None, recipe: str | Path | None = None, settings: Settings = (), allow_code: bool = False,
@@ -186,6 +187,8 @@ def train(
         labeled: Labeled images: a directory with one directory per class, images/ and masks/, or a name.
         validation: Labeled images to measure on; never trained on.
         label_order: See `distill`.
+        task: "multilabel_classification" or "binary_segmentation" for one logit for two classes; None: by the labels.
+        threshold: Probability above which a label or a pixel is positive, for these tasks; default 0.5.
         image_size: Input (height, width) in pixels; default (32, 32).
         grayscale: Convert images to grayscale in the model.
         steps, epochs, time_limit, batch_size, precision, device, devices, restarts, seed, recipe, settings, allow_code,
@@ -324,9 +327,9 @@ def compare(
     time_limit: float | None = None,
     steps: int | None = None, same_steps: bool = False, seeds: int = 3,
     batch_size: int | Literal["auto"] | None = None, precision: str | None = None, device: str | None = None,
-    settings: Settings = (), data_root: Path | None = None, output_dir: str | Path = "runs/compare",
-    workers: int | None = None, on: str | None = None, command: str = "", progress: Progress = ignore,
-    **options: Unpack[ModelOptions],
+    settings: Settings = (), allow_bad_teacher: bool = False, data_root: Path | None = None,
+    output_dir: str | Path = "runs/compare", workers: int | None = None, on: str | None = None, command: str = "",
+    progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> ComparisonResult:  # fmt: skip
     """Distill the same student with several methods, for the same time or steps, and compare them.
 
@@ -349,7 +352,7 @@ def compare(
         output_dir: Directory of the runs; run N of a method is METHOD-N.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
-        precision, device, data_root, command, progress, **options: See `distill`.
+        precision, device, allow_bad_teacher, data_root, command, progress, **options: See `distill`.
 
     Returns:
         Mean and standard deviation per method, all runs, and the files of the report.
@@ -408,9 +411,9 @@ def sweep(
     calibration: str | None = None, seeds: int | None = None, time_limit: float | None = None,
     steps: int | None = None, device: str | None = None, settings: Settings = (), prune: str | None = None,
     max_latency: float | None = None, max_gflop: float | None = None, max_size: int | None = None,
-    max_energy: float | None = None, allow_code: bool = False, data_root: Path | None = None,
-    output_dir: str | Path = "runs/sweep", workers: int | None = None, on: str | None = None, command: str = "",
-    progress: Progress = ignore, **options: Unpack[ModelOptions],
+    max_energy: float | None = None, allow_bad_teacher: bool = False, allow_code: bool = False,
+    data_root: Path | None = None, output_dir: str | Path = "runs/sweep", workers: int | None = None,
+    on: str | None = None, command: str = "", progress: Progress = ignore, **options: Unpack[ModelOptions],
 ) -> SweepResult:  # fmt: skip
     """Train every student with every method, export and measure every file, and report the trade-off.
 
@@ -434,7 +437,7 @@ def sweep(
         output_dir: Directory of the sweep.
         workers: Number of runs at a time; None: 1, or as many as fit on a cluster. Modules and data sets need 1.
         on: Ray cluster: "auto" or "HOST:PORT"; None: this machine.
-        device, settings, allow_code, data_root, command, progress, **options: See `distill`.
+        device, settings, allow_bad_teacher, allow_code, data_root, command, progress, **options: See `distill`.
 
     Returns:
         All cells with their files, and the recommended model.
@@ -629,7 +632,8 @@ def export(
     precisions: Sequence[Precision] = ("fp32",), images: DataLike | None = None, data_root: Path | None = None,
     tolerance: float | None = None, min_agreement: float | None = None, batch: tuple[int, int, int] | None = None,
     static_batch: bool = False, sizes: tuple[Size, Size, Size] | None = None, preprocess: bool = False,
-    postprocess: Literal["none", "softmax", "argmax", "topk"] = "none", calibration: str | None = None,
+    postprocess: Literal["none", "softmax", "argmax", "topk", "sigmoid", "threshold"] = "none",
+    calibration: str | None = None,
     calibration_images: int = 256, calibrator: Literal["auto", "minmax", "percentile", "entropy"] = "auto",
     quantizer: Literal["onnxruntime", "modelopt"] = "onnxruntime", target: Int8Target | None = None,
     max_drop: float | None = None, validation: DataLike | None = None, allow_slower: bool = False,
@@ -657,7 +661,8 @@ def export(
         static_batch: Same as `batch=(1, 1, 1)`.
         sizes: Minimum, optimal and maximum (height, width) of an engine with dynamic size.
         preprocess: Accept uint8 images [n, h, w, 3] of any size; crop, resize and normalize in the graph.
-        postprocess: "softmax" returns probabilities, "argmax" labels, "topk" the top five.
+        postprocess: "softmax" returns probabilities, "argmax" labels, "topk" the top five; for models that decide by
+            threshold, "sigmoid" returns probabilities, and "threshold" 0 and 1 for each label or pixel.
         calibration: Images for int8: data, a run directory, or "synthetic" for those of the model's run.
         calibration_images: Number of calibration images.
         calibrator: How activation ranges are computed.

@@ -23,6 +23,7 @@ from compress.units import SECONDS, parse_quantity
 from profiles.latency.benchmark import Latency
 
 if TYPE_CHECKING:
+    from compress.models.model_input import ModelInput
     from exporters.runtimes import Provider, Runtime
     from profiles.latency.cases import BenchmarkCase, CaseTimings
     from profiles.latency.scenarios import ScenarioSettings
@@ -73,6 +74,7 @@ class BenchmarkResult:
     """Latencies of models, interleaved, and their ratios."""
 
     results: list[BenchmarkRow]  #: one row per model, runtime, batch size and scenario
+    inputs: dict[str, ModelInput]  #: model, as given -> how it reads images, and where these facts come from
     ratios: list[LatencyRatioRow]  #: each quick row relative to the ones before it
     failed: list[str]  #: scenarios of LoadGen that failed
     machine: dict[str, Any]  #: machine that was measured, as in `compress doctor`
@@ -115,7 +117,7 @@ def benchmark(
     load = load_remote_predictor if address else load_local_predictor
     predictors = [load(spec, progress, overrides) for spec in specs]
     selected = select_runtimes(predictors, given, progress, is_remote=address is not None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         cases = create_cases(predictors, specs, selected, sizes, Path(folder), given, overrides)
         if address is None:
             timings = benchmark_cases(
@@ -189,7 +191,9 @@ def load_remote_predictor(spec: Any, progress: Progress, overrides: dict[str, An
     arguments = {key: value for key, value in overrides.items() if key != "arch"}
     model_overrides = ModelOverrides(architecture=overrides.get("arch"), **arguments)
     info: Any = read_model_info(path, trust_engine=model_overrides.trust_pickle)
-    return predictor_from_runner(info, str(spec), path, model_overrides)
+    predictor = predictor_from_runner(info, str(spec), path, model_overrides)
+    progress(predictor.input.summary)
+    return predictor
 
 
 def possible_runtimes(predictor: Predictor, *, is_remote: bool) -> tuple[Runtime, ...]:
@@ -287,8 +291,9 @@ def create_result(
                 **compare_with_budget(target, name, latency),
             )
         )  # fmt: skip
+    inputs = {predictor.spec: predictor.input for predictor in predictors}
     return BenchmarkResult(
-        rows, compute_ratios(timings), [failure.message for failure in timings.failures], timings.machine
+        rows, inputs, compute_ratios(timings), [failure.message for failure in timings.failures], timings.machine
     )
 
 

@@ -14,6 +14,7 @@ from compress.predictor import batched_predict, identity, load_predictor, spec_n
 if TYPE_CHECKING:
     from compress.data.class_mapping import LabelOrder
     from compress.models.card import ModelCard
+    from compress.models.model_input import ModelInput
     from exporters.runtimes import Runtime
     from exporters.runtimes.base import Runner
 
@@ -24,14 +25,17 @@ class EvaluationResult:
 
     model: str  #: as given
     data: str  #: as given
-    task: str  #: "classification" or "segmentation"
+    #: "classification", "multilabel_classification", "segmentation" or "binary_segmentation"
+    task: str
     runtime: str  #: "torch", or the runtime of an exported file
     precision: str  #: precision that really ran: "fp32", "fp16", "bf16" or "int8"
     images: int  #: images that were scored
     unreadable: int  #: images that were skipped
-    #: accuracy (and accuracy_top5 from 50 classes on), or miou, pixel_accuracy and iou/CLASS, in [0, 1]
+    #: accuracy (and accuracy_top5 from 50 classes on), or miou, pixel_accuracy and iou/CLASS, in [0, 1]; f1,
+    #: map, label_accuracy and f1/LABEL for several labels; iou, dice and pixel_accuracy for binary segmentation
     metrics: dict[str, float]
     class_names: list[str]  #: names of the classes, or their numbers, in the order of the logits
+    input: ModelInput  #: how the model reads images, and where these facts come from
 
 
 def evaluate(
@@ -61,6 +65,7 @@ def evaluate(
     return EvaluationResult(
         predictor.spec, name, card.task, predictor.runtime, predictor.precision, len(images), len(images.unreadable),
         metrics, card.class_names or [str(i) for i in range(card.classes)],
+        predictor.input,
     )  # fmt: skip
 
 

@@ -22,9 +22,11 @@ from compress.predictor import load_predictor, spec_name
 if TYPE_CHECKING:
     from compress.data.calibration import CalibrationImages
     from compress.models.card import ModelCard
+    from compress.models.model_input import ModelInput
     from exporters.api import RejectedExport
     from exporters.artifacts import AccuracyBudget, ExportResult, ExportSettings
     from exporters.onnx_export import ReferenceModel
+    from exporters.onnx_source import OnnxSource
     from exporters.script import ScriptFacts
 
 #: minimum, optimal and maximum batch size of an engine
@@ -32,6 +34,8 @@ DEFAULT_BATCH = (1, 1, 16)
 #: an int8 file that takes a larger share of the fp32 latency is rejected
 MAX_INT8_LATENCY = 1.0
 DYNAMIC = "dynamic"
+#: other name of a format -> its name
+FORMAT_ALIASES = {"engine": "tensorrt"}
 #: arguments that only engines use
 ENGINE_OPTIONS = (
     "compute_capabilities", "hardware_compatible", "sizes", "timing_cache", "version_compatible", "workspace",
@@ -50,8 +54,9 @@ class ExportSummary:
     exporter: str  #: "dynamo" or "torchscript"
     failed_exporters: dict[str, str]  #: exporters that failed -> reason
     preprocess: bool  #: whether the files accept uint8 images [n, h, w, 3] of any size
-    postprocess: str  #: "none", "softmax", "argmax" or "topk"
+    postprocess: str  #: "none", "softmax", "argmax", "topk", "sigmoid" or "threshold"
     dynamic_size: bool  #: whether the files accept images of any height and width
+    input: ModelInput  #: how the model reads images, and where these facts come from
     scripts: list[str]  #: scripts that run the files on a picture
     artifacts: list[ExportResult]  #: files that were saved
     rejected: list[RejectedExport]  #: files that were not saved
@@ -68,6 +73,7 @@ def export(
     from exporters.api import export_all, graph_metadata, list_outputs, resolve_output_path
     from exporters.script import require_own_scripts, write_script
 
+    formats = list(dict.fromkeys(FORMAT_ALIASES.get(name, name) for name in formats))
     if options["quantizer"] == "modelopt":
         validate_modelopt(formats, options)
     spec = spec_name(model)
@@ -76,18 +82,20 @@ def export(
     dynamic_size = overrides.get("image_size") == DYNAMIC
     if dynamic_size:
         del overrides["image_size"]
+    require_other_file(spec, path)
     if options["script"]:
         require_own_scripts(list_outputs(path, formats, precisions))
-    predictor = load_predictor(model, progress=progress, **overrides)
+    predictor = load_predictor(model, progress=progress, onnx_as_network=True, **overrides)
     card = predictor.card
     images = options["images"] if options["images"] is not None else default_image_source(card)
-    reference = create_reference_model(predictor.network, card, images, options, dynamic_size=dynamic_size)
+    reference = create_reference_model(predictor.network, spec, card, images, options, dynamic_size=dynamic_size)
     with contextlib.ExitStack() as stack:
         calibration = None
         if "int8" in precisions:
             calibration = stack.enter_context(
                 open_calibration_images(
                     options["calibration"], spec, card, options["calibration_images"], root=options["data_root"],
+                    progress=progress,
                     generate=partial(
                         iter_generator_samples, allow_code=allow_code,
                         trust_pickle=overrides.get("trust_pickle", False), progress=progress,
@@ -96,8 +104,9 @@ def export(
             )  # fmt: skip
         settings = create_settings(reference, card, formats, precisions, calibration, options, progress)
         outcome = export_all(
-            reference, path, formats, precisions, opset=options["opset"], exporter=options["exporter"],
-            metadata={**card_to_metadata(card), **graph_metadata(reference)}, settings=settings, progress=progress,
+            reference, path, formats, precisions, opset=graph_opset(reference, options["opset"]),
+            exporter=options["exporter"], metadata={**card_to_metadata(card), **graph_metadata(reference)},
+            settings=settings, progress=progress,
         )  # fmt: skip
     scripts = []
     if options["script"]:
@@ -113,7 +122,8 @@ def export(
     return ExportSummary(
         spec, spec_name(images), calibration and calibration.name, calibration and calibration.images,
         outcome.source.opset, outcome.source.exporter, outcome.source.failed_exporters, options["preprocess"],
-        options["postprocess"], outcome.source.dynamic_size, scripts, outcome.artifacts, outcome.rejected,
+        options["postprocess"], outcome.source.dynamic_size, predictor.input, scripts, outcome.artifacts,
+        outcome.rejected,
     )  # fmt: skip
 
 
@@ -122,8 +132,46 @@ def batch_range(options: dict[str, Any]) -> tuple[int, int, int]:
     return (1, 1, 1) if options["static_batch"] else options["batch"] or DEFAULT_BATCH
 
 
+def require_other_file(spec: str, output: Path) -> None:
+    """Raise UsageError if an export would replace the file that it reads."""
+    if Path(spec).exists() and output.exists() and Path(spec).samefile(output) and output.is_file():
+        raise UsageError(f"{spec}: would be replaced by its own export; give another file with --out.")
+
+
+def graph_opset(reference: ReferenceModel, opset: int) -> int:
+    """Return the requested ONNX opset, or that of an ONNX file if it is newer: graphs are only converted upwards."""
+    source = reference.source.onnx_source
+    return opset if source is None else max(opset, source.opset)
+
+
+def open_onnx_source(network: Any, spec: str, options: dict[str, Any], *, dynamic_size: bool) -> OnnxSource | None:
+    """Return the graph of a network that is an ONNX file; None for others.
+
+    Raises:
+        UsageError: The file has a fixed batch or image size, and the export shall have another.
+        ExportError: The file is not in fp32.
+    """
+    from compress.models.onnx_teacher import OnnxTeacher, create_onnx_source
+    from exporters.errors import ExportError
+
+    teacher = network.body
+    if not isinstance(teacher, OnnxTeacher):
+        return None
+    least, _, most = batch_range(options)
+    fixed = teacher.fixed_batch_size
+    if fixed is not None and not least == most == fixed:
+        raise UsageError(f"{spec}: found a file for batches of {fixed}; add --batch {fixed}.")
+    try:
+        source = create_onnx_source(network)
+    except ExportError as error:
+        raise ExportError(f"{spec}: {error}") from error
+    if dynamic_size and (teacher.signature.image_size is not None or source.after is not None):
+        raise UsageError(f"{spec}: found a file for images of one size; leave out --image-size dynamic.")
+    return source
+
+
 def create_reference_model(
-    network: Any, card: ModelCard, images: Any, options: dict[str, Any], *, dynamic_size: bool
+    network: Any, spec: str, card: ModelCard, images: Any, options: dict[str, Any], *, dynamic_size: bool
 ) -> ReferenceModel:
     """Return the network with its pre- and postprocessing, and the images to compare outputs on."""
     import torch
@@ -132,6 +180,7 @@ def create_reference_model(
     from exporters.pre_post import Preprocessing
 
     least, _, most = batch_range(options)
+    source = open_onnx_source(network, spec, options, dynamic_size=dynamic_size)
     return create_reference(
         network,
         torch.zeros(most if least == most else 1, 3, *card.image_size),
@@ -140,6 +189,8 @@ def create_reference_model(
         dynamic_size=dynamic_size,
         preprocessing=Preprocessing(card.image_size, card.resize) if options["preprocess"] else None,
         postprocess=options["postprocess"],
+        threshold=card.decision_threshold,
+        onnx_source=source,
     )
 
 

@@ -11,13 +11,16 @@ from compress.analysis.domain_shift import DomainShift, compare_domains
 from compress.analysis.fid import ImageSetComparison
 from compress.errors import UsageError
 from compress.models.inspection import Inspection, inspect_model
+from compress.models.model_input import ModelInput, describe_input
 from compress.models.overrides import ModelOverrides
+from compress.predictor import spec_name
 
 
 @dataclass
 class InspectionResult(Inspection):
     """A checkpoint, and its predictions for unlabeled images."""
 
+    input: ModelInput | None = None  #: how the model reads images, and where these facts come from
     unlabeled: DomainShift | None = None  #: with `unlabeled`: predictions for these images
     reference: DomainShift | None = None  #: with `reference`: predictions for the images to compare with
     distance: ImageSetComparison | None = None  #: with `reference`: distance of both sets
@@ -32,6 +35,9 @@ def inspect(
     if unlabeled is None and (reference or patch_sizes or features):
         raise UsageError("--reference, --patch-sizes, --features: need images to compare; give --ood too.")
     result = InspectionResult(**vars(inspect_model(checkpoint, overrides)))
+    if result.card is not None:
+        result.input = describe_input(spec_name(checkpoint), result.card)
+        progress(result.input.summary)
     if unlabeled is not None:
         shift = compare_domains(
             checkpoint, overrides, unlabeled, reference=reference, patch_sizes=sorted(set(patch_sizes)),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 Size = tuple[int, int]
+TaskName = Literal["classification", "multilabel_classification", "segmentation", "binary_segmentation"]
 
 
 class ModelOptions(TypedDict, total=False):
@@ -19,6 +20,8 @@ class ModelOptions(TypedDict, total=False):
     std: Sequence[float] | None  #: normalization standard deviation, the same
     grayscale: bool | None  #: the model reads one channel, made from RGB images
     class_names: Sequence[str] | None  #: a name for every class, in the order of the model's outputs
+    task: TaskName | None  #: what the outputs of the model mean, if they can mean several things
+    threshold: float | None  #: probability above which a label or a pixel is positive, for models that decide so
     output: str | int | None  #: name or index of the output with the logits, of a model with several
     ema: bool  #: load the averaged weights of a file that contains both
     trust_pickle: bool  #: load a full pickle, TorchScript file or version-compatible engine, which can run any code

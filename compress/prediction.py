@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from compress.data.dataset import ImageSet
     from compress.data.decoding import View
+    from compress.models.model_input import ModelInput
     from compress.predictor import Predictor
 
     Progress = Callable[[str], None]
@@ -68,10 +69,12 @@ class PredictionResult:
     """Predictions of a model for images."""
 
     model: str  #: as given
-    task: str  #: "classification" or "segmentation"
+    #: "classification", "multilabel_classification", "segmentation" or "binary_segmentation"
+    task: str
     runtime: str  #: "torch", or the runtime of an exported file
     precision: str  #: precision that really ran: "fp32", "fp16", "bf16" or "int8"
     class_names: list[str]  #: names of the classes, or their numbers, in the order of the logits
+    input: ModelInput  #: how the model reads images, and where these facts come from
     predictions: list[ImagePrediction]  #: one per readable image, in the order of the arguments
     unreadable: list[UnreadableImage] = field(default_factory=list)  #: images that could not be read
 
@@ -96,7 +99,7 @@ def predict(
     predictor = load_predictor(model, runtime=runtime, progress=progress, **overrides)
     card = predictor.card
     writer = None if out is None else PredictionWriter(out, image_set, predictor)
-    names = card.class_names or [str(i) for i in range(card.classes)]
+    names = card.decision_names
     sizes: dict[int, tuple[int, int]] = {}
     unreadable: dict[int, str] = {}
     predictions = []
@@ -104,17 +107,19 @@ def predict(
     for indices, output in iter_outputs(image_set, predictor, view, sizes, unreadable):
         for i, one in zip(indices, output, strict=True):
             labels, overlay = None, None
-            if card.task == "segmentation":
+            if card.predicts_maps:
                 region = LabelRegion.of(view, sizes[i], predictor)
                 class_map = region.cut(one)
                 classes = count_classes(class_map, names)
                 if writer is not None:
                     labels, overlay = writer.write_maps(i, region.paste(class_map, sizes[i]))
+            elif card.decides_by_threshold:
+                classes = list_labels(one, names, card.threshold)
             else:
                 classes = most_probable(one, names, top_k)
             predictions.append(ImagePrediction(image_set.name_of(i), classes, labels, overlay))
     result = PredictionResult(
-        predictor.spec, card.task, predictor.runtime, predictor.precision, names, predictions,
+        predictor.spec, card.task, predictor.runtime, predictor.precision, names, predictor.input, predictions,
         [UnreadableImage(image_set.name_of(i), reason) for i, reason in sorted(unreadable.items())],
     )  # fmt: skip
     if writer is not None:
@@ -197,7 +202,7 @@ def choose_view(images: ImageSet, predictor: Predictor) -> View | None:
     """Return how images are prepared, as for scores; None for a file that crops maps out of images of any size."""
     from compress.training.data import evaluation_view
 
-    if predictor.preprocesses and predictor.card.task == "segmentation":
+    if predictor.preprocesses and predictor.card.predicts_maps:
         return None
     return evaluation_view(images, predictor.card, predictor.input_size)
 
@@ -252,8 +257,18 @@ def iter_outputs(
 
 
 def to_decisions(output: Tensor, predictor: Predictor) -> Tensor:
-    """Return probabilities [n, classes], or label maps [n, h, w], or labels [n] if the file returns nothing else."""
-    if predictor.card.task == "segmentation":
+    """Return probabilities [n, classes], or label maps [n, h, w], or labels if the file returns nothing else.
+
+    Labels are [n], or 0 and 1 [n, classes] of a model with a threshold.
+    """
+    from compress.tasks.decisions import decide
+
+    if predictor.card.decides_by_threshold:
+        if not predictor.card.predicts_maps:
+            return output.float().sigmoid() if output.is_floating_point() else output.long()
+        decisions = decide(output, predictor.card.threshold)
+        return (decisions[:, 0] if output.ndim == 4 else decisions).long()
+    if predictor.card.predicts_maps:
         return output.argmax(1) if output.ndim == 4 else output.long()
     if output.ndim == 1:
         return output.long()
@@ -268,6 +283,15 @@ def most_probable(output: Tensor, names: list[str], top_k: int) -> list[ClassPre
     return [
         ClassPrediction(c, names[c], value, None) for c, value in zip(labels.tolist(), values.tolist(), strict=True)
     ]
+
+
+def list_labels(output: Tensor, names: list[str], threshold: float) -> list[ClassPrediction]:
+    """Return the labels of an image, the most probable first; without probabilities if the file returns none."""
+    if not output.is_floating_point():
+        return [ClassPrediction(c, names[c], None, None) for c in output.nonzero()[:, 0].tolist()]
+    values = enumerate(output.tolist())
+    chosen = sorted(((value, c) for c, value in values if value > threshold), reverse=True)
+    return [ClassPrediction(c, names[c], value, None) for value, c in chosen]
 
 
 def count_classes(class_map: np.ndarray, names: list[str]) -> list[ClassPrediction]:
@@ -331,14 +355,13 @@ class PredictionWriter:
 
         self.output_dir, self.images = output_dir, images
         card = predictor.card
-        if card.task != "segmentation":
+        if not card.predicts_maps:
             self.names = []
         else:
-            if card.classes > NO_LABEL:
+            if len(card.decision_names) > NO_LABEL:
                 raise UsageError(f"--out: found {card.classes} classes, expected at most {NO_LABEL} for label PNGs.")
             self.names = name_outputs(list(images.names))
-            names = card.class_names or [str(i) for i in range(card.classes)]
-            self.palette = class_colors(names)
+            self.palette = class_colors(card.decision_names)
         check_own_files(output_dir, self.names)
 
     def write_maps(self, i: int, labels: np.ndarray) -> tuple[Path, Path]:

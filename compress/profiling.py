@@ -15,6 +15,7 @@ from profiles.flops.layers import Layer
 if TYPE_CHECKING:
     from torch import nn
 
+    from compress.models.model_input import ModelInput
     from profiles.flops.counter import FlopCount
     from profiles.flops.input_size import InputSizeCost
     from profiles.flops.onnx import OnnxCost
@@ -55,6 +56,7 @@ class ModelProfile:
     classes: int  #: number of classes
     input_size: Size  #: height, width
     is_trained: bool  #: False for an architecture given by name
+    input: ModelInput  #: how the model reads images, and where these facts come from
     macs: int  #: multiply-accumulates by fvcore
     flops: int  #: twice the MACs
     params: int  #: parameters, shared ones counted once
@@ -128,8 +130,9 @@ def profile_network(predictor: Predictor, depth: int, sizes: Sequence[Size], rec
     layers = named_layers(predictor.network, cost)
     counts = {key: value for key, value in vars(cost).items() if key != "layers"}
     return ModelProfile(
-        predictor.spec, predictor.card.architecture, predictor.card.classes, size, predictor.is_trained, **counts,
-        **asdict(memory), depth=depth, has_deeper_layers=any(one.depth > depth and one.has_cost for one in layers),
+        predictor.spec, predictor.card.architecture, predictor.card.classes, size, predictor.is_trained,
+        predictor.input, **counts, **asdict(memory), depth=depth,
+        has_deeper_layers=any(one.depth > depth and one.has_cost for one in layers),
         layers=[LayerProfile(**vars(one), flops=2 * one.macs) for one in limit_depth(layers, depth)],
         sizes=[profile_size(one, own) for one in others], growth=growth_notes(others, own),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from compress.cli.output import command_line, emit, print_status
 
 @click.command()
 @options.teacher_options
+@options.allow_bad_teacher
 @click.option("--student", metavar="NAME", help="Architecture of every student.  [default: by image size]")
 @click.option("--ood", "--unlabeled", "unlabeled", metavar="DATA", help="Unlabeled images, for methods that use them.")
 @click.option("--data", "--labeled", "labeled", metavar="DATA", help="Labeled images, for the supervised upper bound.")

@@ -13,6 +13,7 @@ from compress.cli.output import command_line, emit, print_status
 
 @click.command()
 @options.teacher_options
+@options.allow_bad_teacher
 @click.option("--ood", "--unlabeled", "unlabeled", metavar="DATA",
               help="Unlabeled images: a directory, a name, hf/NAME, or .tar shards.")  # fmt: skip
 @click.option("--ood-subset", "--unlabeled-subset", "unlabeled_subset", type=options.COUNT,
@@ -40,6 +41,7 @@ def distill(as_json: bool, dry_run: bool, **settings: Any) -> None:
 @click.command()
 @click.option("--data", "--labeled", "labeled", metavar="DATA",
               help="Labeled images: one directory per class, images/ and masks/, or a name.")  # fmt: skip
+@options.task_options
 @click.option("--image-size", type=options.Size(), metavar="HxW", help="Input size in pixels.  [default: 32x32]")
 @click.option("--grayscale", is_flag=True, default=None, help="Convert images to grayscale in the model.")
 @options.training_options

@@ -193,7 +193,7 @@ LATENCY = Quantity("latency", MILLISECONDS)
 SIZE_IN_BYTES = Quantity("bytes", BYTES, is_whole=True)
 COUNT = click.IntRange(min=1, max=MAX_COUNT)
 SEED = click.IntRange(min=0, max=MAX_SEED)
-CLASSES = click.IntRange(min=2, max=MAX_CLASSES)
+CLASSES = click.IntRange(min=1, max=MAX_CLASSES)
 POSITIVE = Number(min=0, min_open=True)
 PATH = click.Path(path_type=Path)
 
@@ -270,6 +270,22 @@ training_options = add_options(
 )
 
 
+#: names of tasks; compress.models.card has them too, which imports torch
+TASKS = ("classification", "multilabel_classification", "segmentation", "binary_segmentation")
+#: what the logits of a model mean
+task_options = add_options(
+    click.option(
+        "--task", type=click.Choice(TASKS), metavar="TASK",
+        help="What the outputs mean: multilabel_classification or binary_segmentation, if each is a decision of its "
+        "own (sigmoid), classification or segmentation, if one class is right.  [default: by the model or the labels]",
+    ),
+    click.option(
+        "--threshold", type=Number(min=0, max=1, min_open=True, max_open=True), metavar="P",
+        help="Probability above which a label or a pixel is positive, for models with a sigmoid.  [default: 0.5]",
+    ),
+)  # fmt: skip
+
+
 def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
     """Options for what a model's file does not contain; `dynamic` allows `--image-size dynamic`."""
     return add_options(
@@ -291,6 +307,7 @@ def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
             "--class-names", type=ClassNames(), metavar="FILE|A,B,…",
             help="Names of the classes in the order of the model's outputs: a file with one per line, or a list.",
         ),
+        task_options,
         click.option("--output", type=NameOrIndex(), metavar="NAME|INDEX",
                      help="Output with the logits, of a model with several."),
         click.option("--ema", is_flag=True, help="Load the averaged weights of a file that contains both."),
@@ -300,6 +317,10 @@ def model_options(*, dynamic: bool = False) -> Callable[[Command], Command]:
         ),
     )  # fmt: skip
 
+
+allow_bad_teacher = click.option(
+    "--allow-bad-teacher", is_flag=True, help="Train even if the teacher's score on --val is near chance."
+)
 
 #: which teacher, and what its file does not contain
 teacher_options = add_options(

@@ -15,6 +15,7 @@ from compress.cli.output import command_line, emit, print_status
 @click.command()
 @click.argument("recipe", required=False, type=options.PATH)
 @options.teacher_options
+@options.allow_bad_teacher
 @click.option("--ood", "--unlabeled", "unlabeled", metavar="DATA", help="Unlabeled images, for methods that use them.")
 @options.validation
 @options.data_root

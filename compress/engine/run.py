@@ -81,6 +81,7 @@ class Run:
     steps: int | None  #: None: the time limit ends the run
     display: ProgressDisplay
     validate: Callable[[nn.Module], dict[str, float]] | None = None
+    teacher_metrics: dict[str, float] | None = None  #: scores of the first teacher by `validate`
     save_student: Callable[[str, nn.Module, dict[str, float], int], None] | None = None
 
     step: int = 0  #: number of completed steps
@@ -289,8 +290,15 @@ class Run:
         facts = {"images_per_s": round(rate, 1), "data_wait_share": round(self.data_wait_share, 5)}
         self.metrics_logger.log("train", self.step, {**values, **facts, "seconds": round(elapsed, 2)})
         text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        score = "".join(f"  {name} {value:.1%}" for name, value in list(self.metrics.items())[:1])
-        self.display.update(progress, self.step, f"{text}  {rate:.0f} img/s{score}")
+        self.display.update(progress, self.step, f"{text}  {rate:.0f} img/s{self.describe_score()}")
+
+    def describe_score(self) -> str:
+        """Text with the main score of the student and that of the teacher; empty before the first evaluation."""
+        teacher = self.teacher_metrics or {}
+        return "".join(
+            f"  {name} {value:.1%}" + (f" (teacher {teacher[name]:.1%})" if name in teacher else "")
+            for name, value in list(self.metrics.items())[:1]
+        )
 
     @property
     def streams(self) -> dict[str, Stream]:

@@ -109,10 +109,18 @@ class ExportSpec:
         return {"allow_code": self.allow_code or is_own, "trust_pickle": self.trust_pickle or is_own}
 
     @property
+    def stated_input(self) -> list[Any]:
+        """What the user says about the model's input and outputs, as JSON."""
+        model, task = self.model, self.task
+        stated = [task.image_size, task.resize, model.mean, model.std, model.class_names, model.output, model.ema]
+        return [list(one) if isinstance(one, tuple) else one for one in stated]
+
+    @property
     def request(self) -> dict[str, Any]:
         """The settings that existing files must have been made with."""
         return {
             "architecture": self.model.architecture, "trust_pickle": self.model.trust_pickle,
+            **({"input": self.stated_input} if any(self.stated_input) else {}),
             "classes": self.task.classes, "validation": self.data.validation, "calibration": self.calibration,
             "calibration_images": self.calibration_images, "max_drop": self.max_drop,
             "calibration_content": self.calibration_content,

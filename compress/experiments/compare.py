@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import Interrupted, UsageError
-from compress.experiments.artifacts import score_network, train_run
+from compress.experiments.artifacts import train_run
 from compress.experiments.cells import TEACHER, require_resume, require_shareable
 from compress.experiments.config import ComparisonConfig
 from compress.experiments.grid import LoadedTeacher, MethodRuns, SkippedMethod, build_runs, load_teacher
 from compress.experiments.runner import Job, JobOutcomes, Progress, start_executor
 
 if TYPE_CHECKING:
+    from compress.models.model_input import ModelInput
     from profiles.records import Record
     from profiles.report.methods import MethodComparison
 
@@ -110,6 +111,7 @@ class ComparisonResult:
     commands: list[str]  #: command lines
     caveats: list[str]  #: limits of the comparison
     files: dict[str, Path]  #: paths by kind: html, markdown, csv, json, svg, png
+    teacher_input: ModelInput  #: how the teacher reads images, and where these facts come from
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class ComparisonPlan:
     skipped: list[SkippedMethod]  #: methods that cannot run here
     runs: int  #: runs that would be made
     seconds: float  #: training time of all runs
+    teacher_input: ModelInput  #: how the teacher reads images, and where these facts come from
 
 
 def run_comparison(
@@ -157,6 +160,7 @@ def run_comparison(
         UsageError: the request is wrong; nothing was run.
         Interrupted: a signal stopped the comparison; trainings saved their state.
     """
+    from compress.models.model_input import describe_input
     from compress.training.launch import run_dir_lock
     from profiles.report.methods import check_comparison_dir, write_method_report
 
@@ -164,6 +168,8 @@ def run_comparison(
     require_resume(output_dir, TEACHER, resume)
     check_comparison_dir(output_dir)
     comparison, teacher, methods, skipped = build_comparison(comparison, output_dir)
+    teacher_input = describe_input(comparison.teachers[0].model, teacher.card)
+    progress(teacher_input.summary)
     require_shareable([run for method in methods for run in method.runs], workers, on)
     with run_dir_lock(output_dir):
         teacher_record = measure_teacher(comparison, teacher, output_dir, progress)
@@ -177,7 +183,7 @@ def run_comparison(
             f"stopped by {signal.Signals(outcomes.signum).name}; {sum(run.is_finished for run in runs)} of {len(runs)} "
             f"runs are finished, in {paths['html']}; the same command continues.",
         )
-    return create_result(numbers, skipped, paths)
+    return create_result(numbers, skipped, paths, teacher_input)
 
 
 def build_comparison(
@@ -223,6 +229,9 @@ def measure_teacher(
     comparison: ComparisonConfig, teacher: LoadedTeacher, output_dir: Path, progress: Progress
 ) -> Record:
     """Measure the teacher on the same images, once, and record it in its own directory."""
+    from compress.engine.accelerator import create_accelerator
+    from compress.training.data import load_validation_images
+    from compress.training.teacher_score import require_useful_teacher, score_teacher
     from profiles.records import Record, append_records, has_records, read_records
 
     directory, card, data = output_dir / TEACHER, teacher.card, comparison.data
@@ -230,10 +239,14 @@ def measure_teacher(
         return read_records(directory)[-1]  # of this teacher on these images; see `reject_other_teacher`
     run = {"teacher": comparison.teachers[0].model, "val": data.validation, "identity": teacher.identity}
     progress("measuring the teacher")
-    metrics = score_network(teacher.network, card, data, progress)
+    accelerator = create_accelerator("cpu", "32")
+    images = load_validation_images(data, card, progress=progress)
+    score = score_teacher(accelerator.prepare(teacher.network).eval(), images, card, accelerator)
+    chosen = comparison.teachers[0]
+    require_useful_teacher(score, chosen.model, str(data.validation), allow=chosen.allow_bad_teacher, progress=progress)
     record = Record(
         f"Teacher {card.architecture}", "teacher", architecture=card.architecture, task=card.task,
-        image_size=card.image_size, metrics=metrics, run=run,
+        image_size=card.image_size, metrics=score.metrics, run=run,
     )  # fmt: skip
     append_records(directory, [record])
     return record
@@ -273,7 +286,9 @@ def collect_results(
     )  # fmt: skip
 
 
-def create_result(numbers: dict[str, Any], skipped: list[SkippedMethod], files: dict[str, Path]) -> ComparisonResult:
+def create_result(
+    numbers: dict[str, Any], skipped: list[SkippedMethod], files: dict[str, Path], teacher_input: ModelInput
+) -> ComparisonResult:
     """Convert the content of compare.json to dataclasses."""
     methods = [
         MethodScore(**{
@@ -288,7 +303,7 @@ def create_result(numbers: dict[str, Any], skipped: list[SkippedMethod], files: 
     teacher = None if numbers["teacher"] is None else TeacherScore(**numbers["teacher"])
     failed = [FailedRun(**one) for one in numbers["failed"]]
     typed = {"methods": methods, "teacher": teacher, "failed": failed, "skipped": skipped, "files": files}
-    return ComparisonResult(**{**numbers, **typed})
+    return ComparisonResult(**{**numbers, **typed}, teacher_input=teacher_input)
 
 
 def plan_comparison(
@@ -299,9 +314,10 @@ def plan_comparison(
     Raises:
         UsageError: the request is wrong.
     """
+    from compress.models.model_input import describe_input
     from compress.training.estimate import estimate_cost
 
-    comparison, _, methods, skipped = build_comparison(comparison, Path(output_dir).resolve())
+    comparison, teacher, methods, skipped = build_comparison(comparison, Path(output_dir).resolve())
     planned: list[PlannedMethod] = []
     for method in methods:
         left = sum(not run.is_finished for run in method.runs)
@@ -314,4 +330,7 @@ def plan_comparison(
             method.method, method.name, method.learns_from, method.settings, left, len(method.runs) - left, each,
             left * each,
         ))  # fmt: skip
-    return ComparisonPlan(planned, skipped, sum(one.runs for one in planned), sum(one.seconds for one in planned))
+    return ComparisonPlan(
+        planned, skipped, sum(one.runs for one in planned), sum(one.seconds for one in planned),
+        describe_input(comparison.teachers[0].model, teacher.card),
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from compress.experiments.runner import Job, JobOutcomes, Progress, start_execut
 from compress.files import write_text
 
 if TYPE_CHECKING:
+    from compress.models.model_input import ModelInput
     from profiles.report.build import ReportResult
 
 NOTES = (
@@ -83,6 +84,7 @@ class SweepResult:
     metric: str | None  #: accuracy or miou
     caveats: list[str]  #: of the report
     report: dict[str, Path]  #: paths by kind: html, markdown, csv, json
+    teacher_input: ModelInput  #: how the teacher reads images, and where these facts come from
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class SweepPlan:
     artifacts: int  #: files of all cells
     seconds: float  #: total training time
     workers: int  #: that would share it
+    teacher_input: ModelInput  #: how the teacher reads images, and where these facts come from
 
 
 def run_sweep(
@@ -133,11 +136,14 @@ def run_sweep(
         UsageError: the request is wrong; nothing was run.
         Interrupted: a signal stopped the sweep; trainings saved their state.
     """
+    from compress.models.model_input import describe_input
     from compress.training.launch import run_dir_lock
 
     output_dir = Path(output_dir).resolve()
     require_resume(output_dir, SWEEP_FILE, resume)
     grid = build_grid(sweep, output_dir)
+    teacher_input = describe_input(sweep.teachers[0].model, grid.card)
+    progress(teacher_input.summary)
     require_shareable([cell.run for cell in grid.cells], workers, on)
     with run_dir_lock(output_dir):
         write_text(output_dir / SWEEP_FILE, config.dump_yaml(sweep))
@@ -154,7 +160,7 @@ def run_sweep(
     cells = [cell_as_result(cell, outcomes.failures.get(cell.name)) for cell in grid.cells]
     return SweepResult(
         output_dir, cells, grid.skipped, outcomes.failures, report.summary, report.best, report.metric, report.caveats,
-        report.files,
+        report.files, teacher_input,
     )  # fmt: skip
 
 
@@ -198,6 +204,7 @@ def plan_sweep(sweep: SweepConfig, *, output_dir: str | Path, workers: int | Non
     Raises:
         UsageError: the request is wrong.
     """
+    from compress.models.model_input import describe_input
     from compress.training.estimate import estimate_cost
 
     grid = build_grid(sweep, Path(output_dir).resolve())
@@ -224,7 +231,7 @@ def plan_sweep(sweep: SweepConfig, *, output_dir: str | Path, workers: int | Non
     waiting = [cell for cell in cells if cell.state == "waiting"]
     return SweepPlan(
         cells, skipped, len(waiting), sum(len(cell.files) for cell in cells), sum(cell.seconds for cell in waiting),
-        workers or 1,
+        workers or 1, describe_input(sweep.teachers[0].model, grid.card),
     )  # fmt: skip
 
 

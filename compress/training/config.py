@@ -46,6 +46,7 @@ class TeacherConfig:
     grayscale: bool | None = setting(None, "The model reads grayscale images.")
     ema: bool = setting(False, "Load the averaged weights of a file that contains both.")
     output: str | int | None = setting(None, "Name or index of the output with the logits, of a model with several.")
+    allow_bad_teacher: bool = setting(False, "Train even if its score on the validation images is near chance.")
     trust_pickle: bool = setting(False, "Load a full pickle, which can run code.")
     fold_batchnorm: bool = setting(
         False, "Fold BatchNorm into the preceding convolutions: same outputs, less compute; not with method.bn."

@@ -27,6 +27,7 @@ from compress.engine.stream import Repeats
 from compress.engine.synthesis import Synthesizer, is_synthesizer
 from compress.engine.trainable import FrozenModel
 from compress.models.card import ModelCard
+from compress.models.model_input import ModelInput
 from compress.models.onnx_teacher import is_black_box
 from compress.tasks import task_for_card
 from compress.training.config import Size, TrainConfig
@@ -64,6 +65,7 @@ class EstimateResult:
     steps: int  #: iterations of the run, or as many as fit into the time limit
     syntheses: int  #: syntheses of the run
     seconds: float  #: time of all steps, without decoding, evaluation and setup
+    teacher_input: ModelInput | None  #: how the teacher reads images, and where these facts come from
     warnings: list[str] = field(default_factory=list)  #: what makes the run fail or learn little, and the remedy
 
 
@@ -76,7 +78,8 @@ class RandomImages:
 
     def __init__(self, images: int, card: ModelCard, device: torch.device) -> None:
         self.images, self.shape, self.device, self.classes = images, (3, *card.image_size), device, card.classes
-        self.target_shape = card.image_size if card.task == "segmentation" else ()
+        is_multilabel = card.task == "multilabel_classification"
+        self.target_shape = card.image_size if card.predicts_maps else (card.classes,) if is_multilabel else ()
 
     def __len__(self) -> int:
         return self.images
@@ -140,7 +143,7 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
     meta = Accelerator(torch.device("meta"), "32")
     images = {kind: count_images(config, kind) for kind in setup.method.needs}
     starts, shares = stage_shares(setup.method)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
 
         def dry_run(setup: TrainingSetup, accelerator: Accelerator, start: float) -> tuple[Any, Run]:
             return build_dry_run(setup, accelerator, images=images, run_dir=Path(folder), progress=start)
@@ -171,7 +174,7 @@ def estimate_cost(setup: TrainingSetup, time_method: Callable[[Any, Run], StepSe
         is_teacher_counted=not any(is_black_box(net) for net, _ in setup.teachers),
         state_bytes=costs[-1].state_bytes, activation_bytes=max(each.activation_bytes for each in costs),
         seconds_per_step=average.step, timed_images=batch_size_of(lighter), seconds_per_synthesis=average.synthesis,
-        steps=steps, syntheses=syntheses, seconds=seconds_of_run,
+        steps=steps, syntheses=syntheses, seconds=seconds_of_run, teacher_input=setup.teacher_input,
         warnings=[] if warning is None else [warning],
     )  # fmt: skip
 

@@ -39,7 +39,7 @@ KEYS = {
 }
 #: argument -> key of the first teacher
 TEACHER_KEYS = {"teacher": "model", "arch": "architecture"} | {
-    name: name for name in ("mean", "std", "class_names", "ema", "output", "trust_pickle")
+    name: name for name in ("mean", "std", "class_names", "ema", "output", "allow_bad_teacher", "trust_pickle")
 }
 LENGTHS = ("steps", "epochs", "time_limit")
 

@@ -12,7 +12,6 @@ from compress.data.predictions import predict, select_highest_entropy
 from compress.engine.method import Method
 from compress.methods.mosaic import MosaicKD
 from compress.own_files import RECIPE
-from compress.predictor import announce_architecture
 from compress.training.config import TrainConfig
 from compress.training.data import load_training_images
 from compress.training.probing import check_networks
@@ -34,6 +33,8 @@ def resolve_setup(
     batch_size = config.training.batch_size
     synthesized = config.method.get("images_per_synthesis")
     setup = prepare_training(config, method)
+    if setup.teacher_input is not None:
+        progress(setup.teacher_input.summary)
     check_networks(setup, devices=devices)
     if batch_size is None and config.training.batch_size != method.batch_size:
         progress(
@@ -45,8 +46,6 @@ def resolve_setup(
             f"Assumed: {config.method['images_per_synthesis']} images per synthesis (the method's {synthesized} is for "
             "small images). If wrong: --set method.images_per_synthesis=N."
         )
-    for teacher, (_, card) in zip(config.teachers, setup.teachers, strict=True):
-        announce_architecture(teacher.model, card, progress)
     if config.data.unlabeled is not None and "unlabeled" not in method.needs:
         progress(f"{config.data.unlabeled}: not used; method {config.method['name']} uses no images.")
     run_dir = output_dir or default_run_dir(config)

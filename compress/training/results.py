@@ -11,12 +11,14 @@ from compress.analysis.segmentation_examples import save_segmentation_examples
 from compress.measure import TimedModel, export_verified, time_models
 from compress.methods import display_name
 from compress.models.card import ModelCard
+from compress.models.model_input import ModelInput
 from compress.models.network import Network
 from compress.models.onnx_teacher import is_black_box
 from compress.models.serialization import load_model_directory, package_versions
 from compress.tasks import task_for_card
 from compress.training.data import load_validation_images
 from compress.training.setup import TrainingSetup
+from compress.training.teacher_score import read_teacher_metrics
 
 if TYPE_CHECKING:
     from exporters.onnx_export import OnnxExportResult
@@ -51,6 +53,8 @@ class RunResult:
     student: str  #: architecture of the student
     metrics: dict[str, float]  #: metrics of the best student; empty without validation data
     last_metrics: dict[str, float]  #: metrics at the end of the run
+    teacher_metrics: dict[str, float] | None  #: metrics of the teacher on the same images; null if there are none
+    teacher_input: ModelInput | None  #: how the teacher reads images, and where these facts come from
     best_step: int | None  #: step of the best student
     #: returns to an earlier state after a divergence: step, to_step, learning_rate_factor, reason
     rollbacks: list[dict[str, Any]]
@@ -78,6 +82,7 @@ def summarize_run(
     from profiles.records import append_records
     from profiles.report.build import write_run_report
 
+    teacher_metrics = read_teacher_metrics(run_dir)
     net, card = load_model_directory(run_dir / "best", user_code=setup.card.architecture)
     onnx = run_dir / ONNX_NAME if export is not None or report else None
     exported = None if onnx is None else export_verified(net, card, onnx)
@@ -86,14 +91,15 @@ def summarize_run(
     if report:
         for teacher, teacher_card in setup.teachers:
             name = f"Teacher {teacher_card.architecture}"
-            records.insert(0, create_model_record(teacher, teacher_card, name=name, role="teacher"))
+            scored = replace(teacher_card, metrics=teacher_metrics or teacher_card.metrics)
+            records.insert(0, create_model_record(teacher, scored, name=name, role="teacher"))
             if not is_black_box(teacher):
                 models[name] = TimedModel(teacher, teacher_card)
         records = add_latencies(records, models)
         record = records[-1]
     append_records(run_dir, records)
     overlays = None
-    if card.task == "segmentation" and setup.config.data.validation is not None:
+    if card.predicts_maps and setup.config.data.validation is not None:
         images = load_validation_images(setup.config.data, card, progress=progress)
         columns = {"teacher": setup.teachers[0][0]} if setup.teachers else {}
         overlays = save_segmentation_examples(run_dir, images, {**columns, record.name: net}, card)
@@ -101,7 +107,8 @@ def summarize_run(
     files = write_run_report(run_dir, [run_dir], title=title, progress=progress).files if report else None
     return RunResult(
         output_dir=run_dir, best=run_dir / "best", method=setup.config.method["name"], student=card.architecture,
-        metrics=card.metrics, last_metrics=summary.metrics, best_step=card.provenance.get("step"),
+        metrics=card.metrics, last_metrics=summary.metrics,
+        teacher_metrics=teacher_metrics, teacher_input=setup.teacher_input, best_step=card.provenance.get("step"),
         rollbacks=summary.rollbacks, steps=summary.steps,
         seconds=record.run["wall_s"], batch_size=summary.batch_size, micro_batch=record.run["micro_batch"],
         images_per_s=record.run["images_per_s"], peak_bytes=summary.peak_bytes,

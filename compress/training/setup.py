@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from compress.config import Document, validate
-from compress.data import open_images
-from compress.engine.accelerator import create_accelerator
+from compress.data import ImageSet, open_images
+from compress.data.cache import ImageCache
+from compress.engine.accelerator import Accelerator, create_accelerator
 from compress.engine.config import TrainingSchedule
 from compress.engine.hooks import batchnorm_layers
 from compress.engine.logging import ProgressDisplay
@@ -25,8 +26,9 @@ from compress.errors import UsageError, suggest_nearest
 from compress.files import sha256
 from compress.methods import find_method
 from compress.models.batchnorm_folding import fold_batchnorm
-from compress.models.card import ModelCard
+from compress.models.card import SIGMOID_TASKS, ModelCard, base_task
 from compress.models.loading import load_model
+from compress.models.model_input import ModelInput, describe_input
 from compress.models.network import Network
 from compress.models.onnx_teacher import is_black_box
 from compress.models.overrides import ModelOverrides
@@ -47,6 +49,12 @@ from compress.training.data import (
 )
 from compress.training.run_dir import identify_run, initialize_run_dir, validate_run_dir
 from compress.training.stored_recipes import drop_removed
+from compress.training.teacher_score import (
+    read_teacher_metrics,
+    require_useful_teacher,
+    score_teacher,
+    store_teacher_metrics,
+)
 from compress.training.trust import require_consent
 
 #: steps of a run without a given length; MosaicKD's paper has 39,200 for CIFAR-100
@@ -76,6 +84,13 @@ class TrainingSetup:
     student: nn.Module
     card: ModelCard  #: of the student
     teachers: list[tuple[Network, ModelCard]]
+
+    @property
+    def teacher_input(self) -> ModelInput | None:
+        """How the teacher reads images, and where these facts come from; None without a teacher."""
+        if not self.teachers:
+            return None
+        return describe_input(self.config.teachers[0].model, self.teachers[0][1])
 
 
 def load_config(
@@ -117,7 +132,7 @@ def expand_auto_batch(document: Document) -> Document:
 def validate_config(config: TrainConfig, method: Method) -> None:
     """Check settings that depend on each other. Raises UsageError."""
     name = config.method["name"]
-    if config.task.name not in TASKS:
+    if config.task.name is not None and config.task.name not in TASKS:
         raise UsageError(f"task.name: no such task {config.task.name!r}{suggest_nearest(config.task.name, TASKS)}")
     if len(config.teachers) != method.teachers:
         raise UsageError(
@@ -170,7 +185,7 @@ def incompatibility_reason(name: str, method: Method, task: str, teacher: nn.Mod
 
 def default_student(task: str, size: Size) -> str:
     """Return the default student: the paper's smallest up to 64 pixels, MobileNetV2 above."""
-    return DEFAULT_STUDENTS[task][max(size) > 64]
+    return DEFAULT_STUDENTS[base_task(task)][max(size) > 64]
 
 
 def default_batch_size(preferred: int, size: Size) -> int:
@@ -202,8 +217,10 @@ def load_teachers(config: TrainConfig) -> list[tuple[Network, ModelCard]]:
         load_model(
             teacher.model,
             ModelOverrides(
-                architecture=teacher.architecture, classes=task.classes, image_size=task.image_size, mean=teacher.mean,
-                std=teacher.std, grayscale=teacher.grayscale, trust_pickle=teacher.trust_pickle, resize=task.resize,
+                architecture=teacher.architecture, classes=task.classes, image_size=task.image_size, resize=task.resize,
+                mean=teacher.mean, std=teacher.std, class_names=teacher.class_names, ema=teacher.ema,
+                grayscale=task.grayscale if teacher.grayscale is None else teacher.grayscale, output=teacher.output,
+                trust_pickle=teacher.trust_pickle, task=task.name, threshold=task.threshold,
             ),
         )
         for teacher in config.teachers
@@ -215,7 +232,14 @@ def card_from_labels(config: TrainConfig) -> ModelCard:
     spec = config.data.labeled
     assert spec is not None  # see validate_config
     images = open_images(spec, root=config.data.root, split="train", labeled=True)
-    classes = count_classes(images, spec)
+    classes, names, task = count_classes(images, spec), images.class_names, infer_task_of_labels(images)
+    wanted = config.task.name or task
+    if wanted != task:
+        if wanted != SIGMOID_TASKS.get(task) or classes > 2:
+            raise UsageError(f"{spec}: found labels of {classes} classes for {task}, expected some for {wanted}.")
+        classes, names = 1, names[-1:] if names else None
+    if task == "classification" and wanted == task and classes == 1:
+        raise UsageError(f"{spec}: found one class, expected two or more; the images of each lie in a folder.")
     if config.task.classes not in (None, classes):
         raise UsageError(f"{spec}: found {classes} classes, expected {config.task.classes} (task.classes).")
     grayscale = bool(config.task.grayscale)
@@ -223,16 +247,26 @@ def card_from_labels(config: TrainConfig) -> ModelCard:
     is_segmentation = images.open_mask is not None
     return ModelCard(
         "", classes, config.task.image_size or ((64, 64) if is_segmentation else (32, 32)),
-        task="segmentation" if is_segmentation else "classification", mean=mean, std=std, grayscale=grayscale,
-        resize=config.task.resize, class_names=images.class_names,
+        task=wanted, mean=mean, std=std, grayscale=grayscale,
+        resize=config.task.resize, class_names=names,
+        threshold=config.task.threshold or 0.5,
     )  # fmt: skip
+
+
+def infer_task_of_labels(images: ImageSet) -> str:
+    """Return the task of labeled images, by the kind of their labels."""
+    if images.open_mask is not None:
+        return "segmentation"
+    return "multilabel_classification" if images.labels is not None and images.labels.ndim == 2 else "classification"
 
 
 def add_student(
     config: TrainConfig, method: Method, teachers: list[tuple[Network, ModelCard]], like: ModelCard
 ) -> TrainingSetup:
     """Build the student with the task, classes, size and normalization of `like`."""
-    config.task = TaskConfig(like.task, like.classes, like.image_size, like.grayscale, like.resize)
+    config.task = TaskConfig(
+        like.task, like.classes, like.image_size, like.grayscale, like.resize, like.decision_threshold
+    )
     config.student.model = config.student.model or default_student(like.task, like.image_size)
     torch.manual_seed(config.training.seed)
     student, card = build_model_like(config.student.model, like=like)
@@ -285,10 +319,13 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
     display = ProgressDisplay(config.method["name"], quiet=quiet or accelerator.rank > 0)
     identity = identify_run(config, [net for net, _ in setup.teachers])
     validate_run_dir(run_dir, config, resume=resume, identity=identity)
-    scorer = None
+    scorer = teacher_metrics = None
     if config.data.validation is not None:
         validation = load_validation_images(config.data, setup.card, progress=display.print_line)
         scorer = create_scorer(validation, setup.card, accelerator)
+        if setup.teachers and accelerator.rank == 0:
+            known = None if resume is False else read_teacher_metrics(run_dir)
+            teacher_metrics = known or measure_teacher(setup, validation, accelerator, display.print_line)
     caches = {
         kind: load_training_images(
             config.data, setup.card, kind, seed=config.training.seed, progress=display.print_line
@@ -297,10 +334,14 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
     }
     teachers = [FrozenModel(net, accelerator) for net in fold_teachers(setup)]
     if config.data.subset is not None and "unlabeled" in caches:
-        caches["unlabeled"] = select_uncertain_images(caches["unlabeled"], teachers[0], config.data.subset)
+        caches["unlabeled"] = select_uncertain_images(
+            caches["unlabeled"], teachers[0], config.data.subset, task_for_card(setup.card).rows
+        )
     accelerator.barrier()
     if accelerator.rank == 0:
         initialize_run_dir(run_dir, config, identity, fresh=resume is False)
+        if teacher_metrics is not None:
+            store_teacher_metrics(run_dir, teacher_metrics)
     accelerator.barrier()
     batch_size = config.training.batch_size
     assert batch_size is not None  # see add_student
@@ -310,8 +351,21 @@ def create_run(setup: TrainingSetup, run_dir: Path, *, resume: bool | None = Non
         student=setup.student, teachers=teachers,
         sources={kind: CachedDataset(cache) for kind, cache in caches.items()}, batch_size=batch_size,
         steps=count_steps(config.training, image_count), display=display, validate=scorer,
-        save_student=create_student_saver(run_dir, setup),
+        teacher_metrics=teacher_metrics, save_student=create_student_saver(run_dir, setup),
     )  # fmt: skip
+
+
+def measure_teacher(
+    setup: TrainingSetup, validation: ImageCache, accelerator: Accelerator, progress: Callable[[str], None]
+) -> dict[str, float]:
+    """Score the teacher before the training. Raises CompressError if it is near chance, unless that is allowed."""
+    teacher, data = setup.config.teachers[0], str(setup.config.data.validation)
+    net, card = setup.teachers[0]
+    score = score_teacher(accelerator.prepare(net).eval(), validation, card, accelerator)
+    name, value = next(iter(score.metrics.items()))
+    progress(f"Teacher: {name} {value:.4f} on {data}, {score.images} images")
+    require_useful_teacher(score, teacher.model, data, allow=teacher.allow_bad_teacher, progress=progress)
+    return score.metrics
 
 
 def fold_teachers(setup: TrainingSetup) -> list[nn.Module]:

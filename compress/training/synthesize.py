@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.config import check_range
 from compress.errors import UsageError
+from compress.model_options import MODEL_OPTIONS
 from compress.own_files import NEWEST_IMAGES, POOL
 from compress.training.recipes import build_document
 from compress.units import MAX_SEED
 
 if TYPE_CHECKING:
+    from compress.models.model_input import ModelInput
     from compress.training.setup import TrainingSetup
 
 DEFAULT_METHOD = "cmi"
 #: settings of terms that need a student -> the value that turns them off
 STUDENT_SETTINGS = {"adv": 0.0, "student_steps": 1}
 #: arguments that the run of a generator decides
-RUN_SETTINGS = ("teacher", "teacher_arch", "classes", "method", "recipe", "settings", "precision")
+RUN_SETTINGS = ("teacher", *(set(MODEL_OPTIONS) - {"trust_pickle"}), "method", "recipe", "settings", "precision")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SynthesisResult:
     is_from_generator: bool  #: whether the images come from the generator of a run
     syntheses: int  #: batches that were made
     seconds: float  #: total time of all sessions
+    teacher_input: ModelInput | None = None  #: how the teacher reads images; None with `run`
 
 
 def synthesize(
@@ -59,6 +62,8 @@ def synthesize(
     setup = prepare_synthesis(count, settings, arguments, allow_code=allow_code)
     name = setup.config.method["name"]
     run_dir = Path(output_dir or Path("runs") / f"{name}-images")
+    assert setup.teacher_input is not None
+    progress(setup.teacher_input.summary)
     check_teachers(setup)
     fit_memory(setup, run_dir, devices=devices, resume=resume, progress=progress)
     stats = train_in_dir(
@@ -74,7 +79,7 @@ def synthesize(
             f"{run_dir}: found a finished run with {result.images} images, expected {count}; choose another --out, or "
             "--fresh to replace it."
         )
-    return result
+    return replace(result, teacher_input=setup.teacher_input)
 
 
 def sample_generator(
@@ -91,7 +96,7 @@ def sample_generator(
     target = Path(output_dir or run.with_name(f"{run.name}-images"))
     samples = save_generator_samples(
         run, count, target, device=arguments["device"] or "auto", seed=arguments["seed"] or 0,
-        allow_code=arguments["allow_code"], trust_pickle=arguments["trust_pickle"], progress=progress,
+        allow_code=arguments["allow_code"], trust_pickle=bool(arguments.get("trust_pickle")), progress=progress,
     )  # fmt: skip
     seconds = round(time.monotonic() - start, 2)
     result = describe_pool(
@@ -114,7 +119,7 @@ def prepare_synthesis(
         if any(one.partition("=")[0].strip() == f"method.{name}" for one in settings):
             raise UsageError(f"--set method.{name}: has no effect without a student; remove it.")
     document = build_document(settings=settings, **{**arguments, "steps": 1})
-    consent = {"allow_code": allow_code, "trust_pickle": bool(arguments["trust_pickle"])}
+    consent = {"allow_code": allow_code, "trust_pickle": bool(arguments.get("trust_pickle"))}
     require_consent(document, **consent)
     name = str(document.get("method.name", DEFAULT_METHOD))
     if not is_synthesizer(find_method(name)):
