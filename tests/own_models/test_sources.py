@@ -476,7 +476,10 @@ def test_small_file_with_a_large_list_is_read(tmp_path, wrn):
     check(save(tmp_path, {"model": wrn.state_dict(), "args": {"values": part}}), wrn, IMAGENET)
 
 
-@pytest.mark.parametrize("wrapping", ["module", "model", "state_dict", "parallel", "nested"])
+@pytest.mark.parametrize(
+    "wrapping",
+    ["model", "state_dict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("module", "parallel", "nested"))],
+)
 def test_advised_command_converts_a_pickle(tmp_path, monkeypatch, wrn, wrapping):
     contents = {
         "module": wrn, "model": {"model": wrn, "epoch": 3, "classes": list("abcd")}, "parallel": nn.DataParallel(wrn),

@@ -15,7 +15,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-import compress
 from compress.errors import CompressError, UsageError
 from compress.models import ModelOverrides, load_model
 
@@ -65,6 +64,7 @@ def test_classifier(folder, vit):
         assert set(card.provenance["field_sources"].values()) == {"the file"}
 
 
+@pytest.mark.slow  # a process that imports torch and transformers
 def test_classifier_in_another_process(folder, vit, monkeypatch):
     monkeypatch.setenv("COMPRESS_PROBE_SECONDS", "300")
     x = images(32)
@@ -140,8 +140,6 @@ def test_segmenter(tmp_path):
     expected = torch.nn.functional.interpolate(small, size=(64, 64), mode="bilinear", align_corners=False)
     card = compare(tmp_path / "seg", expected, x)
     assert (card.task, card.classes, card.image_size, card.class_names) == ("segmentation", 4, (64, 64), None)
-    (file,) = compress.export(tmp_path / "seg", tmp_path / "t.onnx").artifacts
-    assert Path(file.path).exists()
 
 
 def test_colors_in_another_order(tmp_path):
