@@ -173,8 +173,9 @@ def config_or_reason(
     if not kind.teachers:
         card, task = teacher.card, shared.task
         task = replace(
-            task, classes=card.classes, image_size=card.image_size, grayscale=card.grayscale, resize=card.resize
-        )
+            task, name=card.task, classes=card.classes, image_size=card.image_size, grayscale=card.grayscale,
+            resize=card.resize, threshold=card.decision_threshold,
+        )  # fmt: skip
         wanted = replace(wanted, teachers=[], task=task)
     try:
         train_config, made = load_config(config.document_from_mapping(config.to_plain(wanted), ""))

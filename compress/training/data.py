@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from compress.data.batches import Batches, iter_batches
 from compress.data.cache import ImageCache, build_cache, choose_view_count
 from compress.data.class_mapping import map_labels
 from compress.data.dataset import ImageSet, UnreadableImageError, count_mask_classes
+from compress.data.decisions import to_binary_masks, to_label_targets
 from compress.data.decoding import View, scaled_size
 from compress.data.predictions import Predictions, call_in_halves, predict, select_highest_entropy
 from compress.engine.accelerator import Accelerator
@@ -46,6 +48,8 @@ def count_classes(images: ImageSet, spec: str) -> int:
             f"{spec}: found no labels, which training requires; expected one folder per class, or the folders images "
             "and masks."
         )
+    if images.labels.ndim == 2:
+        return images.labels.shape[1]
     return int(images.labels.max()) + 1
 
 
@@ -112,14 +116,48 @@ def load_training_images(
     images = open_images(spec, root=data.root, split="train", labeled=kind == "labeled")
     if kind != "labeled":
         images = images.without_labels()
+    images = unify_masks(images, card)
     cache = build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views_per_image(data, images), seed=seed,
         grayscale=card.grayscale, folder=image_cache_dir(data.cache_dir), max_unreadable=data.max_unreadable,
         progress=progress,
     )  # fmt: skip
-    if cache.labels is None or cache.class_names is None:
+    if cache.labels is None or (cache.class_names is None and cache.labels.ndim == 1 and not card.decides_by_threshold):
         return cache
+    return map_targets(cache, card, data, spec=spec, progress=progress)
+
+
+def map_targets(
+    cache: ImageCache, card: ModelCard, data: DataConfig, *, spec: str, progress: Callable[[str], None]
+) -> ImageCache:
+    """Return the images with the labels of the model. Raises UsageError if they have others."""
+    assert cache.labels is not None
+    if card.decides_by_threshold:
+        return to_label_targets(cache, card.classes, card.class_names, spec=spec, progress=progress)
+    if cache.labels.ndim == 2:
+        raise UsageError(
+            f"{spec}: found several labels per image, but the model predicts one class; give --task "
+            "multilabel_classification if each of its outputs is a label."
+        )
     return map_labels(cache, card.classes, card.class_names, order=data.label_order, spec=spec, progress=progress)
+
+
+def unify_masks(images: ImageSet, card: ModelCard) -> ImageSet:
+    """Return the images with the masks of the model: 0 and 1 for background and foreground, also if they are 0 and 255.
+
+    Raises:
+        UsageError: There are more classes than background and foreground, and the model has one logit per pixel.
+    """
+    if images.open_mask is None or not card.predicts_maps or card.classes > 2:
+        return images
+    names = images.class_names or []
+    if card.classes == 1 and len(names) > 2:
+        raise UsageError(
+            f"{images.name}: found {len(names)} classes, expected masks of background and foreground, as the model has "
+            "one logit per pixel."
+        )
+    images = to_binary_masks(images)
+    return replace(images, class_names=names[-1:] or None) if card.classes == 1 else images
 
 
 def views_per_image(data: DataConfig, images: ImageSet) -> int:
@@ -137,17 +175,20 @@ def load_validation_images(
     """
     spec = data.validation or ""
     images = open_images(spec, root=data.root, split="val", labeled=True)
-    is_segmentation = card.task == "segmentation"
+    is_segmentation = card.predicts_maps
     if (images.open_mask if is_segmentation else images.labels) is None:
         kind, layout = ("masks", "folders images and masks") if is_segmentation else ("labels", "one folder per class")
         raise UsageError(f"{spec}: found no {kind}, which validation requires; expected {layout}.")
+    images = unify_masks(images, card)
     view = evaluation_view(images, card, input_size)
     cache = build_cache(
         images, image_size=view.image_size, resize=view.resize, views=1, folder=image_cache_dir(data.cache_dir),
         max_unreadable=data.max_unreadable, full_image=view.full_image, progress=progress,
     )  # fmt: skip
     if not is_segmentation:
-        return map_labels(cache, card.classes, card.class_names, order=data.label_order, spec=spec, progress=progress)
+        return map_targets(cache, card, data, spec=spec, progress=progress)
+    if card.task == "binary_segmentation":
+        return cache
     count = cache.count_classes()
     if count != card.classes if cache.class_names else count > card.classes:
         raise UsageError(f"{spec}: found {count} classes, expected the model's {card.classes}.")
@@ -159,7 +200,7 @@ def evaluation_view(images: ImageSet, card: ModelCard, input_size: Size | None =
 
     Full images are padded to one size: `input_size` if the file accepts no other (height, width).
     """
-    if card.task != "segmentation":
+    if not card.predicts_maps:
         return View(card.image_size, card.resize)
     resize = card.resize or min(card.image_size)
     return View(input_size or canvas_size(images, resize), resize, full_image=True)
@@ -194,13 +235,17 @@ def create_scorer(
     return score
 
 
-def select_uncertain_images(cache: ImageCache, teacher: FrozenModel, count: int) -> ImageCache:
+def select_uncertain_images(
+    cache: ImageCache, teacher: FrozenModel, count: int, rows: Callable[[Tensor], Tensor] = lambda output: output
+) -> ImageCache:
     """Return the images of highest teacher entropy. Raises UsageError if there are fewer than `count`."""
     if count > len(cache):
         raise UsageError(f"--ood-subset {count}: found only {len(cache)} images in {cache.name}.")
-    return cache.subset(select_highest_entropy(predict_all(cache, teacher), count))
+    return cache.subset(select_highest_entropy(predict_all(cache, teacher, rows), count))
 
 
-def predict_all(cache: ImageCache, teacher: FrozenModel) -> Predictions:
-    """Predict every image on the teacher's device."""
-    return predict(cache, lambda x: teacher(x.to(teacher.accelerator.device)).float().cpu())
+def predict_all(
+    cache: ImageCache, teacher: FrozenModel, rows: Callable[[Tensor], Tensor] = lambda output: output
+) -> Predictions:
+    """Predict every image on the teacher's device; `rows` makes one row of logits per decision."""
+    return predict(cache, lambda x: rows(teacher(x.to(teacher.accelerator.device))).float().cpu())
