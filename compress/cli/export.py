@@ -24,8 +24,9 @@ def join_lists(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 
 export_options = options.add_options(
-    click.option("--format", "formats", cls=Joined, default=["onnx"], type=CommaList(api.FORMATS), metavar="NAME[,…]",
-                 help="onnx, openvino, tensorrt, tensorrt-rtx.  [default: onnx]"),
+    click.option("--format", "formats", cls=Joined, default=["onnx"], metavar="NAME[,…]",
+                 type=CommaList((*api.FORMATS, "engine")),
+                 help="onnx, openvino, tensorrt (or engine), tensorrt-rtx.  [default: onnx]"),
     click.option("--precision", "precisions", cls=Joined, default=["fp32"], type=CommaList(api.PRECISIONS),
                  metavar="NAME[,…]", help="fp32, fp16, bf16, int8.  [default: fp32]"),
     click.option("--out", "output_path", type=PATH, metavar="FILE|DIR",
@@ -44,8 +45,10 @@ export_options = options.add_options(
                  help="Minimum, optimal and maximum input size of an engine with dynamic size."),
     click.option("--preprocess", is_flag=True,
                  help="Accept uint8 images of any size, [n, h, w, 3]; crop, resize and normalize in the graph."),
-    click.option("--postprocess", type=click.Choice(["none", "softmax", "argmax", "topk"]), default="none",
-                 show_default=True, help="Return probabilities, labels (or label maps), or the top five."),
+    click.option("--postprocess", type=click.Choice(["none", "softmax", "argmax", "topk", "sigmoid", "threshold"]),
+                 default="none", show_default=True,
+                 help="Return probabilities, labels (or label maps), or the top five; sigmoid and threshold (0 and 1, "
+                      "or masks) are for models that decide by threshold."),
     click.option("--script", is_flag=True,
                  help="Write a script beside each file that runs it on a picture, without compress and PyTorch."),
     click.option("--calibration", metavar="DATA|RUN|synthetic",
