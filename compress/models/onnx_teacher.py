@@ -59,8 +59,8 @@ class OnnxTeacher(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.training = path, False
-        self.graph = read_model(path)  # refuses what ONNX Runtime would read from anywhere, and damaged weights
-        reject_detector(path, self.graph)
+        graph = read_model(path)  # refuses what ONNX Runtime would read from anywhere, and damaged weights
+        reject_detector(path, graph)
         self.session = create_session(path, str(path))
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in FLOAT_TYPES:
@@ -79,7 +79,7 @@ class OnnxTeacher(nn.Module):
         self.signature = InputSignature(channels, None if height is None or width is None else (height, width))
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         adapter = adapt_outputs(self, str(path))
-        adapter.operators, adapter.cut = graph_operators(self.graph), self.remove_activation
+        adapter.operators, adapter.cut = graph_operators(graph), self.remove_activation
 
     @property
     def normalizes_input(self) -> bool:
@@ -100,27 +100,33 @@ class OnnxTeacher(nn.Module):
 
     def remove_activation(self, rule: OutputRule) -> None:
         """Open the graph again without the activation of one output."""
-        graph = onnx.ModelProto()
-        graph.CopyFrom(self.graph)
-        output = graph.graph.output[rule.index or 0]
-        node = producer(graph, output.name)
+        self.session = create_session(self.path, self.read_graph(rule).SerializeToString())
+
+    def read_graph(self, rule: OutputRule) -> onnx.ModelProto:
+        """The graph of the file, without the activation that a rule cuts off."""
+        model = read_model(self.path)
+        if not rule.is_cut:
+            return model
+        graph = model.graph
+        output = graph.output[rule.index or 0]
+        node = producer(model, output.name)
         assert node is not None
-        graph.graph.node.append(onnx.helper.make_node("Identity", [node.input[0]], [BEFORE_ACTIVATION]))
+        graph.node.append(onnx.helper.make_node("Identity", [node.input[0]], [BEFORE_ACTIVATION]))
         output.name = BEFORE_ACTIVATION
-        used = {name for other in graph.graph.node for name in other.input} | {one.name for one in graph.graph.output}
+        used = {name for other in graph.node for name in other.input} | {one.name for one in graph.output}
         if not used & set(node.output):
-            graph.graph.node.remove(node)
-        self.graph, self.session = graph, create_session(self.path, graph.SerializeToString())
+            graph.node.remove(node)
+        return model
 
     def selected_graph(self, rule: OutputRule) -> onnx.ModelProto:
         """The graph with the output of a rule alone, and with all weights."""
-        graph = onnx.ModelProto()
-        graph.CopyFrom(self.graph)
-        output = graph.graph.output[rule.index or 0]
-        del graph.graph.output[:]
-        graph.graph.output.append(output)
-        onnx.load_external_data_for_model(graph, str(self.path.parent))
-        return graph
+        model = self.read_graph(rule)
+        output = onnx.ValueInfoProto()
+        output.CopyFrom(model.graph.output[rule.index or 0])
+        del model.graph.output[:]
+        model.graph.output.append(output)
+        onnx.load_external_data_for_model(model, str(self.path.parent))
+        return model
 
     def split_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """All images at once, or batches of the fixed size."""

@@ -81,7 +81,8 @@ def rule_from_provenance(provenance: Mapping[str, Any]) -> OutputRule:
 def describe_output(provenance: Mapping[str, Any]) -> str | None:
     """One sentence about the output of a network; None if it has one output, of logits."""
     rule = rule_from_provenance(provenance)
-    parts = [] if rule.index is None else [f"output {rule.name or rule.index} is taken"]
+    name = "" if rule.name is None else f" ({rule.name})"
+    parts = [] if rule.index is None else [f"output {rule.index}{name} is taken"]
     if rule.activation == "log_softmax":
         parts.append("it ends in a log-softmax, whose values are logits")
     elif rule.activation != "none":

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor, nn
 
 import compress
@@ -394,3 +395,27 @@ def test_names_of_detectors() -> None:
         assert is_detector_state(net.state_dict())
     assert is_detector_state(["model.22.cv2.0.0.conv.weight", "model.22.dfl.conv.weight"])
     assert not is_detector_state(torchvision.models.resnet18().state_dict())
+
+
+def test_onnx_file_is_predicted_by_its_logits(tmp_path) -> None:
+    """Probabilities are those of the network, not of another softmax over them, nor of the features."""
+
+    class Both(Body):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.features(x), super().forward(x).softmax(1)
+
+    net = Both(scale=20.0)
+    path = write(net, "onnx", tmp_path)
+    pixels = (images(1)[0].permute(1, 2, 0) * 255).to(torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "picture.png")
+    arguments = ["predict", str(path), str(tmp_path / "picture.png"), "--json"]
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+    result = CliRunner().invoke(main, [*arguments, "--output", "1"])
+    assert result.exit_code == 0, result.stderr
+    (found,) = json.loads(result.stdout)["predictions"]
+    with torch.no_grad():
+        expected = net(pixels.permute(2, 0, 1)[None] / 255)[1][0]
+    assert [one["index"] for one in found["classes"]] == expected.argsort(descending=True).tolist()
+    assert [one["probability"] for one in found["classes"]] == pytest.approx(
+        expected.sort(descending=True).values.tolist(), abs=1e-5
+    )
