@@ -206,6 +206,12 @@ def predictor_from_runner(runner: Runner, spec: str, path: Path, overrides: Mode
     normalizes = card is not None or runner.expects_uint8
     if normalizes and (overrides.mean is not None or overrides.std is not None):
         raise UsageError(f"{spec}: normalizes images itself; remove --mean and --std.")
+    if card is None and len(runner.outputs) > 1:
+        names = ", ".join(f"{name} {shape}" for name, shape in runner.outputs.items())
+        raise UsageError(
+            f"{spec}: found several outputs: {names}; run the .onnx file in onnxruntime with --output NAME|INDEX, or "
+            "export the logits alone."
+        )
     card = full_image_card(card, runner) if card is not None else card_from_runner(runner, spec, overrides)
     card = apply_overrides(card, overrides, spec)
     normalize: Callable[[Tensor], Tensor] = (
