@@ -31,9 +31,9 @@ from compress.models.card import (
     with_sources,
 )
 from compress.models.checkpoints import names_in, read_checkpoint
+from compress.models.outputs import resize_maps
 from compress.models.overrides import ModelOverrides
 from compress.models.registry import DEFAULT_CLASSES, build_on_meta, import_timm
-from compress.models.segmentation import extract_logits
 from compress.models.serialization import CARD_HASH
 from compress.models.state_dicts import INPUT_FIELDS, build_from_checkpoint
 
@@ -69,7 +69,7 @@ class HuggingFaceModel(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
         images = x.flip(1) if self.is_bgr else x
-        return extract_logits(self.inner(pixel_values=images).logits, x)
+        return resize_maps(self.inner(pixel_values=images).logits, x)
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:

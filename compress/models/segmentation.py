@@ -5,14 +5,13 @@ Their tensors keep their names, so files that these libraries save load unchange
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from compress.errors import CompressError, UsageError, suggest_nearest
+from compress.errors import UsageError, suggest_nearest
 
 
 class TorchvisionSegmenter(nn.Module):
@@ -110,24 +109,3 @@ def build_smp_segmenter(name: str, classes: int, channels: int) -> nn.Module:
         raise UsageError(f"smp/{name}: smp cannot combine them ({error}); choose another encoder.") from error
     multiple = inner.encoder.output_stride if inner.requires_divisible_input_shape else 1
     return SmpSegmenter(inner, 2 * multiple if arch == "dpt" else multiple)  # DPT halves the map once more
-
-
-def extract_logits(output: object, x: Tensor) -> Tensor:
-    """The logits in the output of an unknown network for images `x`, maps resized to the image size.
-
-    They are the first of several outputs, or the entry "out" or "logits". Raises CompressError if there is no tensor.
-    """
-    if isinstance(output, Mapping):
-        output = output.get("out", output.get("logits"))
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise CompressError(f"network: found output of type {type(output).__name__}, expected a tensor of logits.")
-    if output.dim() == 4 and output.shape[2:] != x.shape[2:] and max(output.shape[2:]) > 1:
-        return F.interpolate(output, size=x.shape[2:], mode="bilinear", align_corners=False)
-    return output
-
-
-def logits_hook(_: nn.Module, images: tuple[Tensor, ...], output: object) -> Tensor:
-    """Forward hook that reduces the output to logits. A wrapper would change the names of the tensors."""
-    return extract_logits(output, images[0])
