@@ -54,7 +54,14 @@ def find_run_dir(model: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def open_calibration_images(
-    data: Any, model: Any, card: ModelCard, count: int, *, root: Path | None, generate: GenerateImages
+    data: Any,
+    model: Any,
+    card: ModelCard,
+    count: int,
+    *,
+    root: Path | None,
+    generate: GenerateImages,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[CalibrationImages]:
     """Open up to `count` images for calibration.
 
@@ -66,6 +73,7 @@ def open_calibration_images(
         count: Number of images; fewer if there are fewer.
         root: Directory of named datasets.
         generate: Draws images from the generator of a run.
+        progress: Receives sentences on what was chosen and left out of the data.
 
     Raises:
         UsageError: No data is given and the model is in no run.
@@ -86,7 +94,7 @@ def open_calibration_images(
     else:
         name = str(data) if is_path else type(data).__name__
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        yield dataset_images(data, name, card, count, Path(folder), root)
+        yield dataset_images(data, name, card, count, Path(folder), root, progress)
 
 
 def generated_images(run: Path, count: int, generate: GenerateImages) -> CalibrationImages:
@@ -97,9 +105,11 @@ def generated_images(run: Path, count: int, generate: GenerateImages) -> Calibra
 
 
 def dataset_images(
-    data: Any, name: str, card: ModelCard, count: int, folder: Path, root: Path | None
+    data: Any, name: str, card: ModelCard, count: int, folder: Path, root: Path | None, progress: Callable[[str], None]
 ) -> CalibrationImages:
     images = open_images(data, root=root, split="train").without_labels()
+    for note in images.notes:
+        progress(note)
     views = min(choose_view_count(len(images)), -(-count // len(images)))
     cached = build_cache(
         images, image_size=card.image_size, resize=card.resize, views=views, grayscale=card.grayscale, folder=folder,

@@ -214,7 +214,7 @@ def export_files(
         if "int8" in precisions:
             calibration = stack.enter_context(open_calibration_images(
                 spec.calibration, spec.model.model, card, spec.calibration_images, root=spec.data.root,
-                generate=partial(iter_generator_samples, progress=progress, **spec.consent),
+                generate=partial(iter_generator_samples, progress=progress, **spec.consent), progress=progress,
             ))  # fmt: skip
             settings = replace(settings, int8=Int8Options(calibration.batches))
         outcome = export_all(
