@@ -253,6 +253,7 @@ def inspection(result: api.InspectionResult) -> str:
         color = "grayscale" if card.grayscale else "color"
         pairs += [
             ("task", card.task),
+            *([("threshold", f"{card.threshold:g}")] if card.decides_by_threshold else []),
             ("classes", f"{card.classes}{listed}"),
             ("input", f"{color} images of {format_size(card.image_size)}"),
             ("normalization", f"mean {format_channels(card.mean)}, std {format_channels(card.std)}"),
@@ -383,6 +384,8 @@ def single_artifact(result: api.ExportSummary) -> str:
         lines.append(f"top-1 agreement {parity.top1_agreement:.2%}")
     else:
         lines.append(f"same label for {parity.top1_agreement:.4%} of the pixels, mIoU {parity.miou:.4%}")
+    if parity.positive_agreement is not None:
+        lines.append(f"Dice coefficient of the positive predictions {parity.positive_agreement:.4%}")
     return "\n".join([*lines, f"sha256 {one.sha256}"])
 
 
