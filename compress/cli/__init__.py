@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from compress.cli.output import prepare_streams, print_error, print_traceback
+from compress.cli.parsing import ThoroughCommand
 from compress.engine.signals import handle_signals, handle_signals_to_the_end, raise_stop_signal, received_signal
 from compress.errors import Interrupted, is_out_of_memory, suggest_nearest
 from compress.files import WRITE_FAILURES, write_error
@@ -53,7 +54,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"compress.cli.{COMMANDS[cmd_name][0]}")
-        return getattr(module, "evaluate" if cmd_name == "eval" else cmd_name)
+        command = getattr(module, "evaluate" if cmd_name == "eval" else cmd_name)
+        return ThoroughCommand(cmd_name, callback=command.callback, params=command.params, help=command.help)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,26 @@ def test_length_that_is_assumed_is_said_and_used(tmp_path) -> None:
     result = distill("--student", "wrn16_1", "--dry-run", "--json", out=tmp_path / "run")
     assert json.loads(result.stdout)["steps"] == 10_000
     assert "10000 steps" in result.stderr.replace(",", "")
+
+
+def test_all_usage_errors_at_once_and_before_torch(tmp_path) -> None:
+    out = tmp_path / "run"
+    result = distill(
+        "--steps", 0, "--seed", -1, "--batch-size", "many", "--stepz", 3, "--val", tmp_path / "none",
+        teacher=tmp_path / "teacher.pt", out=out,
+    )  # fmt: skip
+    words = ("--steps", "--seed", "--batch-size", "--stepz", str(tmp_path / "none"), str(tmp_path / "teacher.pt"))
+    assert_refused(result, out, *words)
+    result = distill("--val", tmp_path / "none", teacher=tmp_path / "teacher.pt", out=out)
+    assert_refused(result, out, *words[-2:])
+    script = (
+        "import sys\n"
+        "from compress.cli import main\n"
+        "try:\n"
+        "    main(['distill', '--steps', '0', '--seed', '-1'])\n"
+        "except SystemExit as error:\n"
+        "    print(error.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", "False"]
+    assert done.stderr.count("Error") == 1
