@@ -233,7 +233,7 @@ def launch_processes(config: TrainConfig, job: dict[str, Any], *, devices: int, 
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     # A store that restarted processes share with their predecessors holds addresses of ended ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with tempfile.TemporaryDirectory(prefix="compress-train-") as name:
+    with tempfile.TemporaryDirectory(prefix="compress-train-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         (directory / RECIPE).write_text(dump_yaml(config), encoding="utf-8")
         (directory / JOB).write_text(json.dumps(job), encoding="utf-8")

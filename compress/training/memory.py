@@ -139,7 +139,7 @@ def estimate_step(setup: TrainingSetup, accelerator: Accelerator, micro_batch: i
     lighter = shrink(setup, measured / images)
     meta = replace(accelerator, device=torch.device("meta"), precision="32", micro_batch=micro_batch)
     counts = {kind: count_images(setup.config, kind) for kind in setup.method.needs}
-    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, torch.random.fork_rng(devices=[]):
         method, run = build_dry_run(lighter, meta, images=counts, run_dir=Path(folder))
         with LiveTensorTracker() as live:
             run_step(method)
@@ -220,7 +220,7 @@ def probe_step(
     while True:
         try:
             real = create_accelerator(setup.config.training.device, setup.config.training.precision)
-            with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            with TemporaryDirectory(ignore_cleanup_errors=True) as folder, torch.random.fork_rng(devices=[]):
                 run_step(
                     build_dry_run(
                         shrink(setup, 1.0), replace(real, micro_batch=micro_batch), images=counts, run_dir=Path(folder)
