@@ -26,6 +26,8 @@ OUTPUT_NAMES: dict[Postprocess, tuple[str, ...]] = {
 SIGMOID_KINDS: tuple[Postprocess, ...] = ("sigmoid", "threshold")
 #: labels per image with "topk", if there are as many classes
 TOP_K = 5
+#: of a quotient that is a whole number of pixels
+ROUNDING = 1e-3
 #: classes that a uint8 label can name
 MAX_UINT8_CLASSES = 256
 
@@ -46,9 +48,9 @@ class Preprocessing:
 class WithPreprocessing(nn.Module):
     """A network with preprocessing in front: uint8 RGB [n, h, w, 3] of any size -> output.
 
-    The center is cropped and resized with a triangular filter as wide as an output pixel. Each axis is rounded to
-    integers, as Pillow's `resize(box=…, resample=BILINEAR)` does. The resize consists of two matrix products, which
-    every runtime has: TensorRT's Resize has no such filter.
+    The center is cropped, from a whole pixel of the resized image on, and resized with a triangular filter as wide as
+    an output pixel. Each axis is rounded to integers, as Pillow's `resize(box=…, resample=BILINEAR)` does. The resize
+    consists of two matrix products, which every runtime has: TensorRT's Resize has no such filter.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
@@ -73,7 +75,8 @@ def resize_weights(source: int, size: int, scale: Any) -> Float[Tensor, "size so
 
     `scale` is the number of source pixels per output pixel: a float, or a symbol of torch.export.
     """
-    begin = (source - size * scale) / 2
+    resized = (torch.ones(()) * source / scale + ROUNDING).floor()
+    begin = ((resized - size) / 2).round() * scale  # a whole pixel of the resized image, as torchvision's CenterCrop
     centers = begin + (torch.arange(size, dtype=torch.float32) + 0.5) * scale
     pixels = torch.arange(source, dtype=torch.float32) + 0.5
     weights = (1 - (pixels - centers[:, None]).abs() / torch.sym_max(scale, 1.0)).clamp(min=0)
