@@ -272,7 +272,7 @@ def resolve_output_path(
 
 def list_outputs(output: Path, formats: Sequence[Format], precisions: Sequence[Precision]) -> list[tuple[Path, Format]]:
     """Return path and format of every file that an export to `output` (see `resolve_output_path`) writes."""
-    pairs = [(format, precision) for format in formats for precision in precisions]
+    pairs: list[tuple[Format, Precision]] = [(format, precision) for format in formats for precision in precisions]
     return [(output if len(pairs) == 1 else output / artifact_name(*pair), pair[0]) for pair in pairs]
 
 

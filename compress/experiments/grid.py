@@ -272,10 +272,10 @@ def choose_calibration(sweep: SweepConfig, method: Method) -> str | None:
 
 def _student_files(sweep: SweepConfig, run: RunSpec, calibration: str | None, contents: dict[str, str]) -> ExportSpec:
     """Request the files of a student; `contents` are those of calibration data that were identified before."""
-    is_data = calibration is not None and calibration != SYNTHETIC
-    if is_data and calibration not in contents and find_run_dir(calibration) != Path(calibration).expanduser():
-        images = open_images(calibration, root=sweep.data.root, split="train").without_labels()
-        contents[calibration] = images.content_hash()
+    data = None if calibration == SYNTHETIC else calibration
+    if data is not None and data not in contents and find_run_dir(data) != Path(data).expanduser():
+        images = open_images(data, root=sweep.data.root, split="train").without_labels()
+        contents[data] = images.content_hash()
     own = run.student if ":" in run.student else None  # code of the user, which a model directory cannot name
     model = TeacherConfig(str(run.directory / "best"), architecture=own)
     files = _export_spec(sweep, run.directory, model, tuple(sweep.file_types), calibration)

@@ -109,7 +109,7 @@ def load_torchvision_pretrained(name: str) -> tuple[nn.Module, ModelCard]:
     if name in list_torchvision_segmenters():
         model = TorchvisionSegmenter(model)
     if name in TRANSFORM_INPUT:
-        model.transform_input = False  # our normalization does it
+        model.transform_input = False  # pyright: ignore[reportArgumentType] - our normalization does it
     names = list(weights.meta["categories"])
     return model, pretrained_card(f"torchvision/{name}", len(names), names, str(weights))
 

@@ -20,7 +20,7 @@ from compress.engine.hooks import batchnorm_layers
 from compress.engine.logging import ProgressDisplay
 from compress.engine.method import Method
 from compress.engine.run import Run
-from compress.engine.synthesis import is_synthesizer
+from compress.engine.synthesis import Synthesizer, is_synthesizer
 from compress.engine.trainable import FrozenModel
 from compress.errors import UsageError, suggest_nearest
 from compress.files import sha256
@@ -115,7 +115,8 @@ def load_config(
     except UsageError as error:
         raise document.error("method.name", str(error)) from error
     method = validate(method_class, document, path="method", ignore=("name",))
-    if is_synthesizer(method) and document.get("method.images_per_synthesis") is None:
+    makes_images: bool = is_synthesizer(method)
+    if makes_images and document.get("method.images_per_synthesis") is None:
         setattr(method, DEFAULT_SYNTHESIS, True)
     config.method = {"name": name, **asdict(method)}
     validate_config(config, method)
@@ -285,9 +286,10 @@ def add_student(
     }
     batch_size = config.training.batch_size or default_batch_size(method.batch_size, like.image_size)
     config.training.batch_size = batch_size
-    if is_synthesizer(method) and getattr(method, DEFAULT_SYNTHESIS, False):
-        method.images_per_synthesis = default_batch_size(method.images_per_synthesis, like.image_size)
-        config.method["images_per_synthesis"] = method.images_per_synthesis
+    if getattr(method, DEFAULT_SYNTHESIS, False):
+        synthesizer = cast("Synthesizer", method)
+        synthesizer.images_per_synthesis = default_batch_size(synthesizer.images_per_synthesis, like.image_size)
+        config.method["images_per_synthesis"] = synthesizer.images_per_synthesis
     return TrainingSetup(config, method, student, card, teachers)
 
 
