@@ -30,9 +30,12 @@ from compress.training.setup import TrainConfig, load_config
 
 CLASSES, SIZE, IMAGES, BATCH = 4, 16, 48, 8
 CARD = ModelCard("tiny:small", classes=CLASSES, image_size=(SIZE, SIZE))
+SIDES = (SIZE, SIZE)
 CARDS = {
     "classification": CARD,
-    "segmentation": ModelCard("tiny:dense", classes=CLASSES, image_size=(SIZE, SIZE), task="segmentation"),
+    "multilabel_classification": ModelCard("tiny:small", CLASSES, SIDES, task="multilabel_classification"),
+    "segmentation": ModelCard("tiny:dense", CLASSES, SIDES, task="segmentation"),
+    "binary_segmentation": ModelCard("tiny:dense", 1, SIDES, task="binary_segmentation"),
 }
 CPU = torch.device("cpu")
 
@@ -94,16 +97,19 @@ def balance_predictions(teacher: FrozenModel) -> None:
 class InMemoryImages:
     """Labeled uint8 images; every batch is a pure function of (seed, position, rank).
 
-    With `masks`, every pixel has its label, or 255. `predict_calls` counts the calls of `predict_all`.
+    In segmentation, every pixel has its label, or 255. `predict_calls` counts the calls of `predict_all`.
     """
 
     predict_calls = 0
 
-    def __init__(self, n: int = IMAGES, size: int = SIZE, seed: int = 0, *, masks: bool = False) -> None:
+    def __init__(self, n: int = IMAGES, size: int = SIZE, seed: int = 0, *, task: str = "classification") -> None:
         rng = np.random.default_rng(seed)
         coarse = rng.integers(0, 256, (n, 3, size // 4, size // 4), dtype=np.uint8)
         self.pixels = torch.from_numpy(coarse.repeat(4, 2).repeat(4, 3))
-        self.labels = torch.from_numpy(rng.integers(0, CLASSES, (n, size, size) if masks else n))
+        masks = task.endswith("segmentation")
+        shape = (n, size, size) if masks else (n, CLASSES) if task.startswith("multilabel") else n
+        values = CLASSES if task in ("classification", "segmentation") else 2
+        self.labels = torch.from_numpy(rng.integers(0, values, shape))
         if masks:
             self.labels[:, 0] = 255
 
@@ -163,7 +169,7 @@ def tiny_run(
     folder.mkdir(parents=True, exist_ok=True)
     card = CARDS[task]
     teachers = [FrozenModel(random_network(1, card), accelerator)] if METHODS[name].teachers else []
-    sources = {need: InMemoryImages(seed=5, masks=task == "segmentation") for need in METHODS[name].needs}
+    sources = {need: InMemoryImages(seed=5, task=task) for need in METHODS[name].needs}
 
     def save_student(which: str, net: nn.Module, metrics: dict[str, float], step: int) -> None:
         assert isinstance(net, Network)

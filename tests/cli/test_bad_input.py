@@ -209,6 +209,7 @@ def test_unwritable_output_is_named(here, photos, out) -> None:
     assert (here / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_last_checkpoint(tmp_path, photos, monkeypatch) -> None:
     run_dir = tmp_path / "out"
     schedule = ["--steps", 3, "--set", "training.save_every=1", "--set", "training.evaluate_every=100"]

@@ -116,6 +116,7 @@ def test_named_target_has_a_budget(machine: Machine, net: Path, monkeypatch) -> 
     assert failed.stderr.splitlines()[-1].startswith("Error: ")
 
 
+@pytest.mark.slow
 def test_network_is_exported_and_timed_there(machine: Machine) -> None:
     (row,) = read_result(bench(machine, "wrn16_1", "--json"))["results"]
     assert (row["model"], row["runtime"]) == ("wrn16_1", "onnxruntime")

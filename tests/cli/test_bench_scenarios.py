@@ -46,6 +46,7 @@ def row(p50: float = 1.0, **more: Any) -> BenchmarkRow:
     return latency(p50, BenchmarkRow, **{"name": "a", **more})
 
 
+@pytest.mark.slow
 def test_ratios_compare_same_batch_sizes(file: Path) -> None:
     result = read_result(run("bench", file, file, file, "--batch-size", "1,2", *BRIEF, "--json"))
     sizes = [one["batch_size"] for one in result["results"]]
@@ -133,10 +134,14 @@ def test_failed_scenario_keeps_other_rows(file: Path, monkeypatch) -> None:
 
 
 def test_table_omits_unknown_columns() -> None:
-    plain = benchmark(BenchmarkResult([row()], [], [], {}))
+    plain = benchmark(BenchmarkResult([row()], {}, [], [], {}))
     full = benchmark(
         BenchmarkResult(
-            [row(energy_mj=2.5, compute_ms=0.5, load_ms=3.0, warmup_stable=False, peak_bytes=5_000_000)], [], [], {}
+            [row(energy_mj=2.5, compute_ms=0.5, load_ms=3.0, warmup_stable=False, peak_bytes=5_000_000)],
+            {},
+            [],
+            [],
+            {},
         )
     )
     for word in ("mJ/image", "2.50", "compute ms", "0.500", "load ms", "3.0", "peak MB", "5.0"):
@@ -146,7 +151,7 @@ def test_table_omits_unknown_columns() -> None:
 
 def test_offline_latency_is_not_shown() -> None:
     one = row(98765.0, scenario="Offline", valid=True, throughput_ips=77.7)
-    text = benchmark(BenchmarkResult([one], [], [], {}))
+    text = benchmark(BenchmarkResult([one], {}, [], [], {}))
     assert "98765" not in text
     assert "77.7" in text
 
@@ -155,7 +160,7 @@ def test_ratio_table_uses_first_row() -> None:
     rows = [row(2.0), row(9.0, batch_size=8), row(1.0, name="b"), row(4.0, name="c")]
     ratios = [LatencyRatioRow(2, 0, 0.525, 0.5, 0.55, 2), LatencyRatioRow(3, 0, 2.0, 2.0, 2.0, 2),
               LatencyRatioRow(3, 2, 3.8, 3.6, 4.0, 2)]  # fmt: skip
-    table = benchmark(BenchmarkResult(rows, ratios, [], {})).split("\n\n")[-1].splitlines()
+    table = benchmark(BenchmarkResult(rows, {}, ratios, [], {})).split("\n\n")[-1].splitlines()
     assert [line.split() for line in table[2:]] == [
         ["b", "in", "onnxruntime", "1", "0.525", "a", "in", "onnxruntime", "0.500", "to", "0.550"],
         ["c", "in", "onnxruntime", "1", "2.000", "a", "in", "onnxruntime", "2.000", "to", "2.000"],

@@ -92,6 +92,7 @@ def test_preprocess_and_topk_in_graph(tmp_path: Path) -> None:
     assert rights >= 30
 
 
+@pytest.mark.slow
 def test_synthetic_calibration_uses_the_run(tmp_path: Path) -> None:
     made = read_result(distill("--json", ood=PHOTOS, out=tmp_path / "run"))
     found = read_result(

@@ -34,6 +34,7 @@ def test_method_example_is_short(written):
     assert len([line for line in inside.splitlines() if line.strip()]) <= 30
 
 
+@pytest.mark.slow
 def test_method_example_trains_student(written, tmp_path):
     short = [{"20": "2"}.get(word, word) for word in command()]
     assert read_result(run(*short, "--json"))["steps"] == 2

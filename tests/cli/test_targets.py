@@ -189,12 +189,12 @@ def test_check_fails_only_over_budget() -> None:
         BenchmarkRow(**vars(latency(p90)), name=name, **compare_with_budget(target, name, latency(p90)))
         for name, p90 in (("a", 32), ("b", 40))
     ]
-    BenchmarkResult(rows, [], [], {}).raise_failures()
-    BenchmarkResult(rows[:1], [], [], {}).raise_failures(check_budget=True)
+    BenchmarkResult(rows, {}, [], [], {}).raise_failures()
+    BenchmarkResult(rows[:1], {}, [], [], {}).raise_failures(check_budget=True)
     with pytest.raises(CompressError, match=r"^b, "):
-        BenchmarkResult(rows, [], [], {}).raise_failures(check_budget=True)
+        BenchmarkResult(rows, {}, [], [], {}).raise_failures(check_budget=True)
     with pytest.raises(CompressError, match="LoadGen died"):
-        BenchmarkResult(rows, [], ["LoadGen died"], {}).raise_failures()
+        BenchmarkResult(rows, {}, [], ["LoadGen died"], {}).raise_failures()
 
 
 # This machine as a target.

@@ -25,6 +25,7 @@ def test_incompatible_settings_are_refused(photos, tmp_path, settings, key) -> N
     assert key in read_error(distill(*settings, ood=photos, out=tmp_path / "run"), 2)
 
 
+@pytest.mark.slow
 def test_cached_logits_lower_estimated_flops(photos, tmp_path) -> None:
     plain, kept = (
         read_result(distill("--set", "method.augment=false", *more, "--dry-run", "--json", ood=photos, out=tmp_path))

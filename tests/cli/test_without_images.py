@@ -24,7 +24,9 @@ def test_distill_without_images_trains_student(tmp_path, clothes, method) -> Non
     assert "unlabeled: null" in (tmp_path / "out" / "recipe.yaml").read_text()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [METHODS[0], *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS[1:])]
+)
 def test_dry_run_without_images_estimates_cost(tmp_path, method) -> None:
     for ending in (("--steps", 7), ("--time-limit", "60s")):
         command = ("distill", "--teacher", TEACHER, "--method", method, *SMALL, *ending)

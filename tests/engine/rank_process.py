@@ -1,7 +1,7 @@
-"""One of two processes that train with every method; writes its results for the test.
+"""One of two processes that train with several methods; writes its results for the test.
 
-Arguments: the folder and the precision. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment, as
-torchrun sets them.
+Arguments: the folder, the precision, the methods. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the
+environment, as torchrun sets them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from compress.engine.schedules import constant
 from compress.engine.stream import Stream
 from compress.engine.trainable import TrainableModel
 from compress.engine.trainer import train
-from compress.methods import METHODS
 
 
 def state_hashes(state: Any) -> dict[str, str]:
@@ -119,7 +118,7 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
     accelerator = create_accelerator("cpu", "32")
-    results = {name: compare_runs(root / name, name, sys.argv[2]) for name in METHODS}
+    results = {name: compare_runs(root / name, name, sys.argv[2]) for name in sys.argv[3:]}
     results["rollbacks"] = roll_back_together(root / "rollbacks")
     results["mean gradient"] = {"error": mean_gradient()}
     (root / f"rank{accelerator.rank}.json").write_text(json.dumps(results))

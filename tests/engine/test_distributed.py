@@ -18,10 +18,17 @@ from compress.errors import CompressError
 from compress.methods import METHODS
 
 TESTS = Path(__file__).parents[1]
+#: methods with a pool, a memory bank, an inner loop, or labels; all others are slow tests
+FEW = ("mosaic", "supervised", "kd", "cmi", "dfad")
 #: (precision, method)
 CASES = [
-    *(("32", name) for name in METHODS),
-    *(pytest.param("bf16", name, marks=pytest.mark.slow) for name in METHODS),
+    *(("32", name) for name in FEW),
+    *(
+        pytest.param(precision, name, marks=pytest.mark.slow)
+        for precision in ("32", "bf16")
+        for name in METHODS
+        if (precision, name in FEW) != ("32", True)
+    ),
 ]
 each_case = pytest.mark.parametrize(("precision", "name"), CASES)
 
@@ -29,15 +36,18 @@ each_case = pytest.mark.parametrize(("precision", "name"), CASES)
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """A function from a precision to (folder, results of each of two processes)."""
-    return functools.cache(lambda precision: train_pair(tmp_path_factory.mktemp("pair"), precision))
+    return functools.cache(lambda precision, names: train_pair(tmp_path_factory.mktemp("pair"), precision, names))
 
 
 @pytest.fixture
 def pair(request, pairs):
-    return pairs(request.node.callspec.params["precision"] if hasattr(request.node, "callspec") else "32")
+    """The pair with the method of a test, or with FEW."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {"precision": "32", "name": FEW[0]}
+    is_few = (params["precision"], params["name"] in FEW) == ("32", True)
+    return pairs(params["precision"], FEW if is_few else tuple(METHODS))
 
 
-def train_pair(folder: Path, precision: str) -> tuple[Path, list[dict]]:
+def train_pair(folder: Path, precision: str, names: tuple[str, ...]) -> tuple[Path, list[dict]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -45,7 +55,7 @@ def train_pair(folder: Path, precision: str) -> tuple[Path, list[dict]]:
     shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "engine" / "rank_process.py", folder, precision],
+            [sys.executable, TESTS / "engine" / "rank_process.py", folder, precision, *names],
             env=shared | {"RANK": str(rank), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stderr=subprocess.PIPE,
             text=True,

@@ -105,6 +105,7 @@ def test_same_steps_follow_first_seed(trainings, photos, clothes, tmp_path) -> N
     assert trainings.take_run_names() == []
 
 
+@pytest.mark.slow
 def test_failed_run_keeps_others(trainings, photos, clothes, tmp_path) -> None:
     settings = {"methods": ["broken:Broken", "kd"], "seeds": 2}
     result = run_comparison(create_config(photos, clothes, **settings), output_dir=tmp_path / "out")

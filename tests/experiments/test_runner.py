@@ -164,6 +164,7 @@ def start_command(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_worker_resumes_training(photos, clothes, tmp_path) -> None:
     """The command is a process of its own, because Ray ends its driver without an exception when a raylet dies."""
     command = compare_command(photos, clothes, tmp_path / "out", workers=2, seeds=2)

@@ -71,6 +71,7 @@ def test_modelopt_graph_builds_engine(made, tmp_path: Path) -> None:
     assert (tmp_path / "a.engine").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_modelopt_auto_takes_closest_calibrator(source: Path, batches, tmp_path: Path) -> None:
     with modelopt.calibrated_session(source, batches, target="tensorrt", calibrator="auto") as session:
         result = session.write(tmp_path / "a.onnx")
@@ -80,6 +81,7 @@ def test_modelopt_auto_takes_closest_calibrator(source: Path, batches, tmp_path:
     assert near == pytest.approx(result.calibrator_errors[result.calibrator], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_modelopt_keeps_layer_in_fp32(source: Path, batches, tmp_path: Path) -> None:
     with modelopt.calibrated_session(source, batches, target="tensorrt", calibrator="minmax") as session:
         name = session.layers[3]

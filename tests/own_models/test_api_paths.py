@@ -77,7 +77,7 @@ def pictures(tmp_path: Path) -> Path:
         pytest.param(save_convnext, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1", marks=pytest.mark.slow),
         (save_unet, {"image_size": (SIDE, SIDE), "arch": "smp/unet:resnet18"}, "binary_segmentation", None),
         (save_segformer, {}, "segmentation", None),
-        (save_lightning, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1"),
+        pytest.param(save_lightning, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1", marks=pytest.mark.slow),
     ],
     ids=["timm", "smp", "transformers", "lightning"],
 )

@@ -163,7 +163,7 @@ def test_plans_state_the_teachers_input(command, weights, data, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-@pytest.mark.parametrize("kind", ["file", "module"])
+@pytest.mark.parametrize("kind", ["file", pytest.param("module", marks=pytest.mark.slow)])
 def test_transform_input_equals_published_preprocessing(name, kind, tmp_path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -192,6 +192,7 @@ def compare(*arguments: object, teacher: object = "teacher.pt") -> Result:
     return run(*command, "--student", "wrn16_1", *STEPS, "--out", "all", *arguments, "--json")
 
 
+@pytest.mark.slow
 def test_comparison_of_another_teacher_is_refused(home):
     first = read_result(compare())
     shutil.copy("teacher.pt", "copy.pt")

@@ -71,6 +71,7 @@ def test_stages_are_weighted_by_their_share(photos, monkeypatch):
     assert by_time.flops_per_step == pytest.approx((6 * first + 8 * second) / 14, rel=0.02)
 
 
+@pytest.mark.slow
 def test_heavy_steps_are_timed_with_fewer_images(photos, monkeypatch):
     batch_sizes: list[int] = []
 
@@ -87,6 +88,7 @@ def test_heavy_steps_are_timed_with_fewer_images(photos, monkeypatch):
     assert heavy.flops_per_step == light.flops_per_step
 
 
+@pytest.mark.slow
 def test_heavy_syntheses_are_timed_with_fewer_images(monkeypatch):
     counts: list[int] = []
 

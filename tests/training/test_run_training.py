@@ -109,6 +109,7 @@ class Noise(torch.utils.data.Dataset):
         return np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_module_and_dataset_train_like_their_files(tmp_path):
     module, _ = load_model(TEACHER)
     objects = {"teacher": register_module(module), "unlabeled": register_dataset(Noise())}
