@@ -1,8 +1,10 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make .venv from the committed lock first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread per test process: PyTorch processes with several threads each slow each other down.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
+# One thread per test process: PyTorch processes with several threads each slow each other down. One process more than
+# cores, because tests wait for other processes.
+WORKERS := $(shell echo $$(($$(nproc 2> /dev/null || echo 2) + 1)))
+PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test test-slow test-oldest lint types lock clean
 

@@ -239,6 +239,7 @@ def run_dir(first_run, tmp_path) -> Path:
     return Path(shutil.copytree(first_run[0], tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_other_recipe_in_directory_is_refused(run_dir, photos, clothes) -> None:
     before = {name: (run_dir / name).read_bytes() for name in list_files(run_dir) - {".lock"}}
     error = read_error(distill("--val", clothes, "--seed", 3, ood=photos, out=run_dir), 2)

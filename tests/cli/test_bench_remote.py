@@ -96,6 +96,7 @@ def test_open_image_size_is_taken_from_the_option(machine: Machine, tmp_path: Pa
     assert read_result(bench(machine, path, "--image-size", "12x10", "--json"))["results"]
 
 
+@pytest.mark.slow
 def test_named_target_has_a_budget(machine: Machine, net: Path, monkeypatch) -> None:
     monkeypatch.chdir(net.parent)
     (net.parent / "targets").mkdir()
@@ -229,6 +230,7 @@ def test_target_requirements_are_checked_there(machine: Machine, net: Path, line
     assert datum in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGKILL))],

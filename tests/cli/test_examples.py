@@ -15,7 +15,19 @@ from invoking import run
 from compress.cli import COMMANDS
 
 #: commands with examples that take more than a few seconds
-SLOW = ("distill", "compare", "synthesize", "sweep", "train", "bench", "demo", "export", "compress distill")
+SLOW = (
+    "distill",
+    "compare",
+    "synthesize",
+    "eval",
+    "inspect",
+    "sweep",
+    "train",
+    "bench",
+    "demo",
+    "export",
+    "compress distill",
+)
 
 
 def examples(*command: str) -> list[list[str]]:

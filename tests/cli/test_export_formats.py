@@ -68,6 +68,7 @@ def test_unrun_engine_is_marked_unverified(several) -> None:
     assert [shape[0] for shape in (built["min"], built["opt"], built["max"])] == [1, 2, 8]
 
 
+@pytest.mark.slow
 def test_preprocess_and_topk_in_graph(tmp_path: Path) -> None:
     path = tmp_path / "camera.onnx"
     found = read_result(
@@ -112,6 +113,7 @@ def test_synthetic_calibration_uses_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "c.onnx").exists()
 
 
+@pytest.mark.slow
 def test_rejected_file_is_reported_as_json(tmp_path: Path) -> None:
     words = ["export", TEACHER, "--precision", "fp16", "--tolerance", "1e-6", "--out", tmp_path / "a.onnx"]
     found = run(*words, "--json")
@@ -123,6 +125,7 @@ def test_rejected_file_is_reported_as_json(tmp_path: Path) -> None:
     assert run(*words).stdout == ""
 
 
+@pytest.mark.slow
 def test_rejection_keeps_other_files(tmp_path: Path) -> None:
     found = run(
         "export", TEACHER, "--precision", "fp32,fp16", "--tolerance", "1e-6", "--out", tmp_path / "out", "--json"

@@ -62,6 +62,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 ENDLESS = ("--steps", 100_000, "--set", "training.log_every=1", "--set", "training.evaluate_every=100000")
 
 
+@pytest.mark.slow
 def test_installed_script_computes_the_same_bits(tmp_path, photos, clothes, first_run):
     if not SCRIPT.exists():
         pytest.skip("not installed as a script")

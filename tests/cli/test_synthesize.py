@@ -125,6 +125,7 @@ def test_interrupted_synthesis_resumes_exactly(made, tmp_path, monkeypatch) -> N
     assert content(tmp_path / "run" / "compress-pool") == content(made[0] / "compress-pool")
 
 
+@pytest.mark.slow
 def test_other_image_count_needs_fresh(tmp_path) -> None:
     read_result(synthesize("--json", out=tmp_path / "run", count=15))
     more = read_error(synthesize(out=tmp_path / "run", count=35), 2)
@@ -208,6 +209,7 @@ def test_dry_run_counts_syntheses(tmp_path, monkeypatch, method) -> None:
     assert found["flops_per_synthesis"] > 0
 
 
+@pytest.mark.slow
 def test_dry_run_flops_match_formula(tmp_path) -> None:
     """A step: T + 3S an image. An iteration on pixels: T forward, and back to the image; of S the same.
 

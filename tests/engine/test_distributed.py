@@ -18,8 +18,8 @@ from compress.errors import CompressError
 from compress.methods import METHODS
 
 TESTS = Path(__file__).parents[1]
-#: methods with a pool, a memory bank, an inner loop, or labels; all others are slow tests
-FEW = ("mosaic", "supervised", "kd", "cmi", "dfad")
+#: an adversarial method, one with labels, and the baseline; all others are slow tests
+FEW = ("mosaic", "supervised", "kd")
 #: (precision, method)
 CASES = [
     *(("32", name) for name in FEW),

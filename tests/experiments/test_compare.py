@@ -72,6 +72,7 @@ def test_comparison_trains_and_ranks_methods(trainings, photos, clothes, tmp_pat
     assert [len(recipes[name].get("teachers")) for name in names] == [1, 1, 0]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept(trainings, photos, clothes, tmp_path) -> None:
     out = tmp_path / "out"
     first = run_comparison(create_config(photos, clothes, seeds=2), output_dir=out)
@@ -92,6 +93,7 @@ def test_finished_runs_are_kept(trainings, photos, clothes, tmp_path) -> None:
     assert failed.seed == 1
 
 
+@pytest.mark.slow
 def test_same_steps_follow_first_seed(trainings, photos, clothes, tmp_path) -> None:
     out, settings = tmp_path / "out", {"training.steps": None, "training.time_limit": 1.0, "same_steps": True}
     result = run_comparison(create_config(photos, clothes, seeds=2, **settings), output_dir=out)

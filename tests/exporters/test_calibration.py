@@ -100,6 +100,7 @@ def test_entropy_keeps_quarter_to_all(file: Path) -> None:
     assert max(-low, high) >= 0.24 * reach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["minmax", "percentile"])  # entropy collects as percentile does
 def test_memory_independent_of_image_count(file: Path, method) -> None:
     alive: set[int] = set()

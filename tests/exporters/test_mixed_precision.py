@@ -78,6 +78,7 @@ def bytes_within(source: Path, draft: Path, batches, *budget, target="ort-cpu") 
         return quantize_within_budget(session, draft, batches, *budget)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
 def test_only_sensitive_layer_stays_fp32(source: Path, fp32: float, tmp_path: Path, target) -> None:
     batches = batch_function(fashion_images("train", 32)[0])

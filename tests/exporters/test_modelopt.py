@@ -44,6 +44,7 @@ def rounded(path: Path) -> set[str]:
     return static.quantized_layers(onnx.load(path), [node.name for node in onnx.load(path).graph.node])
 
 
+@pytest.mark.slow
 def test_modelopt_quantizes_every_convolution(source: Path, made) -> None:
     path, result = made
     assert (result.quantizer, result.layers, result.kept_fp32, result.images) == ("modelopt", CONVOLUTIONS, (HEAD,), 64)
@@ -114,6 +115,7 @@ def test_modelopt_missing(source: Path, batches, monkeypatch) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_modelopt_failure_names_reason(source: Path, batches, tmp_path: Path) -> None:
     with modelopt.calibrated_session(source, batches, target="tensorrt", calibrator="minmax") as session:
         session.preprocessed.write_bytes(b"no network")

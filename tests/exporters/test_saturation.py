@@ -57,6 +57,7 @@ def test_safe_weight_is_the_largest(sign: int) -> None:
         assert (dot_in_pairs(bright, weights).item() == 2 * 255 * sign * weight) is is_exact
 
 
+@pytest.mark.slow
 def test_only_eight_bit_files_saturate(files) -> None:
     images = fashion_images("val", 4)[0]
     assert count_saturated_sums(files["ort-cpu-vnni"], images) > 1000

@@ -80,6 +80,7 @@ def noise(*shape: int, batches: int = 2):
     return lambda: (np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in range(batches))
 
 
+@pytest.mark.slow
 def test_int8_accuracy_on_real_images(source: Path, made) -> None:
     before = accuracy(source)
     assert before > 89

@@ -13,7 +13,7 @@ from compress.methods import METHODS
 from compress.tasks import TASKS
 from compress.training.setup import TEACHER_SIGNALS, incompatibility_reason
 
-PRECISIONS = ("32", "bf16")
+PRECISIONS = ("32", pytest.param("bf16", marks=pytest.mark.slow))
 #: every method with every task that it is made for
 PAIRS = [(name, task) for name in METHODS for task in METHODS[name].tasks]
 each = pytest.mark.parametrize("name", METHODS)

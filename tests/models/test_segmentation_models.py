@@ -43,6 +43,7 @@ def lraspp():
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gigamacs", "convolutions", "millions"),
     [("deeplabv3_resnet50", 40.97, 40.89, 39.64), ("deeplabv3_mobilenet_v2", 5.54, 5.55, 5.11)],
@@ -312,6 +313,7 @@ def test_trusted_segmenter_is_a_teacher(tmp_path, lraspp):
         torch.testing.assert_close(model(x), lraspp(x)["out"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param("deeplabv3_mobilenet_v2", marks=pytest.mark.slow), "torchvision/lraspp_mobilenet_v3_large"]
 )

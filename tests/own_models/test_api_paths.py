@@ -71,13 +71,14 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save", "options", "task", "student"),
     [
-        pytest.param(save_convnext, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1", marks=pytest.mark.slow),
+        (save_convnext, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1"),
         (save_unet, {"image_size": (SIDE, SIDE), "arch": "smp/unet:resnet18"}, "binary_segmentation", None),
         (save_segformer, {}, "segmentation", None),
-        pytest.param(save_lightning, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1", marks=pytest.mark.slow),
+        (save_lightning, {"image_size": (SIDE, SIDE)}, "classification", "wrn10_1"),
     ],
     ids=["timm", "smp", "transformers", "lightning"],
 )

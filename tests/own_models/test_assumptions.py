@@ -143,6 +143,7 @@ def test_describing_commands_take_the_same_options(weights, command) -> None:
     assert set(found["sources"].values()) == {"option", "the file"}  # the file says whether it is grayscale
 
 
+@pytest.mark.slow
 def test_exported_file_has_the_given_normalization(weights, network, images, data, tmp_path) -> None:
     out = tmp_path / "out.onnx"
     read_result(run("export", weights, *INPUT, "--class-names", ",".join(NAMES), "--out", out, "--json"))
@@ -162,7 +163,7 @@ def test_plans_state_the_teachers_input(command, weights, data, tmp_path) -> Non
     assert found["teacher_input"]["image_size"] == [SIZE, SIZE]
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["file", pytest.param("module", marks=pytest.mark.slow)])
 def test_transform_input_equals_published_preprocessing(name, kind, tmp_path) -> None:
     with torch.random.fork_rng(devices=[]):

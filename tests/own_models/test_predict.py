@@ -166,6 +166,7 @@ def test_maps_have_the_size_of_each_image(tmp_path) -> None:
         assert sum(c.share or 0 for c in one.classes) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_segmentation_files_of_one_size_and_with_preprocessing(tmp_path) -> None:
     path, plain = save_pictures(tmp_path, (96, 64))[0], compress.load_model(SCENES)[0]
     center = read_floats(path)[..., 16:80]

@@ -250,6 +250,7 @@ def test_earlier_names_of_densenet(tmp_path):
     assert check(save(tmp_path, old), net, IMAGENET).architecture == "torchvision/densenet121"
 
 
+@pytest.mark.slow
 def test_earlier_names_of_vision_transformers(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -262,6 +263,7 @@ def test_earlier_names_of_vision_transformers(tmp_path):
     assert check(save(tmp_path, old), net, IMAGENET, size=None).architecture == "torchvision/vit_b_32"
 
 
+@pytest.mark.slow
 def test_published_names_of_swin(tmp_path):
     net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=4).eval()
     old = {}
@@ -273,6 +275,7 @@ def test_published_names_of_swin(tmp_path):
     assert card.architecture == "timm/swin_tiny_patch4_window7_224"
 
 
+@pytest.mark.slow
 def test_vision_transformer_of_another_size_is_not_resampled(tmp_path):
     net = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=4)
     for options in ({}, {"architecture": "timm/vit_tiny_patch16_224"}):
@@ -396,6 +399,7 @@ def train_mnasnet(tmp_path, name):
     return load_model(tmp_path / "run"), run
 
 
+@pytest.mark.slow
 def test_training_of_mnasnet(tmp_path):
     (network, card), _ = train_mnasnet(tmp_path, "mnasnet0_5")
     assert network(card.example_input()).shape == (1, 3)
@@ -476,6 +480,7 @@ def test_small_file_with_a_large_list_is_read(tmp_path, wrn):
     check(save(tmp_path, {"model": wrn.state_dict(), "args": {"values": part}}), wrn, IMAGENET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrapping",
     ["model", "state_dict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("module", "parallel", "nested"))],

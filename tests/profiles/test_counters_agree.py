@@ -70,6 +70,7 @@ def test_counters_agree_on_products(name: str, side: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), LARGE.items())
 def test_counters_agree_on_model_families(name: str, side: int) -> None:
     agree(name, side)

@@ -221,6 +221,7 @@ def test_rows_are_packed_by_columns():
 # what is shown
 
 
+@pytest.mark.slow
 def test_initial_rows_match_the_scripts(open_page):
     still = open_page(java_script_enabled=False)
     assert still.locator("#pick-why").inner_text() == DATA["summary"]
@@ -364,6 +365,7 @@ def test_choice_follows_the_limits(open_page):
             assert "within the budget" in tab.locator("#pick").inner_text() or pick is not None
 
 
+@pytest.mark.slow
 def test_choice_matches_python(open_page):
     comparison = Comparison(RECORDS)
     for budget in (Limits(latency_ms=0.1), Limits(gflop=0.3, size_mb=1.0), Limits(energy_mj=0.001)):

@@ -49,6 +49,7 @@ def arguments(tmp_path_factory) -> dict[str, object]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_recipe_runs_to_its_end(tmp_path, data_root, arguments):
     result = train(tmp_path, **arguments, data_root=data_root)
     card = json.loads((result.best / "config.json").read_text())
