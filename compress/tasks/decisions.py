@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from exporters.pre_post import threshold_logit
 
 
 def two_class_rows(logits: Tensor) -> Float[Tensor, "n 2 *m"]:
@@ -24,4 +24,4 @@ def decide(output: Tensor, threshold: float) -> Tensor:
     """Return whether sigmoid(logit) is above the threshold; integer outputs are decisions already."""
     if not output.is_floating_point():
         return output > 0
-    return output > math.log(threshold / (1 - threshold))
+    return output > threshold_logit(threshold)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,45 +48,42 @@ def check_teachers(setup: TrainingSetup) -> dict[str, torch.Size]:
 
 def check_teacher(net: nn.Module, card: ModelCard, name: str) -> torch.Size:
     """Return the shape of the teacher's output for some images. Raises UsageError if it does not read them."""
-    images = random_images(TRIAL_IMAGES, card)
-    try:
-        with eval_mode(net):
-            return net(images).shape
-    except CompressError:
-        raise
-    except Exception as error:  # whatever an unknown network raises
-        if is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"{name}: does not read images of {format_side(card)} ({reason(error)}); give the size that it was "
-            f"trained with by --image-size{size_hint(card)}."
-        ) from error
+    advice = f"give the size that it was trained with by --image-size{size_hint(card)}"
+    with explain_failure(f"{name}: does not read images of {format_side(card)}", advice), eval_mode(net):
+        return net(card.example_input(TRIAL_IMAGES)).shape
 
 
 def check_student(setup: TrainingSetup, name: str, devices: int) -> torch.Size:
     """Return the shape of the student's output in training mode. Raises UsageError if it does not read the batch."""
     card, schedule = setup.card, setup.config.training
     student = copy.deepcopy(setup.student).train()
-    try:
-        shape = call_student(student, random_images(TRIAL_IMAGES, card))
-    except Exception as error:  # whatever an unknown network raises
-        if is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"{name}: does not train on images of {format_side(card)}, the size of the "
-            f"{'teacher' if setup.teachers else 'run'} ({reason(error)}); choose another --student, or "
-            f"--image-size{size_hint(card)}."
-        ) from error
+    owner = "teacher" if setup.teachers else "run"
+    failure = f"{name}: does not train on images of {format_side(card)}, the size of the {owner}"
+    with explain_failure(failure, f"choose another --student, or --image-size{size_hint(card)}"):
+        shape = call_student(student, card.example_input(TRIAL_IMAGES))
     if (schedule.batch_size or 1) // devices > 1:  # micro-batches have two images or more
         return shape
     try:
-        call_student(student, random_images(1, card))
+        call_student(student, card.example_input())
     except ValueError as error:  # BatchNorm has no variance of one value
         raise UsageError(
             f"training.batch_size: found {schedule.batch_size}, so that {name} reads single images, which it cannot "
             f"train on ({reason(error)}); give --batch-size {2 * devices} or more."
         ) from error
     return shape
+
+
+@contextlib.contextmanager
+def explain_failure(failure: str, advice: str) -> Iterator[None]:
+    """Raise UsageError for what a network raises, except for sentences of this package and an exhausted memory."""
+    try:
+        yield
+    except CompressError:
+        raise
+    except Exception as error:  # whatever an unknown network raises
+        if is_out_of_memory(error):
+            raise
+        raise UsageError(f"{failure} ({reason(error)}); {advice}.") from error
 
 
 def call_student(student: nn.Module, images: Tensor) -> torch.Size:
@@ -98,10 +97,6 @@ def call_student(student: nn.Module, images: Tensor) -> torch.Size:
 
 def reason(error: Exception) -> str:
     return first_line(error).rstrip(".")
-
-
-def random_images(n: int, card: ModelCard) -> Tensor:
-    return torch.rand(n, 3, *card.image_size, generator=torch.Generator().manual_seed(0))
 
 
 def format_side(card: ModelCard) -> str:
